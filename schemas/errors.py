@@ -1,0 +1,141 @@
+"""Every error encore raises on purpose.
+
+    EncoreError
+    ├── DeclarationError     a feature repo declares what cannot be compiled
+    ├── PlanError            a lock file or a published plan cannot be used
+    ├── CodecError           bytes do not hold what their contract says
+    │   ├── RowError             a stored row
+    │   ├── ActionError          an action message (goes to the dead-letter topic)
+    │   └── RecordError          a rank-log record or a spool frame
+    ├── StoreError           the row store did not do as asked
+    │   └── StoreTimeout         … in time
+    ├── StreamError          topic, partition, epoch or offset is not as required
+    ├── PackageError         a model package is refused
+    ├── RequestError         a caller's request is refused (carries an HTTP status)
+    ├── SettingsError        a setting is unknown or out of range
+    └── LocalError           the embedded stack cannot start
+
+Each message says where, what was required, what came and what to do:
+`user_activity.clicks_1h.window: needs a multiple of the 5 min hop, got 7 min; use 5 or 10 min`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EncoreError(Exception):
+    """An error with four parts.
+
+    where: the place, as the user would name it (a dotted path, a topic and offset, a URL field).
+    required: what that place takes.
+    got: what came instead.
+    do: what to do about it; may be empty where there is nothing to do but report.
+    """
+
+    code: ClassVar[str] = "encore"
+
+    def __init__(self, where: str, *, required: str, got: str, do: str = "") -> None:
+        self.where = where
+        self.required = required
+        self.got = got
+        self.do = do
+        message = f"{where}: needs {required}, got {got}"
+        super().__init__(f"{message}; {do}" if do else message)
+
+    def parts(self) -> dict[str, str]:
+        """The same as a flat dict of strings, for JSON output and log lines."""
+        return {
+            "code": self.code,
+            "where": self.where,
+            "required": self.required,
+            "got": self.got,
+            "do": self.do,
+        }
+
+
+class DeclarationError(EncoreError):
+    """A feature repo declares what cannot be compiled into a plan."""
+
+    code = "declaration"
+
+
+class PlanError(EncoreError):
+    """A lock file or a published plan cannot be used."""
+
+    code = "plan"
+
+
+class CodecError(EncoreError):
+    """Bytes do not hold what their contract says."""
+
+    code = "codec"
+
+
+class RowError(CodecError):
+    """A stored row is damaged or of a layout nobody here knows."""
+
+    code = "row"
+
+
+class ActionError(CodecError):
+    """An action message is malformed: it belongs into the dead-letter topic."""
+
+    code = "action"
+
+
+class RecordError(CodecError):
+    """A rank-log record or a spool frame is damaged."""
+
+    code = "record"
+
+
+class StoreError(EncoreError):
+    """The row store refused or failed."""
+
+    code = "store"
+
+
+class StoreTimeout(StoreError):
+    """The row store did not answer in time."""
+
+    code = "store_timeout"
+
+
+class StreamError(EncoreError):
+    """A topic, partition, epoch or offset is not as required."""
+
+    code = "stream"
+
+
+class PackageError(EncoreError):
+    """A model package is refused; whatever served before goes on."""
+
+    code = "package"
+
+
+class RequestError(EncoreError):
+    """A caller's request is refused.
+
+    status: the HTTP status of the reply, 400 unless given.
+    """
+
+    code = "request"
+
+    def __init__(
+        self, where: str, *, required: str, got: str, do: str = "", status: int = 400
+    ) -> None:
+        super().__init__(where, required=required, got=got, do=do)
+        self.status = status
+
+
+class SettingsError(EncoreError):
+    """A setting is unknown or out of range."""
+
+    code = "settings"
+
+
+class LocalError(EncoreError):
+    """The embedded broker or store cannot start."""
+
+    code = "local"

@@ -1,0 +1,52 @@
+"""Store keys, topic names and message headers: the only place where they are spelled."""
+
+from __future__ import annotations
+
+# --- store keys -----------------------------------------------------------------------------
+PLAN_KEY = "encore:plan"  # JSON of the published plan
+PLAN_VERSION_KEY = "encore:plan:version"  # decimal; publishing is compare-and-set on it
+
+
+def row_key(view: str, generation: int, entity_id: int) -> str:
+    """Key of one row. The braces are the cluster hash tag: all rows of an entity share a slot.
+
+    >>> row_key("user_activity", 1, 42)
+    'user_activity@1:{42}'
+    """
+    return f"{view}@{generation}:{{{entity_id}}}"
+
+
+def row_keys(view: str, generation: int, entity_ids: list[int]) -> list[str]:
+    """`row_key` over many ids; the prefix is built once."""
+    prefix = f"{view}@{generation}:{{"
+    return [f"{prefix}{entity_id}}}" for entity_id in entity_ids]
+
+
+def progress_key(topic: str, group: str) -> str:
+    """Hash {partition: "epoch,next_offset,watermark_ms"}: what a stream has stored so far."""
+    return f"encore:progress:{topic}:{group}"
+
+
+def epoch_key(topic: str) -> str:
+    """Hash {topic id: epoch}: the number the store gave to each broker-assigned topic id."""
+    return f"encore:epoch:{topic}"
+
+
+# --- topics ---------------------------------------------------------------------------------
+ACTIONS_TOPIC = "actions"
+RANK_LOG_TOPIC = "rank-log"
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Where refused messages of `topic` go, with the reason in their headers."""
+    return f"{topic}.dead"
+
+
+# --- message headers ------------------------------------------------------------------------
+HEADER_CONTENT = "encore-content"  # one of the CONTENT_* values; absent means an action batch
+CONTENT_BATCH = b"action-batch"
+CONTENT_JSON = b"action-json"
+
+HEADER_REASON = "encore-reason"  # dead letters: the error's text
+HEADER_CODE = "encore-code"  # dead letters: the error's code
+HEADER_SOURCE = "encore-source"  # dead letters: "topic/partition/offset"

@@ -1,0 +1,297 @@
+"""The plan: everything the run time knows of the declared features, as plain data.
+
+`encore apply` compiles the Feast registry into one `Plan`; workers, servers, audit and training read
+nothing else. The JSON form of a plan is `feature_repo/plan.lock.json` and the value of the store's
+plan key. Unknown keys are refused: a plan of a newer encore is an error, never half understood.
+
+Symbols: a *field* is stored in a row; a *feature* is what a reader gets (a stored field, or a value
+finalised from state at `now_ms`); a *slot* is one int-ID column of a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, field
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from schemas.errors import PlanError
+
+PLAN_FORMAT: Final = 1
+
+Dtype = Literal["bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f32", "f64"]
+Side = Literal["user", "item"]
+STRICT: Final = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class FieldPlan:
+    """One stored field. Ids are append-only and never reused.
+
+    capacity: 0 for a scalar, else the most elements the vector holds.
+    group: for a scalar, the struct it lives in (structs are append-only: fields added by a later
+        apply get a new group); 0 and unused for a vector.
+    """
+
+    id: int
+    name: str
+    dtype: Dtype
+    capacity: int = 0
+    group: int = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class AccumulatorPlan:
+    """A ring of tiles, one number a tile: `count` of the actions that match, or `sum` of a column.
+
+    field: the stored vector field (u16 counts that saturate, i64 sums).
+    head: the stored i64 scalar field with the ring's newest tile (shared by all rings of one hop).
+    action: the action type that matches, or "*" for any.
+    column: the summed ACTION column; "" for counts.
+    """
+
+    field: str
+    head: str
+    function: Literal["count", "sum"]
+    action: str
+    column: str
+    hop_ms: int
+    tiles: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class SequencePlan:
+    """The newest `capacity` matching actions, newest first; ties in time ordered by the columns.
+
+    time_field: the stored i64 vector of event times, ms.
+    columns / fields: the kept ACTION columns and the stored vector field of each, in one order.
+    """
+
+    name: str
+    action: str
+    columns: tuple[str, ...]
+    fields: tuple[str, ...]
+    time_field: str
+    capacity: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class FeaturePlan:
+    """What a reader gets.
+
+    kind: `field` (a stored field as it is), `window` (the last `tiles` tiles of an accumulator
+        up to tile(now_ms)), `sequence` (one column of a sequence, entries after now_ms left out).
+    source: name of the field, the accumulator's field, or the sequence's column field.
+    window_ms: the declared window, for people; 0 where there is none.
+    """
+
+    name: str
+    dtype: Dtype
+    kind: Literal["field", "window", "sequence"]
+    source: str
+    capacity: int = 0
+    tiles: int = 0
+    window_ms: int = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class TransformPlan:
+    """How a value becomes an id in [0, size). 0 missing, 1 out of vocabulary or range, then 2….
+
+    hash: 2 + xxh3_64(8 little-endian bytes of the int64, seed) mod buckets.
+    vocab: 2 + position in `values` (int64, or strings of a batch source hashed when written).
+    boundaries: 2 + number of boundaries <= value (log_buckets compiles to this).
+    identity: 2 + value for 0 <= value < buckets, else 1.
+    stored: the row already holds the id (a categorical string, transformed when written).
+    sentinels: values that mean missing, besides null and NaN.
+    """
+
+    kind: Literal["hash", "vocab", "boundaries", "identity", "stored"]
+    size: int
+    buckets: int = 0
+    seed: int = 0
+    values: tuple[int, ...] | tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+    sentinels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class SlotPlan:
+    """One int-ID column. `table` names the embedding table; slots with one table share its ids."""
+
+    name: str
+    view: str
+    feature: str
+    transform: TransformPlan
+    table: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class SequenceSlotPlan:
+    """One (1, L) int-ID sequence of the user, newest first, 0-padded, with its length."""
+
+    name: str
+    view: str
+    feature: str
+    capacity: int
+    transform: TransformPlan
+    table: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class ViewPlan:
+    """One feature view.
+
+    entity: whose id keys the rows. kind: `batch` rows hold values, `streamed` rows hold state.
+    generation: part of the row key; any change of a streamed view's state takes a new one.
+    written: for a batch view, transforms applied when a row is written {field: transform}.
+    source: topic of a streamed view, path of a batch view's Parquet source.
+    skew_ms / future_ms: an action older than sent_ms - skew_ms is late, newer than sent_ms +
+        future_ms is from the future; both go to a side output.
+    """
+
+    name: str
+    entity: Side
+    kind: Literal["batch", "streamed"]
+    generation: int
+    fields: tuple[FieldPlan, ...]
+    features: tuple[FeaturePlan, ...]
+    source: str
+    timestamp_field: str = ""
+    join_key: str = ""
+    ttl_ms: int = 0
+    skew_ms: int = 0
+    future_ms: int = 0
+    accumulators: tuple[AccumulatorPlan, ...] = ()
+    sequences: tuple[SequencePlan, ...] = ()
+    written: dict[str, TransformPlan] = field(default_factory=dict)
+
+    def feature(self, name: str) -> FeaturePlan:
+        """The feature of that name; KeyError names the view."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise KeyError(f"{self.name}.{name}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServicePlan:
+    """One feature service: the slots of its tensors, in order.
+
+    user_slots (1, Su), item_slots (N, Si), sequences (1, L) each. `fingerprint` is over all that
+    changes a tensor (slots, transforms, and the definition of each feature used), so a model
+    trained for it can be checked, and an unrelated feature never retires the model.
+    """
+
+    name: str
+    user_slots: tuple[SlotPlan, ...]
+    item_slots: tuple[SlotPlan, ...]
+    sequences: tuple[SequenceSlotPlan, ...]
+    fingerprint: str  # 16 hex digits
+
+    def views(self, plan: Plan, side: Side) -> tuple[ViewPlan, ...]:
+        """The views this service reads for one side, in order of first use."""
+        slots = self.item_slots if side == "item" else self.user_slots + self.sequences
+        return tuple(plan.view(name) for name in dict.fromkeys(slot.view for slot in slots))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Plan:
+    """All views and services. `version` counts publications; `parent` is the one it replaced."""
+
+    version: int
+    parent: int
+    views: tuple[ViewPlan, ...]
+    services: tuple[ServicePlan, ...]
+    format: int = PLAN_FORMAT
+
+    @cached_property
+    def _views(self) -> dict[str, ViewPlan]:
+        return {view.name: view for view in self.views}
+
+    def view(self, name: str) -> ViewPlan:
+        """The view of that name, else PlanError with the known names."""
+        try:
+            return self._views[name]
+        except KeyError:
+            known = ", ".join(self._views) or "no views"
+            raise PlanError(
+                "plan.views", required=f"one of {known}", got=repr(name), do="run `encore apply`"
+            ) from None
+
+    def service(self, name: str) -> ServicePlan:
+        """The service of that name, else PlanError with the known names."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        known = ", ".join(service.name for service in self.services) or "no services"
+        raise PlanError(
+            "plan.services", required=f"one of {known}", got=repr(name), do="run `encore apply`"
+        )
+
+
+_ADAPTER: Final[TypeAdapter[Plan]] = TypeAdapter(Plan)
+
+
+def dump_plan(plan: Plan) -> str:
+    """The lock file's text: sorted keys, two-space indent, trailing newline; stable to the byte."""
+    return json.dumps(_ADAPTER.dump_python(plan, mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def load_plan(text: str | bytes, where: str = "plan.lock.json") -> Plan:
+    """The inverse of `dump_plan`. Raises PlanError for anything that is not a plan of this format."""
+    try:
+        plan = _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PlanError(
+            f"{where}{'.' + place if place else ''}",
+            required=f"a plan of format {PLAN_FORMAT}",
+            got=first["msg"],
+            do="run `encore apply` with this version of encore",
+        ) from None
+    if plan.format != PLAN_FORMAT:
+        raise PlanError(
+            f"{where}.format",
+            required=str(PLAN_FORMAT),
+            got=str(plan.format),
+            do="run `encore apply` with this version of encore",
+        )
+    return plan
+
+
+def service_fingerprint(
+    views: dict[str, ViewPlan],
+    user_slots: tuple[SlotPlan, ...],
+    item_slots: tuple[SlotPlan, ...],
+    sequences: tuple[SequenceSlotPlan, ...],
+) -> str:
+    """16 hex digits over the slots and the definition of each feature they use."""
+    slots: list[dict[str, Any]] = []
+    for side, group in (("user", user_slots), ("item", item_slots), ("sequence", sequences)):
+        for slot in group:
+            view = views[slot.view]
+            slots.append(
+                {"side": side, "slot": asdict(slot), "feature": _definition(view, slot.feature)}  # type: ignore[call-overload]
+            )
+    canonical = json.dumps(slots, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _definition(view: ViewPlan, name: str) -> dict[str, Any]:
+    """A feature with what it is computed from, without generation or field ids."""
+    feature = view.feature(name)
+    programs: tuple[AccumulatorPlan | SequencePlan, ...] = tuple(
+        a for a in view.accumulators if a.field == feature.source
+    ) + tuple(s for s in view.sequences if feature.source in (*s.fields, s.time_field))
+    return {
+        "view": view.name,
+        "entity": view.entity,
+        "feature": asdict(feature),  # type: ignore[call-overload]
+        "programs": [asdict(program) for program in programs],  # type: ignore[call-overload]
+    }
