@@ -45,6 +45,7 @@ def dead_letter_topic(topic: str) -> str:
 # --- message headers ------------------------------------------------------------------------
 HEADER_CONTENT = "encore-content"  # one of the CONTENT_* values; absent means an action batch
 CONTENT_BATCH = b"action-batch"
+CONTENT_ACTION = b"action"  # one bare action: sent_ms, then the struct
 CONTENT_JSON = b"action-json"
 
 HEADER_REASON = "encore-reason"  # dead letters: the error's text
