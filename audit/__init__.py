@@ -1,0 +1,1 @@
+"""Questions to the logs: label join, rebuild of what a model saw. The home of DuckDB."""

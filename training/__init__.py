@@ -1,0 +1,1 @@
+"""Training sets, teacher, student, evaluation. Everything is learnt from the rank log, nothing else."""
