@@ -1,0 +1,189 @@
+"""Child processes that never outlive their parent.
+
+A child is started through `guard.py` (the kernel kills it when this process dies, by whatever
+cause), in a process group of its own (Ctrl-C in a terminal reaches only the parent, which then
+stops its children in order), with its output in a log file, and it is always reaped.
+
+The kernel watches the *thread* that started a child, so children are started from the main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.errors import LocalError
+
+_GUARD = Path(__file__).with_name("guard.py")
+_POLL_S = 0.005
+_LOG_TAIL_BYTES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run. `log` is appended to; `environment` replaces the parent's when given."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    directory: Path | None = None
+    environment: Mapping[str, str] | None = None
+
+
+class Child:
+    """A running or ended child. Use `spawn` to make one."""
+
+    def __init__(self, spec: ChildSpec, process: subprocess.Popen[bytes]) -> None:
+        self.spec = spec
+        self._process = process
+
+    @property
+    def name(self) -> str:
+        """The name it was given."""
+        return self.spec.name
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also the id of its process group."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; else its exit code, or minus the signal that ended it."""
+        if self._process.returncode is None and self._has_ended():
+            self._reap()
+        return self._process.returncode
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.exit_code is None
+
+    def log_tail(self) -> str:
+        """The last lines of its log, for an error message; empty when it wrote nothing."""
+        try:
+            data = self.spec.log.read_bytes()[-_LOG_TAIL_BYTES:]
+        except OSError:
+            return ""
+        return data.decode(errors="replace").strip()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the child itself; nothing happens when it has ended."""
+        if self.running:
+            os.kill(self.pid, number)  # not reaped yet, so the id is still its own
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code once it has ended, None when it still runs after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self.running and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return self.exit_code
+
+    def stop(self, grace_s: float = 10.0) -> int:
+        """End it: SIGTERM, `grace_s` to finish its work, then SIGKILL to its whole group.
+
+        Returns its exit code. May be called again, and on a child that has already ended.
+        """
+        if self.running:
+            os.kill(self.pid, signal.SIGTERM)
+            if self.wait(grace_s) is None:
+                self._kill_group()
+                self._process.wait()
+        code = self.exit_code
+        assert code is not None
+        return code
+
+    def kill(self) -> int:
+        """End it and its whole group at once by SIGKILL; returns its exit code."""
+        if self.running:
+            self._kill_group()
+            self._process.wait()
+        code = self.exit_code
+        assert code is not None
+        return code
+
+    def _has_ended(self) -> bool:
+        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        try:
+            return os.waitid(os.P_PID, self.pid, flags) is not None
+        except ChildProcessError:  # reaped by Popen
+            return True
+
+    def _reap(self) -> None:
+        # The group is killed before its leader is reaped: until then its id cannot be reused.
+        self._kill_group()
+        self._process.wait()
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # macOS says EPERM for a group of zombies
+            return
+
+
+def spawn(spec: ChildSpec) -> Child:
+    """Start a child of the calling process. Returns at once; the program may still fail to start.
+
+    Raises LocalError when not called from the main thread, or when no process can be made.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise LocalError(
+            f"local.{spec.name}",
+            required="to be started from the main thread, whose death ends it",
+            got=threading.current_thread().name,
+        )
+    spec.log.parent.mkdir(parents=True, exist_ok=True)
+    guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *spec.command]
+    try:
+        with spec.log.open("ab") as log:
+            process = subprocess.Popen(
+                guarded,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=spec.directory,
+                env=None if spec.environment is None else dict(spec.environment),
+                process_group=0,
+            )
+    except OSError as error:
+        raise LocalError(
+            f"local.{spec.name}", required="a program that can be run", got=str(error)
+        ) from error
+    return Child(spec, process)
+
+
+def wait_ready(child: Child, ready: Callable[[], bool], timeout_s: float) -> None:
+    """Call `ready` until it says True while the child runs.
+
+    Raises LocalError with the end of the child's log when it ended, or when `timeout_s` passed; in
+    both cases the child is gone afterwards.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        # Asked before the exit code: a foreign server on the same port must not pass for ours.
+        answered = ready()
+        if not child.running:
+            raise LocalError(
+                f"local.{child.name}",
+                required="to come up",
+                got=f"exit code {child.exit_code}: {child.log_tail() or 'nothing in its log'}",
+                do=f"read {child.spec.log}",
+            )
+        if answered:
+            return
+        if time.monotonic() > deadline:
+            child.kill()
+            raise LocalError(
+                f"local.{child.name}",
+                required=f"to be ready within {timeout_s:g} s",
+                got=child.log_tail() or "nothing in its log",
+                do=f"read {child.spec.log}",
+            )
+        time.sleep(_POLL_S)

@@ -1,0 +1,33 @@
+"""Fixtures of the whole suite: a real broker and a real store, one of each per pytest worker.
+
+Tests share them, so each test takes topic names and key prefixes of its own. Both are children that
+die with their worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from encore.local import start_broker, start_store
+
+settings.register_profile("encore", deadline=None, print_blob=True)
+settings.load_profile("encore")
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap address `127.0.0.1:port` of a Tansu broker that starts empty."""
+    server = start_broker(tmp_path_factory.mktemp("broker"))
+    yield server.address
+    server.child.kill()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL `redis://127.0.0.1:port/0` of a Valkey store that starts empty."""
+    server = start_store(tmp_path_factory.mktemp("valkey"))
+    yield f"redis://{server.address}/0"
+    server.child.kill()
