@@ -117,7 +117,9 @@ def decode_message(
     if content == CONTENT_JSON:
         return decode_json(value, where)
     known = ", ".join(name.decode() for name in (CONTENT_BATCH, CONTENT_ACTION, CONTENT_JSON))
-    raise ActionError(f"{where}.headers.{HEADER_CONTENT}", required=f"one of {known}", got=repr(content))
+    raise ActionError(
+        f"{where}.headers.{HEADER_CONTENT}", required=f"one of {known}", got=repr(content)
+    )
 
 
 def decode_batch(data: bytes, where: str = "action") -> ActionBatch:

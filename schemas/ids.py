@@ -152,7 +152,9 @@ def _present_ids(values: Array, missing: Array, transform: TransformPlan) -> NDA
     if len(known) == 0:
         return np.full(values.shape, OUT_OF_RANGE, np.int32)
     place = np.minimum(np.searchsorted(known, whole), len(known) - 1)
-    return np.where(known[place] == whole, FIRST_ID + position[place], OUT_OF_RANGE).astype(np.int32)
+    return np.where(known[place] == whole, FIRST_ID + position[place], OUT_OF_RANGE).astype(
+        np.int32
+    )
 
 
 @lru_cache(maxsize=256)

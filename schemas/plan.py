@@ -33,8 +33,8 @@ class FieldPlan:
     """One stored field. Ids are append-only and never reused.
 
     capacity: 0 for a scalar, else the most elements the vector holds.
-    group: for a scalar, the struct it lives in (structs are append-only: fields added by a later
-        apply get a new group); 0 and unused for a vector.
+    group: the struct that holds a scalar's value, and the presence bit of a scalar or a vector.
+        Structs never change: fields added by a later apply get a new group.
     """
 
     id: int
@@ -277,7 +277,7 @@ def service_fingerprint(
         for slot in group:
             view = views[slot.view]
             slots.append(
-                {"side": side, "slot": asdict(slot), "feature": _definition(view, slot.feature)}  # type: ignore[call-overload]
+                {"side": side, "slot": asdict(slot), "feature": _definition(view, slot.feature)}
             )
     canonical = json.dumps(slots, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -292,6 +292,6 @@ def _definition(view: ViewPlan, name: str) -> dict[str, Any]:
     return {
         "view": view.name,
         "entity": view.entity,
-        "feature": asdict(feature),  # type: ignore[call-overload]
-        "programs": [asdict(program) for program in programs],  # type: ignore[call-overload]
+        "feature": asdict(feature),
+        "programs": [asdict(program) for program in programs],
     }

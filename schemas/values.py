@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import PlanError, RecordError
+from schemas.layout import NUMPY
 from schemas.plan import FeaturePlan, Plan, ServicePlan, Side, ViewPlan
 
 NULL_FIELD: Final = "__null"
@@ -34,13 +35,8 @@ MAX_LENGTH: Final = 65_535
 Array = NDArray[Any]
 Block = NDArray[np.void]
 
-#: The numpy dtype of each plan dtype, little endian.
-NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "bool": np.dtype("?"),
-    **{f"{sign}{8 * n}": np.dtype(f"<{sign}{n}") for sign in "iu" for n in (1, 2, 4, 8)},
-    "f32": np.dtype("<f4"),
-    "f64": np.dtype("<f8"),
-}
+#: The fence of the row a value came from: (0, -1) where there was none.
+FENCE: Final = np.dtype([("epoch", "<u4"), ("offset", "<i8")], align=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ def value_dtype(plan: Plan, service: ServicePlan, side: Side) -> np.dtype[np.voi
     features = value_features(plan, service, side)
     fields: list[tuple[str, Any, tuple[int, ...]]] = []
     for each in features:
-        dtype, capacity = NUMPY_DTYPES[each.feature.dtype], each.feature.capacity
+        dtype, capacity = NUMPY[each.feature.dtype], each.feature.capacity
         if capacity > MAX_LENGTH:
             required = f"a capacity of at most {MAX_LENGTH}"
             raise PlanError(f"{service.name}.{each.name}", required=required, got=str(capacity))

@@ -1,0 +1,248 @@
+"""Rows: batches of values ↔ bytes. `schemas/layout.py` documents the bytes.
+
+Symbols: `n` rows, `C` capacity of a vector.
+
+Rows of our own layout are encoded by filling a template and decoded as one strided numpy array.
+Rows of another layout (an older plan, or written by `flatc`) go through `schemas/generic_row.py`. A
+row whose checksum, length or entity id is wrong is CORRUPT and decodes as an empty row: never a
+wrong value.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import RowError
+from schemas.generic_row import read_foreign
+from schemas.layout import NUMPY, TRAILER, TRAILER_BYTES, RowLayout
+from schemas.status import Status
+
+FENCE_START: Final = -24  # of the row's bytes: u32 epoch, i64 offset
+FENCE_END: Final = -12
+FENCE_SLICE: Final = slice(FENCE_START, FENCE_END)
+FENCE: Final = np.dtype([("epoch", "<u4"), ("offset", "<i8")])
+NO_OFFSET: Final = -1
+
+#: crc32 of any bytes followed by their own crc32, little endian: one call checks a whole row.
+CRC_RESIDUE: Final = 0x2144DF1C
+
+
+@dataclass(slots=True)
+class Rows:
+    """n rows of one view, by column.
+
+    entity_ids: (n,) i64. values: field -> (n,) or (n, C), zero behind a vector's length and where
+    null. lengths: vector field -> (n,) i32. present: field -> (n,) bool, False meaning null.
+    epoch (n,) u32, offset (n,) i64: the fence, (0, -1) for a row that is not stored yet.
+    newest_ms: (n,) i64 newest event time folded in, 0 for none.
+    """
+
+    entity_ids: NDArray[np.int64]
+    values: dict[str, NDArray[Any]]
+    lengths: dict[str, NDArray[np.int32]]
+    present: dict[str, NDArray[np.bool_]]
+    epoch: NDArray[np.uint32]
+    offset: NDArray[np.int64]
+    newest_ms: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.entity_ids)
+
+
+def empty_rows(layout: RowLayout, entity_ids: NDArray[np.int64]) -> Rows:
+    """Rows that hold nothing: all fields zero, empty and null; fence (0, -1)."""
+    n = len(entity_ids)
+    values: dict[str, NDArray[Any]] = {}
+    for plan in layout.fields:
+        shape = (n, plan.capacity) if plan.capacity else (n,)
+        values[plan.name] = np.zeros(shape, NUMPY[plan.dtype])  # (n,) or (n, C)
+    return Rows(
+        entity_ids.astype(np.int64, copy=False),
+        values,
+        {plan.name: np.zeros(n, np.int32) for plan in layout.vectors},
+        {plan.name: np.zeros(n, bool) for plan in layout.fields},
+        np.zeros(n, np.uint32),
+        np.full(n, NO_OFFSET, np.int64),
+        np.zeros(n, np.int64),
+    )
+
+
+def encode_rows(layout: RowLayout, rows: Rows) -> list[bytes]:
+    """One `bytes` a row, all of `layout.size`. Equal rows give equal bytes.
+
+    What lies behind a vector's length or under a null is written as zero. Raises RowError for a
+    length beyond its vector's capacity.
+    """
+    n = len(rows)
+    if n == 0:
+        return []
+    out = np.empty(n, layout.record)
+    out.view(np.uint8).reshape(n, layout.size)[:] = layout.template  # (n, size)
+    out["entity_id"] = rows.entity_ids
+    for group in layout.groups:
+        bits = np.zeros((n, group.present_bytes * 8), bool)  # (n, bits)
+        for name, bit in group.bits.items():
+            bits[:, bit] = rows.present[name]
+        out[f"present.{group.number}"] = np.packbits(bits, axis=1, bitorder="little")
+    for plan in layout.scalars:
+        out[plan.name] = np.where(rows.present[plan.name], rows.values[plan.name], 0)  # (n,)
+    for plan in layout.vectors:
+        lengths = np.where(rows.present[plan.name], rows.lengths[plan.name], 0)  # (n,)
+        if lengths.max() > plan.capacity or lengths.min() < 0:
+            raise RowError(
+                f"{layout.view}.{plan.name}",
+                required=f"a length of 0 to {plan.capacity}",
+                got=f"{int(lengths.max())}",
+            )
+        out[f"{plan.name}.length"] = lengths
+        inside = np.arange(plan.capacity) < lengths[:, None]  # (n, C) bool
+        out[plan.name] = np.where(inside, rows.values[plan.name], 0)  # (n, C)
+    trailer = out["trailer"]
+    trailer["epoch"], trailer["offset"] = rows.epoch, rows.offset
+    trailer["newest_ms"] = rows.newest_ms
+    return _sealed(out, layout.size)
+
+
+def _sealed(out: NDArray[np.void], size: int) -> list[bytes]:
+    """Cut the buffer into rows, each with its checksum at the end."""
+    buffer = memoryview(out.tobytes())
+    crc32 = zlib.crc32
+    fronts = [buffer[start : start + size - 4] for start in range(0, len(buffer), size)]
+    return [b"".join((front, crc32(front).to_bytes(4, "little"))) for front in fronts]
+
+
+def seal(front: bytes, layout_id: int, fence: tuple[int, int], newest_ms: int) -> bytes:
+    """A FlatBuffer of any origin (`flatc`, another language) → a row: adds the trailer.
+
+    layout_id: 0 where the writer does not lay fields out as `RowLayout` does.
+    """
+    trailer = np.zeros(1, TRAILER)
+    trailer["layout"], trailer["newest_ms"] = layout_id, newest_ms
+    trailer["epoch"], trailer["offset"] = fence
+    row = front + trailer.tobytes()[:-4]
+    return row + zlib.crc32(row).to_bytes(4, "little")
+
+
+def decode_rows(
+    layout: RowLayout, raw: Sequence[bytes | None], entity_ids: NDArray[np.int64]
+) -> tuple[Rows, NDArray[np.uint8]]:
+    """Stored values → rows, and the Status of each: PRESENT, NOT_FOUND (None) or CORRUPT.
+
+    raw: n stored values. entity_ids: (n,) i64, whose rows they should be. Rows that are not
+    PRESENT are empty. The arrays are fresh and may be written to.
+    """
+    n = len(raw)
+    statuses, foreign, parts = _triage(layout, raw)
+    out: NDArray[np.void] = np.frombuffer(bytearray().join(parts), layout.record, n)  # (n,)
+    status = np.frombuffer(statuses, np.uint8)  # (n,)
+    other = out["trailer"]["layout"] != layout.layout_id
+    if other.any():
+        foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
+    wrong = (status == Status.PRESENT) & (out["entity_id"] != entity_ids)
+    for plan in layout.vectors:
+        wrong |= out[f"{plan.name}.length"] > plan.capacity
+    if foreign:
+        wrong[foreign] = False
+        _blank(layout, out, foreign)
+    if wrong.any():
+        status[wrong] = Status.CORRUPT
+        _blank(layout, out, wrong)
+    out["entity_id"] = entity_ids
+    rows = _columns(layout, out)
+    if foreign:
+        _merge_foreign(layout, raw, foreign, rows, status)
+    return rows, status
+
+
+def _triage(
+    layout: RowLayout, raw: Sequence[bytes | None]
+) -> tuple[bytearray, list[int], list[bytes]]:
+    """Status byte of each row, which rows are of another size, and n parts of our own size."""
+    empty = layout.template.tobytes()
+    size, crc32 = layout.size, zlib.crc32
+    statuses = bytearray(len(raw))
+    foreign: list[int] = []
+    parts: list[bytes] = []
+    for index, row in enumerate(raw):
+        if row is None:
+            statuses[index] = Status.NOT_FOUND
+            parts.append(empty)
+        elif crc32(row) != CRC_RESIDUE or len(row) < TRAILER_BYTES + 8:
+            statuses[index] = Status.CORRUPT
+            parts.append(empty)
+        elif len(row) == size:
+            parts.append(row)
+        else:
+            foreign.append(index)
+            parts.append(empty)
+    return statuses, foreign, parts
+
+
+def _blank(layout: RowLayout, out: NDArray[np.void], which: Any) -> None:
+    """Overwrite those rows with the empty row."""
+    out.view(np.uint8).reshape(len(out), layout.size)[which] = layout.template
+
+
+def _columns(layout: RowLayout, out: NDArray[np.void]) -> Rows:
+    """Strided views into `out`; presence bits and lengths as arrays of their own."""
+    present: dict[str, NDArray[np.bool_]] = {}
+    for group in layout.groups:
+        bits = np.unpackbits(
+            out[f"present.{group.number}"], axis=1, bitorder="little", count=len(group.bits)
+        ).view(bool)  # (n, bits)
+        for name, bit in group.bits.items():
+            present[name] = bits[:, bit]
+    trailer = out["trailer"]
+    return Rows(
+        out["entity_id"],
+        {plan.name: out[plan.name] for plan in layout.fields},
+        {plan.name: out[f"{plan.name}.length"].astype(np.int32) for plan in layout.vectors},
+        present,
+        trailer["epoch"],
+        trailer["offset"],
+        trailer["newest_ms"],
+    )
+
+
+def _merge_foreign(
+    layout: RowLayout,
+    raw: Sequence[bytes | None],
+    foreign: list[int],
+    rows: Rows,
+    status: NDArray[np.uint8],
+) -> None:
+    """Overwrite the foreign places of `rows` with what the generic reader finds there."""
+    at = np.array(foreign)
+    ids = rows.entity_ids[at]
+    found = empty_rows(layout, ids)
+    good = read_foreign(layout, [raw[index] or b"" for index in foreign], found)
+    status[at] = np.where(good, Status.PRESENT, Status.CORRUPT)
+    keep = at[good]
+    for name, column in found.values.items():
+        rows.values[name][keep] = column[good]
+        rows.present[name][keep] = found.present[name][good]
+    for name, lengths in found.lengths.items():
+        rows.lengths[name][keep] = lengths[good]
+    rows.epoch[keep], rows.offset[keep] = found.epoch[good], found.offset[good]
+    rows.newest_ms[keep] = found.newest_ms[good]
+
+
+def fence_bytes(epoch: int, offset: int) -> bytes:
+    """The 12 bytes that compare-and-set compares."""
+    return epoch.to_bytes(4, "little") + offset.to_bytes(8, "little", signed=True)
+
+
+def read_fence(raw: bytes | None) -> tuple[int, int] | None:
+    """(epoch, offset) of a stored value, None where absent. Raises RowError when too short."""
+    if raw is None:
+        return None
+    if len(raw) < TRAILER_BYTES:
+        raise RowError("row", required=f"{TRAILER_BYTES} bytes or more", got=f"{len(raw)} bytes")
+    fence = raw[FENCE_SLICE]
+    return int.from_bytes(fence[:4], "little"), int.from_bytes(fence[4:], "little", signed=True)
