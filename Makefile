@@ -1,0 +1,54 @@
+# Everything starts here: `make help`. Needs Python 3.11, make, gcc and git; no Docker, no root.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The environment is up to date when it holds the stamp of these two files' content.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | git hash-object --stdin)
+TEST_WORKERS ?= 2
+BENCH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint types imports unit test demo bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv hold exactly what constraints.txt says (nothing to do when it does)
+
+$(STAMP):
+	@python="$(PYTHON)"; \
+	for found in python3.11 python3 python; do \
+	    test -z "$$python" && command -v $$found >/dev/null && \
+	    $$found -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && python=$$found; \
+	done; \
+	test -n "$$python" || { echo "make install: needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	test -x $(BIN)/python || $$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+lint: install  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy --strict over every room
+	$(BIN)/mypy
+
+imports: install  ## the layers of ARCHITECTURE.md and the home of each library
+	$(BIN)/lint-imports --no-logo
+
+unit: install  ## pytest alone
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal
+
+test: lint types imports unit  ## the whole suite
+
+demo: install  ## the main job, end to end, on real data
+	$(BIN)/encore demo
+
+bench: install  ## list the benchmarks, or run one: make bench BENCH="format --quick"
+	$(BIN)/python -m bench $(BENCH)
+
+clean:  ## remove what was made here, except .venv
+	rm -rf .encore .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
