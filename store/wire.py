@@ -1,0 +1,268 @@
+"""What is said to a Redis server, and what its replies mean: shared by both clients, no I/O here.
+
+A command is a tuple of its words; a round trip sends some packed commands and gets as many replies,
+an error reply being an exception in the list. Scripts are called by their SHA1 and loaded when the
+server says NOSCRIPT; each names one key (a cluster routes by it), except the one that publishes,
+whose two keys must share a hash slot there.
+
+Fences are compared in Lua for equality only: `<` on Lua strings follows the server's locale.
+Numbers in Lua are doubles, exact below 2^53; `check_progress` keeps to that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import hiredis
+from redis import exceptions as redis_errors
+
+from schemas.errors import StoreError, StoreTimeout
+from store.base import FENCE_SLICE, Progress, ServerFacts, Write
+
+Word = str | bytes | int
+Command = tuple[Word, ...]
+Reply = object
+
+_PACK: Final[Callable[[Command], bytes]] = cast(Any, hiredis.pack_command)  # its stub is too narrow
+PIPELINE_WRITES: Final = 512  # writes a round trip, so that no reply waits for a huge batch
+PIPELINE_BYTES: Final = 1 << 20
+
+# redis.call raises WRONGTYPE where the key holds something else than a string.
+COMPARE_AND_SET: Final = f"""
+local fence = redis.call('GETRANGE', KEYS[1], {FENCE_SLICE.start}, {FENCE_SLICE.stop - 1})
+if ARGV[1] == '' then
+  if #fence == 0 and redis.call('SET', KEYS[1], ARGV[2], 'NX') then return 1 end
+  return 0
+end
+if fence ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
+COMPARE_AND_SET_TEXT: Final = """
+if (redis.call('GET', KEYS[2]) or '0') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[3])
+redis.call('SET', KEYS[2], ARGV[2])
+return 1
+"""
+
+# ARGV: partition, epoch, next offset, watermark; again for each partition.
+PUT_PROGRESS: Final = """
+for i = 1, #ARGV, 4 do
+  local epoch, offset, mark = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local stored = redis.call('HGET', KEYS[1], ARGV[i])
+  local keep = false
+  if stored then
+    local e, o, m = string.match(stored, '^(%d+),(%d+),(%-?%d+)$')
+    if e and tonumber(e) > tonumber(epoch) then keep = true end
+    if e and tonumber(e) == tonumber(epoch) then
+      if tonumber(o) > tonumber(offset) then offset = o end
+      if tonumber(m) > tonumber(mark) then mark = m end
+    end
+  end
+  if not keep then
+    redis.call('HSET', KEYS[1], ARGV[i], epoch .. ',' .. offset .. ',' .. mark)
+  end
+end
+return 1
+"""
+
+EPOCH_OF: Final = """
+local epoch = redis.call('HGET', KEYS[1], ARGV[1])
+if not epoch then
+  epoch = redis.call('HLEN', KEYS[1]) + 1
+  redis.call('HSET', KEYS[1], ARGV[1], epoch)
+end
+return tonumber(epoch)
+"""
+
+
+def sha_of(script: str) -> str:
+    """The name EVALSHA knows a script by."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+SHAS: Final = {
+    script: sha_of(script)
+    for script in (COMPARE_AND_SET, COMPARE_AND_SET_TEXT, PUT_PROGRESS, EPOCH_OF)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """How to reach a store.
+
+    timeout_ms: the blocking client waits that long for each socket operation, the async one for a
+        whole call, its wait for a free connection included. connections: most open at once.
+    """
+
+    url: str
+    timeout_ms: int = 1000
+    connect_timeout_ms: int = 1000
+    connections: int = 16
+
+    @property
+    def place(self) -> str:
+        """The address as errors and logs may show it: no user, no password."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2] or parts.path
+        return f"{parts.scheme}://{host}"
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """The bytes of several commands, in C."""
+    return b"".join([_PACK(command) for command in commands])
+
+
+def eval_command(script: str, keys: Sequence[str], arguments: Sequence[Word]) -> Command:
+    """EVALSHA of one of this module's scripts."""
+    return ("EVALSHA", SHAS[script], len(keys), *keys, *arguments)
+
+
+def write_commands(writes: Sequence[Write]) -> list[Command]:
+    """One compare-and-set script call a write; the empty string stands for an absent fence."""
+    sha = SHAS[COMPARE_AND_SET]
+    return [("EVALSHA", sha, 1, write.key, write.fence or b"", write.value) for write in writes]
+
+
+def pipelines(writes: Sequence[Write]) -> list[Sequence[Write]]:
+    """The writes cut into round trips of at most PIPELINE_WRITES and about PIPELINE_BYTES."""
+    cut: list[Sequence[Write]] = []
+    first = size = 0
+    for index, write in enumerate(writes):
+        if index > first and (index - first == PIPELINE_WRITES or size > PIPELINE_BYTES):
+            cut.append(writes[first:index])
+            first, size = index, 0
+        size += len(write.value)
+    if first < len(writes):
+        cut.append(writes[first:])
+    return cut
+
+
+def missing_scripts(replies: Sequence[Reply]) -> list[int]:
+    """Indexes of the replies that say the server does not know the script."""
+    return [
+        index
+        for index, reply in enumerate(replies)
+        if isinstance(reply, redis_errors.NoScriptError)
+    ]
+
+
+def landed(writes: Sequence[Write], replies: Sequence[Reply], place: str) -> list[bool]:
+    """One bool a write. Raises StoreError naming the first write the server refused."""
+    for write, reply in zip(writes, replies, strict=True):
+        if isinstance(reply, Exception):
+            refused = sum(isinstance(other, Exception) for other in replies)
+            raise StoreError(
+                f"{place} compare_and_set[{write.key}]",
+                required="a row the server can replace",
+                got=f"{reply} ({refused} of {len(replies)} writes refused)",
+                do=_remedy(reply),
+            )
+    return [reply == 1 for reply in replies]
+
+
+def one(reply: Reply, where: str) -> Reply:
+    """The reply itself. Raises StoreError where it is an error."""
+    if isinstance(reply, Exception):
+        raise as_store_error(reply, where, 0)
+    return reply
+
+
+def text(reply: Reply) -> str | None:
+    """A reply of bytes as text."""
+    return reply.decode() if isinstance(reply, bytes) else None
+
+
+def values(reply: Reply) -> list[bytes | None]:
+    """The reply of MGET."""
+    if not isinstance(reply, list):
+        raise StoreError("store.read", required="a list of values", got=type(reply).__name__)
+    return reply
+
+
+def integer(reply: Reply, where: str) -> int:
+    """A reply that is a number."""
+    if not isinstance(reply, int):
+        raise StoreError(where, required="a number", got=repr(reply))
+    return reply
+
+
+def progress_words(progress: Mapping[int, tuple[int, int, int]]) -> list[Word]:
+    """The arguments of PUT_PROGRESS."""
+    return [word for partition, numbers in progress.items() for word in (partition, *numbers)]
+
+
+def parse_progress(reply: Reply, where: str) -> dict[int, Progress]:
+    """The reply of HGETALL on a progress hash. Raises StoreError naming a malformed field."""
+    flat = reply if isinstance(reply, list) else []
+    found: dict[int, Progress] = {}
+    for name, raw in zip(flat[::2], flat[1::2], strict=True):
+        try:
+            epoch, next_offset, watermark_ms = map(int, raw.split(b","))
+            found[int(name)] = Progress(epoch, next_offset, watermark_ms)
+        except ValueError:
+            raise StoreError(
+                f"{where}[{name.decode(errors='replace')}]",
+                required='"epoch,next_offset,watermark_ms"',
+                got=repr(raw),
+                do="something else writes this key; give encore a store of its own",
+            ) from None
+    return found
+
+
+def parse_facts(reply: Reply) -> ServerFacts:
+    """The reply of INFO."""
+    lines = (text(reply) or "").splitlines()
+    info = dict(line.split(":", 1) for line in lines if ":" in line)
+    name = info.get("server_name", "redis")
+    version = info.get("valkey_version", info.get("redis_version", "unknown"))
+    keyspaces = [value for key, value in info.items() if key.startswith("db")]
+    return ServerFacts(
+        server=f"{name} {version}",
+        maxmemory_policy=info.get("maxmemory_policy", "unknown"),
+        appendonly=info.get("aof_enabled") == "1",
+        loading=info.get("loading") == "1",
+        used_memory_bytes=int(info.get("used_memory", 0)),
+        keys=sum(int(space.split(",")[0].removeprefix("keys=")) for space in keyspaces),
+    )
+
+
+def as_store_error(error: BaseException, where: str, timeout_ms: int) -> StoreError:
+    """The StoreError, or StoreTimeout, that says what a client or server error means."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, redis_errors.TimeoutError | TimeoutError):
+        return StoreTimeout(
+            where,
+            required=f"an answer within {timeout_ms} ms",
+            got=str(error) or "none",
+            do="see whether the server is stopped, overloaded or behind a slow network",
+        )
+    if isinstance(error, redis_errors.ConnectionError | OSError):
+        got = str(error) or type(error).__name__
+        return StoreError(where, required="a connection", got=got, do=_remedy(error))
+    return StoreError(
+        where, required="an answer", got=str(error) or type(error).__name__, do=_remedy(error)
+    )
+
+
+def _remedy(error: BaseException) -> str:
+    said = str(error)
+    if "WRONGTYPE" in said:
+        return "the key holds another type: give encore a store of its own"
+    if isinstance(error, redis_errors.OutOfMemoryError) or "OOM" in said:
+        return "the server is full: raise its maxmemory"
+    if isinstance(error, redis_errors.BusyLoadingError):
+        return "the server is loading its files: wait"
+    if isinstance(error, redis_errors.ReadOnlyError):
+        return "this server is a replica: connect to its master"
+    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+        return "check user and password in the store's URL"
+    if isinstance(error, redis_errors.ConnectionError | OSError):
+        return "start the server or correct the store's URL"
+    return ""
