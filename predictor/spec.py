@@ -1,0 +1,129 @@
+"""What a network is built from: plain data, derived from a service plan, kept in `model.json`.
+
+Training and serving build the same module from the same spec; a package whose inputs differ from
+those of the served feature service is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from schemas.errors import PackageError, PlanError
+from schemas.plan import ServicePlan, SlotPlan
+from schemas.ranklog import TASKS
+
+STRICT: Final = ConfigDict(extra="forbid")
+Kind = Literal["two_tower", "fine"]
+KINDS: Final[tuple[Kind, ...]] = ("two_tower", "fine")
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SequenceInput:
+    """One sequence. query: index of the item slot that shares its table (it is attended by that
+    slot of the candidate), -1 where there is none (it is mean pooled)."""
+
+    name: str
+    table: int
+    capacity: Annotated[int, Field(ge=1)]
+    query: int = -1
+
+
+@dataclass(frozen=True, config=STRICT)
+class InputSpec:
+    """The tensors of one feature service.
+
+    tables: (name, size) of each embedding table. user_slots, item_slots: per slot, the index of
+    its table.
+    """
+
+    tables: tuple[tuple[str, int], ...]
+    user_slots: tuple[int, ...]
+    item_slots: tuple[int, ...]
+    sequences: tuple[SequenceInput, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TowerSpec:
+    """A two-tower network: dot product of a user and an item vector of `dimension` elements."""
+
+    inputs: InputSpec
+    kind: Literal["two_tower"] = "two_tower"
+    embedding: Width = 16
+    hidden: tuple[Width, ...] = (64,)
+    dimension: Annotated[int, Field(ge=2, le=1024)] = 32
+    dropout: Rate = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class FineSpec:
+    """A multi-task fine network: target attention, a shared bottom, shared and own experts a task."""
+
+    inputs: InputSpec
+    kind: Literal["fine"] = "fine"
+    embedding: Width = 16
+    hidden: Width = 96
+    attention: Width = 16
+    shared_experts: Annotated[int, Field(ge=1, le=64)] = 2
+    expert: Width = 32
+    dropout: Rate = 0.0
+    tasks: tuple[str, ...] = TASKS
+
+
+NetworkSpec = TowerSpec | FineSpec
+_ADAPTER: Final[TypeAdapter[NetworkSpec]] = TypeAdapter(
+    Annotated[TowerSpec | FineSpec, Field(discriminator="kind")]
+)
+
+
+def input_spec(service: ServicePlan) -> InputSpec:
+    """The inputs of a service. Raises PlanError where slots of one table differ in size."""
+    sizes: dict[str, int] = {}
+    for slot in (*service.user_slots, *service.item_slots, *service.sequences):
+        size = sizes.setdefault(slot.table, slot.transform.size)
+        if size != slot.transform.size:
+            raise PlanError(
+                f"{service.name}.{slot.name}.table",
+                required=f"{size} ids as the other slots of {slot.table!r}",
+                got=str(slot.transform.size),
+                do="declare one transform for slots that share a table",
+            )
+    index = {name: place for place, name in enumerate(sizes)}
+    queries: dict[str, int] = {}
+    for place, slot in enumerate(service.item_slots):
+        queries.setdefault(slot.table, place)
+
+    def tables_of(slots: tuple[SlotPlan, ...]) -> tuple[int, ...]:
+        return tuple(index[slot.table] for slot in slots)
+
+    sequences = tuple(
+        SequenceInput(slot.name, index[slot.table], slot.capacity, queries.get(slot.table, -1))
+        for slot in service.sequences
+    )
+    tables = tuple(sizes.items())
+    return InputSpec(
+        tables, tables_of(service.user_slots), tables_of(service.item_slots), sequences
+    )
+
+
+def dump_spec(spec: NetworkSpec) -> dict[str, Any]:
+    """The spec as JSON data."""
+    dumped: dict[str, Any] = _ADAPTER.dump_python(spec, mode="json")
+    return dumped
+
+
+def load_spec(data: Any, where: str) -> NetworkSpec:
+    """The inverse of `dump_spec`. Raises PackageError."""
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in (where, *first["loc"]))
+        raise PackageError(
+            place, required="a network spec of this version", got=first["msg"], do="train again"
+        ) from None
