@@ -1,1 +1,1 @@
-"""The ranking service: networks, model packages, the cascade, hot swap, HTTP, the rank-log spool."""
+"""The ranking service: networks, packages, the cascade, hot swap, HTTP, the rank-log spool."""

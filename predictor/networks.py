@@ -5,8 +5,8 @@
     P  sequences                    H  hidden width      A  attention width
     X  shared experts               W  expert width      D  tower dimension
 
-A batch holds U users and N candidates; `user_of` (N,) names each candidate's user. While serving there is
-one user and `user_of` is None: the user's part is computed once and broadcast, never repeated.
+A batch holds U users and N candidates; `user_of` (N,) names each candidate's user. While serving
+there is one user and `user_of` is None: its part is computed once and broadcast, never repeated.
 Equal inputs give equal bits on one machine and thread count. The same candidate in batches of other
 sizes agrees within `SCORE_TOLERANCE`, since the matrix kernels may sum in another order.
 """
@@ -141,8 +141,8 @@ class TargetAttention(nn.Module):
     """DIN's activation unit: weight of key k for query q = v · relu(q Wq + k Wk + (q∘k) Wp + b).
 
     Source: Zhou et al., "Deep Interest Network", KDD 2018; weights go through a softmax here.
-    For one user (q∘k_l) Wp is q times a matrix that depends on the user alone, so all candidates and
-    keys take one matrix product.
+    For one user (q∘k_l) Wp is q times a matrix that depends on the user alone, so all candidates
+    and keys take one matrix product.
     """
 
     def __init__(self, width: int, attention: int) -> None:
@@ -178,9 +178,9 @@ class TargetAttention(nn.Module):
 class FineNet(nn.Module):
     """The fine ranker: one logit a task.
 
-    Fields are embedded; sequences that share a table with an item slot are attended by the candidate
-    (DIN) and pooled, the others only pooled; second-order interactions by factorisation machine;
-    a shared bottom whose user half is computed once; then one layer of progressive layered
+    Fields are embedded; sequences that share a table with an item slot are attended by the
+    candidate (DIN) and pooled, the others only pooled; second-order interactions by factorisation
+    machine; a shared bottom whose user half is computed once; then one layer of progressive layered
     extraction (Tang et al., PLE, RecSys 2020): each task mixes the shared experts and its own.
     """
 
@@ -234,7 +234,8 @@ class FineNet(nn.Module):
         gates = self.gates(hidden).view(-1, tasks, shared + 1).softmax(2)  # (N, T, X+1)
         mixed = gates[:, :, shared:] * experts[:, shared:]  # (N, T, W): the task's own expert
         mixed = mixed + torch.bmm(gates[:, :, :shared], experts[:, :shared])  # (N, T, W)
-        return (self.dropout(mixed) * self.heads).sum(2) + self.bias  # (N, T)
+        logits: Tensor = (self.dropout(mixed) * self.heads).sum(2) + self.bias  # (N, T)
+        return logits
 
 
 def _attended(inputs: InputSpec) -> list[tuple[int, SequenceInput]]:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from schemas.errors import PackageError, PlanError
-from schemas.plan import ServicePlan, SlotPlan
+from schemas.plan import SequenceSlotPlan, ServicePlan, SlotPlan
 from schemas.ranklog import TASKS
 
 STRICT: Final = ConfigDict(extra="forbid")
@@ -62,7 +62,7 @@ class TowerSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class FineSpec:
-    """A multi-task fine network: target attention, a shared bottom, shared and own experts a task."""
+    """A multi-task fine network: target attention, shared bottom, shared and own experts."""
 
     inputs: InputSpec
     kind: Literal["fine"] = "fine"
@@ -84,7 +84,8 @@ _ADAPTER: Final[TypeAdapter[NetworkSpec]] = TypeAdapter(
 def input_spec(service: ServicePlan) -> InputSpec:
     """The inputs of a service. Raises PlanError where slots of one table differ in size."""
     sizes: dict[str, int] = {}
-    for slot in (*service.user_slots, *service.item_slots, *service.sequences):
+    slots: list[SlotPlan | SequenceSlotPlan] = [*service.user_slots, *service.item_slots]
+    for slot in slots + list(service.sequences):
         size = sizes.setdefault(slot.table, slot.transform.size)
         if size != slot.transform.size:
             raise PlanError(
@@ -95,15 +96,15 @@ def input_spec(service: ServicePlan) -> InputSpec:
             )
     index = {name: place for place, name in enumerate(sizes)}
     queries: dict[str, int] = {}
-    for place, slot in enumerate(service.item_slots):
-        queries.setdefault(slot.table, place)
+    for place, item_slot in enumerate(service.item_slots):
+        queries.setdefault(item_slot.table, place)
 
     def tables_of(slots: tuple[SlotPlan, ...]) -> tuple[int, ...]:
         return tuple(index[slot.table] for slot in slots)
 
     sequences = tuple(
-        SequenceInput(slot.name, index[slot.table], slot.capacity, queries.get(slot.table, -1))
-        for slot in service.sequences
+        SequenceInput(each.name, index[each.table], each.capacity, queries.get(each.table, -1))
+        for each in service.sequences
     )
     tables = tuple(sizes.items())
     return InputSpec(
