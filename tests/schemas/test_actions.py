@@ -60,13 +60,15 @@ def test_golden_bytes_are_what_flatc_writes(tmp_path: Path) -> None:
     assert encode_batch(sample(), 1_650_812_741_500) == raw
     options = ("--json", "--raw-binary", "--strict-json", "--defaults-json", "-o", str(tmp_path))
     message = GOLDEN / "action_batch.bin"
-    subprocess.run([FLATC, *options, SCHEMA, "--", message], check=True, capture_output=True)
+    subprocess.run(
+        [FLATC, *options, str(SCHEMA), "--", str(message)], check=True, capture_output=True
+    )
     tree = json.loads((tmp_path / "action_batch.json").read_text())
     assert tree["sent_ms"] == 1_650_812_741_500
     assert [action["music"] for action in tree["actions"]] == [500, 501, 502]
     assert tree["actions"][0]["known"] == 47
     (tmp_path / "again.json").write_text(json.dumps(tree))
-    command = [FLATC, "--binary", "-o", str(tmp_path), SCHEMA, tmp_path / "again.json"]
+    command = [FLATC, "--binary", "-o", str(tmp_path), str(SCHEMA), str(tmp_path / "again.json")]
     subprocess.run(command, check=True, capture_output=True)
     batch = decode_batch((tmp_path / "again.bin").read_bytes())
     np.testing.assert_array_equal(batch.actions, sample())

