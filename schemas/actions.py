@@ -1,7 +1,7 @@
 """Action messages: what arrives on Kafka.
 
-Layout: `schemas/fbs/action.fbs`. An `Action` is a struct of 96 bytes, little endian, so a batch's vector
-is one numpy structured array without a copy:
+Layout: `schemas/fbs/action.fbs`. An `Action` is a struct of 96 bytes, little endian, so a batch's
+vector is one numpy structured array without a copy:
 
     user, item, time_ms, value    i64 each      ids; event time, ms since 1970; play ms
     request_hi, request_lo        u64 each      request id (a UUID's big-endian halves)
@@ -206,7 +206,9 @@ class JsonBatch(BaseModel):
 
 
 def decode_json(data: bytes, where: str = "action") -> ActionBatch:
-    """`{"sent_ms": …, "actions": [{"user": …, "item": …, "type": "click", …}]}`. Raises ActionError."""
+    """`{"sent_ms": …, "actions": [{"user": …, "item": …, "type": "click", …}]}`. Raises
+    ActionError.
+    """
     try:
         batch = JsonBatch.model_validate_json(data)
     except ValidationError as error:

@@ -96,7 +96,7 @@ class StoreError(EncoreError):
     code = "store"
 
 
-class StoreTimeout(StoreError):
+class StoreTimeout(StoreError):  # noqa: N818
     """The row store did not answer in time."""
 
     code = "store_timeout"

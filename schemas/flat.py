@@ -1,9 +1,10 @@
 """Reading a FlatBuffer that may be damaged.
 
-The FlatBuffers runtime for Python has no verifier, so each offset and length is checked here before it
-is used. Source of the format: FlatBuffers, "Binary format" (root offset at 0, optional 4-byte file
-identifier at 4; a table starts with the signed distance back to its vtable; a vtable is u16 size,
-u16 table size, then a u16 offset a field, 0 meaning absent; a vector is a u32 count, then elements).
+The FlatBuffers runtime for Python has no verifier, so each offset and length is checked here before
+it is used. Source of the format: FlatBuffers, "Binary format" (root offset at 0, optional 4-byte
+file identifier at 4; a table starts with the signed distance back to its vtable; a vtable is u16
+size, u16 table size, then a u16 offset a field, 0 meaning absent; a vector is a u32 count, then
+elements).
 """
 
 from __future__ import annotations

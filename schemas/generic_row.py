@@ -1,9 +1,9 @@
 """Reading rows of another layout through their vtables, a batch at a time.
 
-An older plan had fewer fields, a newer one has more, and `flatc` places the same fields elsewhere: all
-are FlatBuffers of one append-only table, so each field is found by its slot. The work is done for all
-rows at once on one (n, width) byte matrix; every offset and length is checked against the row's own
-end before it is used, and a row that fails any check is reported as not good.
+An older plan had fewer fields, a newer one has more, and `flatc` places the same fields elsewhere:
+all are FlatBuffers of one append-only table, so each field is found by its slot. The work is done
+for all rows at once on one (n, width) byte matrix; every offset and length is checked against the
+row's own end before it is used, and a row that fails any check is reported as not good.
 
 Symbols: `n` rows, `W` bytes of the longest row, `C` capacity of a vector.
 """
@@ -26,7 +26,9 @@ Mask = NDArray[np.bool_]
 
 
 class _Reader:
-    """Gathers little-endian numbers at a place of its own in each row; out of bounds is not good."""
+    """Gathers little-endian numbers at a place of its own in each row; out of bounds is not
+    good.
+    """
 
     def __init__(self, raw: list[bytes]) -> None:
         self.ends = np.array([len(row) - TRAILER_BYTES for row in raw], np.int64)  # (n,)

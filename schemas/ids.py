@@ -170,7 +170,9 @@ def _vocabulary(
 
 
 def string_ids(values: list[str | None], transform: TransformPlan) -> NDArray[np.int32]:
-    """Strings of a batch source → ids, when a row is written. None is missing. Returns (n,) int32."""
+    """Strings of a batch source → ids, when a row is written. None is missing. Returns (n,)
+    int32.
+    """
     nulls = np.array([value is None for value in values], bool)
     codes = np.array([0 if value is None else string_id(value) for value in values], np.int64)
     return to_ids(codes, nulls, transform)

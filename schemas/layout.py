@@ -13,9 +13,9 @@ A row is a plain FlatBuffer followed by a trailer of 28 bytes. Front to back, li
                    u32 crc32 of all bytes before it
 
 All fields are always there, so each has one offset, and a batch of rows is one strided numpy array.
-A vector's FlatBuffer length is its true length: any language reads just the elements that are there.
-Table slots are numbered in the order in which field ids first need them (a vector its own, a scalar
-its group's), and field ids are append-only; therefore slots are, too.
+A vector's FlatBuffer length is its true length: any language reads just the elements that are
+there. Table slots are numbered in the order in which field ids first need them (a vector its own, a
+scalar its group's), and field ids are append-only; therefore slots are, too.
 
 Presence bits are numbered by field id within the group, low bit first; a set bit means not null.
 """
@@ -86,9 +86,9 @@ class Group:
 class RowLayout:
     """A compiled layout.
 
-    size: bytes of a whole row, trailer included. record: the row as one numpy structured dtype, with
-    a field for each scalar, `<vector>` and `<vector>.length`, `present.<group>`, `entity_id` and
-    `trailer`. template: (size,) uint8, a row with all fields zero or empty and null.
+    size: bytes of a whole row, trailer included. record: the row as one numpy structured dtype,
+    with a field for each scalar, `<vector>` and `<vector>.length`, `present.<group>`, `entity_id`
+    and `trailer`. template: (size,) uint8, a row with all fields zero or empty and null.
     slots: table slot of each vector. fbs: the schema that any language generates its reader from.
     """
 

@@ -1,8 +1,9 @@
 """The plan: everything the run time knows of the declared features, as plain data.
 
-`encore apply` compiles the Feast registry into one `Plan`; workers, servers, audit and training read
-nothing else. The JSON form of a plan is `feature_repo/plan.lock.json` and the value of the store's
-plan key. Unknown keys are refused: a plan of a newer encore is an error, never half understood.
+`encore apply` compiles the Feast registry into one `Plan`; workers, servers, audit and training
+read nothing else. The JSON form of a plan is `feature_repo/plan.lock.json` and the value of the
+store's plan key. Unknown keys are refused: a plan of a newer encore is an error, never half
+understood.
 
 Symbols: a *field* is stored in a row; a *feature* is what a reader gets (a stored field, or a value
 finalised from state at `now_ms`); a *slot* is one int-ID column of a tensor.
@@ -243,7 +244,9 @@ def dump_plan(plan: Plan) -> str:
 
 
 def load_plan(text: str | bytes, where: str = "plan.lock.json") -> Plan:
-    """The inverse of `dump_plan`. Raises PlanError for anything that is not a plan of this format."""
+    """The inverse of `dump_plan`. Raises PlanError for anything that is not a plan of this
+    format.
+    """
     try:
         plan = _ADAPTER.validate_json(text)
     except ValidationError as error:

@@ -35,9 +35,6 @@ MAX_LENGTH: Final = 65_535
 Array = NDArray[Any]
 Block = NDArray[np.void]
 
-#: The fence of the row a value came from: (0, -1) where there was none.
-FENCE: Final = np.dtype([("epoch", "<u4"), ("offset", "<i8")], align=True)
-
 
 @dataclass(frozen=True, slots=True)
 class ValueFeature:
