@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from schemas.errors import StoreError
-from schemas.layout import TRAILER, TRAILER_BYTES
+from schemas.layout import TRAILER_BYTES
+from schemas.row import FENCE_SLICE
 
-_EPOCH_AT: Final = TRAILER.fields["epoch"][1] if TRAILER.fields else 0
-FENCE_BYTES: Final = 12  # epoch u32, offset i64
-FENCE_SLICE: Final = slice(_EPOCH_AT - TRAILER_BYTES, _EPOCH_AT - TRAILER_BYTES + FENCE_BYTES)
+FENCE_BYTES: Final = FENCE_SLICE.stop - FENCE_SLICE.start  # epoch u32, offset i64
 MAX_VALUE_BYTES: Final = 1 << 20  # a row is a few hundred bytes; a megabyte is a defect
 MAX_EXACT: Final = 1 << 53  # numbers compared inside Lua are doubles
 

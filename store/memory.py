@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Final, Self
 
 from schemas.errors import StoreError
+from schemas.row import FENCE_SLICE
 from store.base import (
-    FENCE_SLICE,
     Progress,
     ServerFacts,
     Write,

@@ -21,7 +21,8 @@ import hiredis
 from redis import exceptions as redis_errors
 
 from schemas.errors import StoreError, StoreTimeout
-from store.base import FENCE_SLICE, Progress, ServerFacts, Write
+from schemas.row import FENCE_SLICE
+from store.base import Progress, ServerFacts, Write
 
 Word = str | bytes | int
 Command = tuple[Word, ...]

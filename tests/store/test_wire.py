@@ -1,0 +1,102 @@
+"""What is said to the server: packing, cutting into round trips, reading replies."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from schemas.errors import StoreError, StoreTimeout
+from schemas.row import FENCE_SLICE
+from store import wire
+from store.base import Progress, Write
+from store.wire import StoreConfig
+
+
+def test_pack() -> None:
+    packed = wire.pack([("GET", "ключ"), ("SET", b"\x00\r\n", 12)])
+    assert packed == (
+        b"*2\r\n$3\r\nGET\r\n$8\r\n\xd0\xba\xd0\xbb\xd1\x8e\xd1\x87\r\n"
+        b"*3\r\n$3\r\nSET\r\n$3\r\n\x00\r\n\r\n$2\r\n12\r\n"
+    )
+
+
+def test_the_script_reads_the_fence_where_the_row_codec_puts_it() -> None:
+    bounds = f"{FENCE_SLICE.start}, {FENCE_SLICE.stop - 1})"
+    assert f"redis.call('GETRANGE', KEYS[1], {bounds}" in wire.COMPARE_AND_SET
+
+
+def test_no_script_orders_strings() -> None:
+    """Lua's < on strings follows the locale; the one script that orders converts first."""
+    for script in wire.SHAS:
+        for line in script.splitlines():
+            if "<" in line or ">" in line:
+                assert line.count("tonumber") == 2, line
+
+
+@given(st.lists(st.integers(28, 400_000), max_size=1_200))
+def test_round_trips_are_bounded_and_lose_nothing(sizes: list[int]) -> None:
+    block = bytes(400_000)
+    view = {size: block[:size] for size in set(sizes)}
+    writes = [Write(str(n), None, view[size]) for n, size in enumerate(sizes)]
+    parts = wire.pipelines(writes)
+    assert [write for part in parts for write in part] == writes
+    for part in parts:
+        assert 0 < len(part) <= wire.PIPELINE_WRITES
+        assert sum(len(write.value) for write in part[:-1]) <= wire.PIPELINE_BYTES
+
+
+def test_missing_scripts() -> None:
+    assert wire.missing_scripts([1, NoScriptError("x"), 0, ResponseError("y")]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379"),
+        ("redis://user:p%40ss@host:1/2", "redis://host:1"),
+        ("unix:///run/valkey.sock?db=1", "unix:///run/valkey.sock"),
+        ("rediss://host", "rediss://host"),
+    ],
+)
+def test_place(url: str, place: str) -> None:
+    assert StoreConfig(url).place == place
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (RedisTimeoutError("Timeout reading"), StoreTimeout, "within 20 ms"),
+        (TimeoutError(), StoreTimeout, "got none"),
+        (RedisConnectionError("refused"), StoreError, "needs a connection, got refused"),
+        (OSError(111, "refused"), StoreError, "needs a connection"),
+        (ResponseError("ERR odd"), StoreError, "needs an answer, got ERR odd"),
+        (StoreError("a", required="b", got="c"), StoreError, "a: needs b, got c"),
+    ],
+)
+def test_errors(error: Exception, kind: type[StoreError], says: str) -> None:
+    found = wire.as_store_error(error, "redis://h read", 20)
+    assert type(found) is kind
+    assert says in str(found)
+
+
+def test_progress_replies() -> None:
+    assert wire.parse_progress([], "k") == {}
+    assert wire.parse_progress([b"2", b"1,5,-3"], "k") == {2: Progress(1, 5, -3)}
+    for field, value in [(b"x", b"1,2,3"), (b"1", b"1,2"), (b"1", b""), (b"1", b"1,2,3,4")]:
+        with pytest.raises(StoreError, match='needs "epoch,next_offset,watermark_ms"'):
+            wire.parse_progress([field, value], "k")
+
+
+def test_facts_of_redis_and_of_an_empty_reply() -> None:
+    said = b"# Server\r\nredis_version:7.4.0\r\nmaxmemory_policy:volatile-lru\r\n"
+    said += b"aof_enabled:1\r\nloading:0\r\nused_memory:12\r\n"
+    said += b"db0:keys=3,expires=0,avg_ttl=0\r\ndb1:keys=4,expires=0\r\n"
+    facts = wire.parse_facts(said)
+    assert (facts.server, facts.maxmemory_policy) == ("redis 7.4.0", "volatile-lru")
+    assert (facts.appendonly, facts.loading) == (True, False)
+    assert (facts.used_memory_bytes, facts.keys) == (12, 7)
+    assert wire.parse_facts(b"").maxmemory_policy == "unknown"
