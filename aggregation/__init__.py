@@ -1,0 +1,1 @@
+"""Pure maths on arrays: fold actions into state, finalise at `now_ms`, ID-ize, assemble tensors."""

@@ -1,0 +1,137 @@
+"""One side of a service: the rows of its entities → one value block.
+
+Symbols: n entities, V views of the side, k features of the block, L capacity of a vector feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.finalise import Features, Finaliser
+from schemas.layout import RowLayout, layout_of
+from schemas.names import row_keys
+from schemas.plan import Plan, ServicePlan, Side, ViewPlan
+from schemas.row import FENCE, NO_OFFSET, decode_rows
+from schemas.status import FAILED, Status
+from schemas.values import (
+    LENGTH_SUFFIX,
+    NULL_FIELD,
+    Block,
+    pack_nulls,
+    value_dtype,
+    value_features,
+)
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+NO_FENCE: Final = np.array((0, NO_OFFSET), FENCE)
+_FIRST_FAILED: Final = min(FAILED)  # PRESENT, NOT_FOUND and STALE lie below
+
+
+@dataclass(frozen=True, slots=True)
+class SideBlock:
+    """A side's block of n entities.
+
+    values: (n,). null: (n, k) bool, the block's null bitmap unpacked. status: (n, V) u1 Status.
+    fences: (n, V) FENCE, (0, -1) where no row was read. newest_ms: newest event time in any row, 0
+    for none.
+    """
+
+    values: Block
+    null: Mask
+    status: NDArray[np.uint8]
+    fences: Array
+    newest_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ViewProgram:
+    """One view of a side. columns: (index in the null bitmap, block field, feature) of each."""
+
+    view: ViewPlan
+    layout: RowLayout
+    finaliser: Finaliser
+    columns: tuple[tuple[int, str, str], ...]
+
+
+class SideProgram:
+    """The compiled program of one side. Immutable; safe to share between threads.
+
+    Raises PlanError for a side the plan cannot compute.
+    """
+
+    def __init__(self, plan: Plan, service: ServicePlan, side: Side) -> None:
+        features = value_features(plan, service, side)
+        self.dtype = value_dtype(plan, service, side)
+        self.views = service.views(plan, side)
+        self._width = len(features)
+        programs = []
+        for view in self.views:
+            columns = tuple(
+                (index, each.name, each.feature.name)
+                for index, each in enumerate(features)
+                if each.view.name == view.name
+            )
+            finaliser = Finaliser(view, {feature for _, _, feature in columns})
+            programs.append(_ViewProgram(view, layout_of(view), finaliser, columns))
+        self._programs = tuple(programs)
+
+    def keys(self, entity_ids: list[int]) -> list[str]:
+        """The store keys of n entities' rows: all of the first view, then of the next. (V * n,)."""
+        keys: list[str] = []
+        for view in self.views:
+            keys += row_keys(view.name, view.generation, entity_ids)
+        return keys
+
+    def failed(self, n: int, status: Status) -> SideBlock:
+        """The block when the rows could not be read: every feature null."""
+        values = np.zeros(n, self.dtype)
+        null = np.ones((n, self._width), bool)  # (n, k)
+        values[NULL_FIELD] = pack_nulls(null)
+        fences = np.full((n, len(self.views)), NO_FENCE)  # (n, V)
+        return SideBlock(values, null, np.full(fences.shape, status, np.uint8), fences, 0)
+
+    def block(
+        self, raw: Sequence[bytes | None], entity_ids: NDArray[np.int64], now_ms: int
+    ) -> SideBlock:
+        """Stored rows → values at now_ms. raw: what `keys(entity_ids)` hold, in that order."""
+        n = len(entity_ids)
+        values = np.zeros(n, self.dtype)  # (n,)
+        null = np.zeros((n, self._width), bool)  # (n, k)
+        status = np.zeros((n, len(self.views)), np.uint8)  # (n, V)
+        fences = np.full(status.shape, NO_FENCE)  # (n, V)
+        newest_ms = 0
+        for index, program in enumerate(self._programs):
+            rows, found = decode_rows(program.layout, raw[index * n : (index + 1) * n], entity_ids)
+            features = program.finaliser(rows, now_ms)
+            # A row beyond its TTL answers as one that is not there; its fence is logged as read.
+            found[features.expired & (found == Status.PRESENT)] = Status.NOT_FOUND
+            without = found >= _FIRST_FAILED  # (n,)
+            if program.view.kind == "batch":
+                without = without | (found == Status.NOT_FOUND)
+            _fill(program, features, without, values, null)
+            status[:, index] = found
+            fences["epoch"][:, index], fences["offset"][:, index] = rows.epoch, rows.offset
+            newest_ms = max(newest_ms, int(rows.newest_ms.max(initial=0)))
+        values[NULL_FIELD] = pack_nulls(null)
+        return SideBlock(values, null, status, fences, newest_ms)
+
+
+def _fill(
+    program: _ViewProgram, features: Features, without: Mask, values: Block, null: Mask
+) -> None:
+    """Copy a view's features into its columns. without: (n,) rows of which all is null."""
+    none_without = not without.any()
+    for at, name, feature in program.columns:
+        # Finalised rows that were not read are zero and empty already: only their nulls differ.
+        values[name] = features.values[feature]  # (n,) or (n, L)
+        if feature in features.lengths:
+            values[name + LENGTH_SUFFIX] = features.lengths[feature]
+        missing = features.null[feature]
+        null[:, at] = missing if none_without else missing | without

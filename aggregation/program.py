@@ -1,0 +1,217 @@
+"""A feature service's request program: stored rows → value blocks → tensors.
+
+    keys(user, candidates) → one MGET → decode → finalise at now_ms → value blocks → tensors
+
+`tensors` is a pure function of the value blocks, and the blocks are what the rank log keeps: a
+tensor rebuilt from the log equals the served one bit for bit.
+
+Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side, Su and Si slots, L
+sequence capacity, k features of a block, g slots that one transform takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.block import SideProgram
+from aggregation.tensors import Ids, Tensors
+from schemas.errors import PlanError
+from schemas.ids import to_ids
+from schemas.plan import Plan, SequenceSlotPlan, SlotPlan, TransformPlan
+from schemas.status import Status
+from schemas.values import LENGTH_SUFFIX, Block, null_mask, value_name, value_names
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """All that a request needs of the store, and all that its log record says of it.
+
+    user_values: (1,) and item_values: (N,) blocks. user_status: (Vu,) and item_status: (N, Vi) u1
+    Status, views in the program's order. user_fences: (Vu,) and item_fences: (N, Vi) of
+    `schemas.row.FENCE`, (0, -1) where no row was read. newest_ms: the newest event time in any row,
+    0 for none: a replay refuses rows that are newer than its clock.
+    """
+
+    user_values: Block
+    item_values: Block
+    user_status: NDArray[np.uint8]
+    item_status: NDArray[np.uint8]
+    user_fences: Array
+    item_fences: Array
+    newest_ms: int
+    tensors: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _SlotGroup:
+    """Slots of one side with one transform and dtype: their ids are computed in one go.
+
+    fields: (g,) block fields. nulls: (g,) places in the null bitmap. slots: (g,) columns filled.
+    """
+
+    transform: TransformPlan
+    dtype: np.dtype[Any]
+    fields: tuple[str, ...]
+    nulls: NDArray[np.intp]
+    slots: NDArray[np.intp]
+
+
+class ServiceProgram:
+    """The compiled program of one service. Immutable; safe to share between threads.
+
+    Raises PlanError for a service the plan does not define, or cannot compute.
+    """
+
+    def __init__(self, plan: Plan, service_name: str) -> None:
+        self.plan = plan
+        self.service = plan.service(service_name)
+        self._user = SideProgram(plan, self.service, "user")
+        self._item = SideProgram(plan, self.service, "item")
+        self.user_views, self.item_views = self._user.views, self._item.views
+        self.user_dtype, self.item_dtype = self._user.dtype, self._item.dtype
+        for slot in (*self.service.user_slots, *self.service.item_slots):
+            self._check_scalar(slot)
+        for sequence in self.service.sequences:
+            self._check_vector(sequence)
+        self._user_groups = _grouped(self.service.user_slots, self.user_dtype)
+        self._item_groups = _grouped(self.service.item_slots, self.item_dtype)
+
+    def _check_scalar(self, slot: SlotPlan) -> None:
+        stored = self.plan.view(slot.view).feature(slot.feature).capacity
+        if stored:
+            raise PlanError(
+                f"{self.service.name}.{slot.name}",
+                required="a scalar feature",
+                got=f"{slot.feature}, a vector of {stored}",
+                do="declare a sequence slot",
+            )
+
+    def _check_vector(self, slot: SequenceSlotPlan) -> None:
+        stored = self.plan.view(slot.view).feature(slot.feature).capacity
+        if not 0 < slot.capacity <= stored:
+            raise PlanError(
+                f"{self.service.name}.{slot.name}",
+                required=f"a capacity of 1 to {stored}, as {slot.feature} holds",
+                got=str(slot.capacity),
+            )
+
+    # --- keys -------------------------------------------------------------------------------
+
+    def user_keys(self, user_id: int) -> list[str]:
+        """The store keys of a user's rows, (Vu,)."""
+        return self._user.keys([int(user_id)])
+
+    def item_keys(self, item_ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The store keys of N items' rows, (Vi * N,): all of the first view, then of the next."""
+        return self._item.keys(np.asarray(item_ids, np.int64).tolist())
+
+    def keys(self, user_id: int, item_ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """All keys of a request, for one MGET: `user_keys`, then `item_keys`."""
+        return self.user_keys(user_id) + self.item_keys(item_ids)
+
+    # --- rows → values → tensors ------------------------------------------------------------
+
+    def assemble(
+        self,
+        raw: Sequence[bytes | None],
+        user_id: int,
+        item_ids: Sequence[int] | NDArray[np.int64],
+        now_ms: int,
+        failed: Status | None = None,
+    ) -> Assembled:
+        """What the store answered → value blocks and tensors.
+
+        raw: the values of `keys(user_id, item_ids)`, in that order; not looked at when `failed`
+        (TIMEOUT or STORE_ERROR) says that the read failed as a whole. A row that is not there is
+        the empty state of a streamed view (counts 0, sequences empty) and null for a batch view;
+        a CORRUPT row, or a failed read, is null for both. Raises ValueError for a `raw` of another
+        length.
+        """
+        users, items = np.array([user_id], np.int64), np.asarray(item_ids, np.int64)
+        split = len(self.user_views)
+        expected = split + len(items) * len(self.item_views)
+        if failed is not None:
+            user = self._user.failed(1, failed)
+            item = self._item.failed(len(items), failed)
+        elif len(raw) == expected:
+            user = self._user.block(raw[:split], users, now_ms)
+            item = self._item.block(raw[split:], items, now_ms)
+        else:
+            raise ValueError(f"assemble: needs {expected} values, one a key, got {len(raw)}")
+        return Assembled(
+            user_values=user.values,
+            item_values=item.values,
+            user_status=user.status[0],
+            item_status=item.status,
+            user_fences=user.fences[0],
+            item_fences=item.fences,
+            newest_ms=max(user.newest_ms, item.newest_ms),
+            tensors=self._tensors(user.values, user.null, item.values, item.null),
+        )
+
+    def tensors(self, user_values: Block, item_values: Block) -> Tensors:
+        """Value blocks → tensors: a pure function of the blocks and the plan.
+
+        user_values: (U,) of `user_dtype`. item_values: (N,) of `item_dtype`. A request has one
+        user; training passes many requests' blocks at once, and each row of the result depends on
+        its own record only.
+        """
+        user_null, item_null = null_mask(user_values), null_mask(item_values)
+        return self._tensors(user_values, user_null, item_values, item_null)
+
+    def _tensors(
+        self, user_values: Block, user_null: Mask, item_values: Block, item_null: Mask
+    ) -> Tensors:
+        sequences: dict[str, Ids] = {}
+        lengths: dict[str, Ids] = {}
+        for slot in self.service.sequences:
+            name = value_name(slot.view, slot.feature)
+            there = np.minimum(user_values[name + LENGTH_SUFFIX], slot.capacity)  # (U,) u2
+            behind = np.arange(slot.capacity) >= there[:, None]  # (U, L)
+            values = user_values[name][:, : slot.capacity]  # (U, L)
+            sequences[slot.name] = to_ids(values, behind, slot.transform)  # (U, L) int32
+            lengths[slot.name] = there.astype(np.int32)  # (U,) int32
+        return Tensors(
+            _slot_ids(user_values, user_null, self._user_groups, len(self.service.user_slots)),
+            _slot_ids(item_values, item_null, self._item_groups, len(self.service.item_slots)),
+            sequences,
+            lengths,
+        )
+
+
+def _slot_ids(values: Block, null: Mask, groups: tuple[_SlotGroup, ...], width: int) -> Ids:
+    """The slots of one side. values: (n,) block. null: (n, k). Returns (n, S) int32."""
+    ids = np.zeros((len(values), width), np.int32)  # (n, S) int32
+    for group in groups:
+        columns = np.empty((len(values), len(group.fields)), group.dtype)  # (n, g)
+        for place, field in enumerate(group.fields):
+            columns[:, place] = values[field]
+        ids[:, group.slots] = to_ids(columns, null[:, group.nulls], group.transform)
+    return ids
+
+
+def _grouped(slots: tuple[SlotPlan, ...], dtype: np.dtype[np.void]) -> tuple[_SlotGroup, ...]:
+    """Slots by (transform, value dtype), in the order of their first member."""
+    places = {name: place for place, name in enumerate(value_names(dtype))}
+    members: dict[tuple[TransformPlan, str], list[tuple[str, int]]] = {}
+    for index, slot in enumerate(slots):
+        name = value_name(slot.view, slot.feature)
+        members.setdefault((slot.transform, dtype[name].str), []).append((name, index))
+    return tuple(
+        _SlotGroup(
+            transform,
+            np.dtype(code),
+            tuple(name for name, _ in group),
+            np.array([places[name] for name, _ in group], np.intp),
+            np.array([index for _, index in group], np.intp),
+        )
+        for (transform, code), group in members.items()
+    )

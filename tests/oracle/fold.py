@@ -1,0 +1,94 @@
+"""What a row must hold after a set of actions, computed from the whole set, one value at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.actions import ActionType
+from schemas.layout import layout_of
+from schemas.plan import ViewPlan
+from schemas.row import Rows, empty_rows
+
+#: One action: its ACTION record as a dict, and when its message was sent.
+Sent = tuple[dict[str, Any], int]
+State = dict[str, Any]
+
+LIMITS = {"u8": 2**8 - 1, "u16": 2**16 - 1, "u32": 2**32 - 1}
+
+
+def as_dicts(actions: NDArray[np.void]) -> list[dict[str, Any]]:
+    """ACTION records as dicts of Python numbers."""
+    names = actions.dtype.names or ()
+    return [dict(zip(names, record, strict=True)) for record in actions.tolist()]
+
+
+def in_time(view: ViewPlan, action: dict[str, Any], sent_ms: int) -> bool:
+    time_ms: int = action["time_ms"]
+    return sent_ms - view.skew_ms <= time_ms <= sent_ms + view.future_ms
+
+
+def column_of(action: dict[str, Any], column: str) -> int | None:
+    """A column's value, None where the edge did not know it."""
+    if column == "tag":
+        return int(action["tags"][0]) if action["known"] >> 4 else None
+    bit = {"author": 1, "music": 2, "position": 8}.get(column, 0)
+    return int(action[column]) if not bit or action["known"] & bit else None
+
+
+def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
+    """The state fields of one row after exactly these actions; None when none is folded."""
+    folded = [
+        action
+        for action, sent_ms in sent
+        if action["type"] != ActionType.DELETE_USER and in_time(view, action, sent_ms)
+    ]
+    if not folded:
+        return None
+    newest = max(action["time_ms"] for action in folded)
+    dtypes = {field.name: field.dtype for field in view.fields}
+    state: State = {"newest_ms": newest}
+    for ring in view.accumulators:
+        head = state[ring.head] = newest // ring.hop_ms
+        slots = [0] * ring.tiles
+        for action in _matching(folded, ring.action):
+            tile = action["time_ms"] // ring.hop_ms
+            if tile > head - ring.tiles:
+                amount = 1 if ring.function == "count" else column_of(action, ring.column) or 0
+                slots[tile % ring.tiles] += amount
+        limit = LIMITS.get(dtypes[ring.field])
+        state[ring.field] = [slot if limit is None else min(slot, limit) for slot in slots]
+    for sequence in view.sequences:
+        entries = []
+        for action in _matching(folded, sequence.action):
+            kept = [column_of(action, column) for column in sequence.columns]
+            if None not in kept:
+                entries.append((action["time_ms"], *kept))
+        newest_first = sorted(entries, reverse=True)[: sequence.capacity]
+        for place, field in enumerate((sequence.time_field, *sequence.fields)):
+            state[field] = [entry[place] for entry in newest_first]
+    return state
+
+
+def _matching(actions: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [a for a in actions if name in ("*", ActionType(a["type"]).name.lower())]
+
+
+def rows_of(view: ViewPlan, entity_ids: Sequence[int], states: Sequence[State | None]) -> Rows:
+    """The states as `Rows` with unstored fences, for comparison byte by byte."""
+    rows = empty_rows(layout_of(view), np.array(entity_ids, np.int64))
+    for index, state in enumerate(states):
+        for name, value in (state or {}).items():
+            if name == "newest_ms":
+                rows.newest_ms[index] = value
+            elif isinstance(value, list):
+                rows.values[name][index, : len(value)] = value
+                rows.lengths[name][index] = len(value)
+                rows.present[name][index] = True
+            else:
+                rows.values[name][index] = value
+                rows.present[name][index] = True
+    return rows
