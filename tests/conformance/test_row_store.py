@@ -24,6 +24,9 @@ FENCES = [
     (0, -(2**63)),
 ]
 
+# An async store belongs to one loop, so threads may share the blocking ones only.
+THREADED = pytest.mark.parametrize("kind", ["memory", "redis"], indirect=True)
+
 
 def row(epoch: int, offset: int, front: bytes = b"front of a row") -> bytes:
     """The bytes of a row with that fence; a store looks at nothing else."""
@@ -151,9 +154,8 @@ class TestCompareAndSet:
             store.compare_and_set([good, Write(prefix, fence, value)])
         assert store.read([good.key]) == [None]
 
-    def test_of_many_threads_one_lands(self, store: RowStore, prefix: str, kind: str) -> None:
-        if kind.endswith("async"):
-            pytest.skip("an async store belongs to one loop")
+    @THREADED
+    def test_of_many_threads_one_lands(self, store: RowStore, prefix: str) -> None:
         results: list[bool] = []
 
         def write(number: int) -> None:
@@ -279,11 +281,8 @@ class TestEpochs:
         assert store.epoch_of(prefix, "id-a") == 1
         assert store.epoch_of(f"{prefix}-other", "id-b") == 1
 
-    def test_threads_get_numbers_of_their_own(
-        self, store: RowStore, prefix: str, kind: str
-    ) -> None:
-        if kind.endswith("async"):
-            pytest.skip("an async store belongs to one loop")
+    @THREADED
+    def test_threads_get_numbers_of_their_own(self, store: RowStore, prefix: str) -> None:
         found: list[int] = []
         threads = [
             threading.Thread(target=lambda n=n: found.append(store.epoch_of(prefix, f"id-{n}")))
