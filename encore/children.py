@@ -23,7 +23,8 @@ from schemas.errors import LocalError
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.005
-_LOG_TAIL_BYTES = 2000
+_LOG_TAIL_BYTES = 4096
+_LOG_TAIL_LINES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,12 @@ class ChildSpec:
 class Child:
     """A running or ended child. Use `spawn` to make one."""
 
-    def __init__(self, spec: ChildSpec, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, spec: ChildSpec, process: subprocess.Popen[bytes], log_start_bytes: int
+    ) -> None:
         self.spec = spec
         self._process = process
+        self._log_start_bytes = log_start_bytes
 
     @property
     def name(self) -> str:
@@ -67,12 +71,15 @@ class Child:
         return self.exit_code is None
 
     def log_tail(self) -> str:
-        """The last lines of its log, for an error message; empty when it wrote nothing."""
+        """The last lines that it logged, as one line for an error message; empty for none."""
         try:
-            data = self.spec.log.read_bytes()[-_LOG_TAIL_BYTES:]
+            with self.spec.log.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start_bytes, end - _LOG_TAIL_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        return data.decode(errors="replace").strip()
+        return " | ".join([line.strip() for line in lines if line.strip()][-_LOG_TAIL_LINES:])
 
     def signal(self, number: int) -> None:
         """Send a signal to the child itself; nothing happens when it has ended."""
@@ -143,6 +150,7 @@ def spawn(spec: ChildSpec) -> Child:
     guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *spec.command]
     try:
         with spec.log.open("ab") as log:
+            log_start_bytes = log.tell()
             process = subprocess.Popen(
                 guarded,
                 stdin=subprocess.DEVNULL,
@@ -156,7 +164,7 @@ def spawn(spec: ChildSpec) -> Child:
         raise LocalError(
             f"local.{spec.name}", required="a program that can be run", got=str(error)
         ) from error
-    return Child(spec, process)
+    return Child(spec, process, log_start_bytes)
 
 
 def wait_ready(child: Child, ready: Callable[[], bool], timeout_s: float) -> None:

@@ -150,7 +150,7 @@ def _start(
         try:
             wait_ready(child, lambda chosen=chosen: ready(chosen), START_TIMEOUT_S)  # type: ignore[misc]
         except LocalError:
-            if attempts:
+            if attempts and _accepts(chosen):  # somebody was faster
                 continue
             raise
         except BaseException:

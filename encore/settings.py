@@ -24,6 +24,7 @@ from schemas.errors import SettingsError
 ENV_PREFIX: Final = "ENCORE_"
 CONFIG_VARIABLE: Final = "ENCORE_CONFIG"
 DEFAULT_FILE: Final = Path("encore.toml")
+LOCAL: Final = "local"
 PATH_SETTINGS: Final = ("data_dir", "repo", "spool_dir", "packages_dir")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -37,11 +38,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     # --- where things are
-    bootstrap: str = Field("127.0.0.1:9092", description="Kafka bootstrap server, host:port")
+    bootstrap: str = Field(
+        LOCAL,
+        pattern=r"^(local|[^\s/]+:\d+)$",
+        description="Kafka bootstrap server, host:port, or `local`: the broker of `encore up`",
+    )
     store_url: str = Field(
-        "redis://127.0.0.1:6379/0",
-        pattern=r"^(rediss?|unix)://",
-        description="the row store, redis://[user:password@]host:port/db",
+        LOCAL,
+        pattern=r"^(local$|rediss?://|unix://)",
+        description="the row store, redis://[user:password@]host:port/db, or `local`: the store of"
+        " `encore up`",
     )
     data_dir: Path = Field(Path(".encore"), description="archives, logs, models, spool")
     repo: Path = Field(Path("feature_repo"), description="the feature repo: Feast declarations")

@@ -24,7 +24,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_are_loopback() -> None:
     settings = load_settings()
     assert settings.http_host == "127.0.0.1"
-    assert settings.bootstrap.startswith("127.0.0.1:")
+    assert settings.bootstrap == settings.store_url == "local"
     assert settings.spool == settings.data_dir / "spool"
     assert settings.packages == settings.data_dir / "packages"
 

@@ -1,0 +1,35 @@
+"""`encore up`: the local stack until Ctrl-C."""
+
+from __future__ import annotations
+
+import typer
+
+from encore.context import invocation
+
+_EPILOG = """\b
+Examples:
+  encore up
+  ENCORE_HTTP_PORT=8081 encore up
+"""
+
+
+def up(context: typer.Context) -> None:
+    """Run the local stack until Ctrl-C: broker, store, worker, sink, shipper and ranking service.
+
+    Everything listens on 127.0.0.1. The other commands find it by themselves while it runs. Logs
+    and files lie in data_dir (.encore). The broker keeps its topics in memory and starts empty each
+    time; the store keeps its rows.
+    """
+    from encore.output import say
+    from encore.signals import terminate_as_interrupt
+    from encore.stack import running
+
+    settings = invocation(context).settings
+    with terminate_as_interrupt():
+        try:
+            with running(settings, note=say) as stack:
+                say(f"logs      {settings.runs}/*.log")
+                say("ready; Ctrl-C stops everything")
+                stack.processes.watch()
+        except KeyboardInterrupt:
+            say("stopped")

@@ -1,0 +1,97 @@
+"""How commands find the running local stack: `<data_dir>/run/stack.json`.
+
+`encore up` and `encore demo` write it when everything is ready and remove it when they end. It
+names its writer's process, so what a killed writer left behind is recognised and ignored. A lock
+beside it keeps two stacks off one directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from encore.settings import LOCAL, Settings
+from schemas.errors import LocalError, SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class StackFile:
+    """Where the parts of a running local stack listen. url: empty while nothing serves."""
+
+    bootstrap: str
+    store_url: str
+    url: str
+    pid: int
+    started_s: float
+
+
+def _path(run_dir: Path) -> Path:
+    return run_dir / "stack.json"
+
+
+@contextmanager
+def owned(run_dir: Path) -> Iterator[None]:
+    """Hold `run_dir` for one stack. Raises LocalError when another process holds it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalError(
+                str(run_dir),
+                required="a directory of its own for each local stack",
+                got="one where a stack is running",
+                do="stop it, or set another data_dir",
+            ) from None
+        try:
+            yield
+        finally:
+            _path(run_dir).unlink(missing_ok=True)
+
+
+def announce(run_dir: Path, *, bootstrap: str, store_url: str, url: str = "") -> None:
+    """Write the stack file of this process, by rename."""
+    pid = os.getpid()
+    stack = StackFile(bootstrap, store_url, url, pid, psutil.Process(pid).create_time())
+    scratch = run_dir / "stack.json.new"
+    scratch.write_text(json.dumps(asdict(stack), indent=2) + "\n", encoding="utf-8")
+    scratch.replace(_path(run_dir))
+
+
+def running_stack(run_dir: Path) -> StackFile | None:
+    """The stack that runs in `run_dir`; None when there is none, or its owner is gone."""
+    try:
+        stack = StackFile(**json.loads(_path(run_dir).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    with suppress(psutil.NoSuchProcess):
+        if psutil.Process(stack.pid).create_time() == stack.started_s:
+            return stack
+    return None
+
+
+def resolved(settings: Settings) -> Settings:
+    """The settings with `local` replaced by where the running local stack listens.
+
+    Raises SettingsError when `bootstrap` or `store_url` is `local` and no stack runs.
+    """
+    changes = {}
+    stack = running_stack(settings.runs)
+    for name in ("bootstrap", "store_url"):
+        if getattr(settings, name) == LOCAL:
+            if stack is None:
+                raise SettingsError(
+                    name,
+                    required="a running local stack, or an address",
+                    got=f"{LOCAL!r}, and nothing runs in {settings.runs}",
+                    do=f"start `encore up`, or set {name}",
+                )
+            changes[name] = getattr(stack, name)
+    return settings.model_copy(update=changes)
