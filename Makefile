@@ -23,10 +23,11 @@ $(STAMP):
 	    $$found -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && python=$$found; \
 	done; \
 	test -n "$$python" || { echo "make install: needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
-	test -x $(BIN)/python || $$python -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
-	@rm -f $(VENV)/.installed-*
-	@touch $@
+	test -x $(BIN)/python || $$python -m venv $(VENV); \
+	echo "installing into $(VENV) …"
+	@PYTHONWARNINGS="ignore:Editable installation" \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@rm -f $(VENV)/.installed-* && touch $@
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -58,7 +57,7 @@ def diagnose(settings: Settings) -> Iterator[Check]:
 def python() -> Check:
     """The interpreter is of the one version that encore is tested with."""
     found = platform.python_version()
-    if sys.version_info[:2] == (3, 11):
+    if platform.python_version_tuple()[:2] == ("3", "11"):
         return Check("python", "ok", found)
     return Check("python", "fail", found, "run encore with Python 3.11: make install")
 
@@ -249,7 +248,7 @@ def _runs(name: str, locate: Callable[[], Path], arguments: list[str], wanted: s
     first = said[0] if said else "says nothing"
     if ended.returncode != 0 or wanted not in first:
         return Check(name, "fail", f"exit code {ended.returncode}: {first}", do)
-    return Check(name, "ok", first)
+    return Check(name, "ok", first if wanted or "v=" in first else f"{binary.name} runs")
 
 
 def _connects(host: str, port: int) -> bool:

@@ -9,7 +9,7 @@ import typer
 
 from encore.context import JsonOption, invocation
 
-_FEATURES_EPILOG = """\b
+FEATURES_EPILOG = """\b
 Examples:
   encore features user_id=42
   encore features user_id=42 video_id=7 --json

@@ -6,7 +6,7 @@ import typer
 
 from encore.context import invocation
 
-_EPILOG = """\b
+UP_EPILOG = """\b
 Examples:
   encore up
   ENCORE_HTTP_PORT=8081 encore up

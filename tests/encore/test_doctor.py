@@ -1,0 +1,108 @@
+"""What each check finds, on a sound installation and on a broken one."""
+
+from __future__ import annotations
+
+import socket
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from encore import doctor
+from encore.settings import Settings
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
+from schemas.plan import Plan, dump_plan
+from store.redis_store import RedisRowStore
+
+
+def states(checks: object) -> dict[str, str]:
+    return {check.name: check.state for check in checks}  # type: ignore[attr-defined]
+
+
+def test_this_installation_is_sound() -> None:
+    assert doctor.python().state == "ok"
+    assert set(states(doctor.binaries()).values()) == {"ok"}
+    found = doctor.packages(doctor.PROJECT / "constraints.txt")
+    assert found.state == "ok", found
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("# comment\nnumpy==0.1\nno-such-package==3\n")
+    check = doctor.packages(constraints)
+    assert check.state == "fail"
+    assert f"numpy {version('numpy')} (pinned 0.1)" in check.found
+    assert "no-such-package" not in check.found
+
+
+def test_no_constraints_is_no_failure(tmp_path: Path) -> None:
+    assert doctor.packages(tmp_path / "constraints.txt").state == "skip"
+
+
+def test_nothing_configured_is_skipped(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert states(doctor.broker(settings)) == {"broker": "skip"}
+    assert states(doctor.store(settings)) == {"store": "skip"}
+
+
+def test_configured_and_absent_fails(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, bootstrap="127.0.0.1:9", store_url="redis://u:secret@127.0.0.1:9/0"
+    )
+    checks = [*doctor.broker(settings), *doctor.store(settings)]
+    assert states(checks) == {"broker": "fail", "store": "fail"}
+    assert "secret" not in str(checks)
+
+
+def test_a_taken_port_fails(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        assert doctor.http_port(Settings(http_port=port)).state == "ok", "bound, but not listening"
+        other.listen()
+        check = doctor.http_port(Settings(http_port=port))
+    assert (check.state, check.found) == ("fail", f"127.0.0.1:{port} is taken by something else")
+
+
+def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.disk(tmp_path / "not" / "there").found.endswith(f"free at {tmp_path}")
+    monkeypatch.setattr(doctor, "NO_DISK_BYTES", 1 << 62)
+    assert doctor.disk(tmp_path).state == "fail"
+
+
+def test_store_and_plan(valkey: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, repo=tmp_path, store_url=valkey)
+    with RedisRowStore(valkey) as rows:
+        before = rows.get_text(PLAN_KEY), rows.get_text(PLAN_VERSION_KEY)
+        try:
+            first, second = Plan(1, 0, (), ()), Plan(2, 1, (), ())
+            rows.put_text(PLAN_KEY, dump_plan(first))
+            assert states(doctor.store(settings))["plan"] == "warn", "no lock file"
+            (tmp_path / "plan.lock.json").write_text(dump_plan(first))
+            assert set(states(doctor.store(settings)).values()) == {"ok"}
+            (tmp_path / "plan.lock.json").write_text(dump_plan(second))
+            assert states(doctor.store(settings))["plan"] == "fail"
+            rows.put_text(PLAN_KEY, "{}")
+            assert states(doctor.store(settings))["plan"] == "fail"
+        finally:
+            for key, text in zip((PLAN_KEY, PLAN_VERSION_KEY), before, strict=True):
+                if text is not None:
+                    rows.put_text(key, text)
+
+
+def test_no_plan_is_published(tmp_path: Path) -> None:
+    assert doctor.plan(lambda key: None, tmp_path).state == "fail"
+
+
+def test_a_store_that_evicts_fails(tmp_path: Path) -> None:
+    from encore.local import start_store
+    from tests.encore.test_local import ask
+
+    server = start_store(tmp_path)
+    try:
+        ask(server.port, "CONFIG SET maxmemory-policy allkeys-lru", "CONFIG SET appendonly no")
+        url = f"redis://{server.address}/0"
+        found = states(doctor.store(Settings(data_dir=tmp_path, repo=tmp_path, store_url=url)))
+    finally:
+        server.child.kill()
+    assert found == {"store": "ok", "store eviction": "fail", "store log": "fail", "plan": "fail"}
