@@ -1,0 +1,147 @@
+"""The cascade: coarse over all candidates, fine over the best, a page of the best of those.
+
+Pure: equal tensors, models and settings give an equal result. Ties go to the caller's order.
+
+Symbols: N candidates, M most candidates of the fine stage, K page size, T tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aggregation.tensors import Tensors
+from predictor.networks import Inputs
+from predictor.package import Model
+from predictor.spec import InputSpec
+from schemas.ranklog import Degraded
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeConfig:
+    """fine_limit: M. draw_share, draw_count: in this share of the requests, so many uniformly
+    drawn coarse rejects get a fine score too and never a place on the page."""
+
+    fine_limit: int = 1000
+    draw_share: float = 0.0
+    draw_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What the cascade made of N candidates.
+
+    fine: (Nf,) i64 places in the caller's order, ascending: the candidates of the fine stage, in
+        the order in which they were scored. page: (K,) i64 places in `fine`, best first.
+    coarse: (N,) f32, NaN without a coarse model. tasks: (Nf, T) f32 probabilities.
+    final, draw_probability: (Nf,) f32. degraded: flags.
+    """
+
+    fine: I64
+    coarse: F32
+    tasks: F32
+    final: F32
+    draw_probability: F32
+    page: I64
+    degraded: Degraded
+
+    def but(self, more: Degraded) -> Ranking:
+        """The same with more flags."""
+        return replace(self, degraded=self.degraded | more) if more else self
+
+
+def inputs_of(tensors: Tensors, spec: InputSpec, rows: I64 | None = None) -> Inputs:
+    """One request's tensors as a network's inputs; `rows` chooses candidates."""
+    items = tensors.item_slots if rows is None else tensors.item_slots[rows]  # (N, Si) i32
+    return Inputs(
+        torch.from_numpy(tensors.user_slots),
+        torch.from_numpy(items),
+        tuple(torch.from_numpy(tensors.sequences[each.name]) for each in spec.sequences),
+        tuple(torch.from_numpy(tensors.lengths[each.name]) for each in spec.sequences),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """The models of one generation under one configuration."""
+
+    coarse: Model | None
+    fine: Model | None
+    config: CascadeConfig
+
+    def rank(self, tensors: Tensors, page_size: int, seed: int) -> Ranking:
+        """Rank the candidates of one request. seed: of the draw of rejects, the request id."""
+        n, degraded = len(tensors.item_slots), Degraded(0)
+        if self.fine is None:
+            degraded |= Degraded.NO_FINE_MODEL if self.coarse else Degraded.NO_MODEL
+        elif self.coarse is None:
+            degraded |= Degraded.NO_COARSE_MODEL
+        coarse = np.full(n, np.nan, np.float32)  # (N,)
+        if self.coarse is not None:
+            coarse = self.coarse.logits(inputs_of(tensors, self.coarse.network.spec.inputs))
+        ranked = self._best(coarse)  # (M,)
+        drawn, chance = self._draw(n, ranked, seed)
+        fine = np.sort(np.concatenate([ranked, drawn]))  # (Nf,)
+        is_drawn = np.isin(fine, drawn)  # (Nf,)
+        tasks = np.zeros((len(fine), 0), np.float32)  # (Nf, T)
+        final = coarse[fine]  # (Nf,)
+        if self.fine is not None:
+            logits = self.fine.logits(inputs_of(tensors, self.fine.network.spec.inputs, fine))
+            tasks = sigmoid(logits)
+            final = tasks @ self.fine.weights
+        order = _order(final)
+        page = order[~is_drawn[order]][:page_size]  # (K,)
+        probability = np.where(is_drawn, np.float32(chance), np.float32(1))  # (Nf,)
+        return Ranking(fine, coarse, tasks, final, probability, page, degraded)
+
+    def _best(self, coarse: F32) -> I64:
+        """Places of the candidates for the fine stage, at most M."""
+        if len(coarse) <= self.config.fine_limit:
+            return np.arange(len(coarse))
+        return _order(coarse)[: self.config.fine_limit]
+
+    def _draw(self, n: int, ranked: I64, seed: int) -> tuple[I64, float]:
+        """Places of the drawn rejects, and the chance that each reject had over all requests."""
+        nobody, count = np.empty(0, np.int64), self.config.draw_count
+        if self.fine is None or not count or len(ranked) == n:
+            return nobody, 1.0
+        generator = np.random.Generator(np.random.PCG64(seed))
+        if generator.random() >= self.config.draw_share:
+            return nobody, 1.0
+        rejects = np.setdiff1d(np.arange(n), ranked, assume_unique=True)
+        count = min(count, len(rejects))
+        drawn = generator.choice(rejects, count, replace=False, shuffle=False)
+        return drawn, self.config.draw_share * count / len(rejects)
+
+
+def callers_order(n: int, page_size: int, fine_limit: int, degraded: Degraded) -> Ranking:
+    """The answer without any score: the first candidates in the order they came."""
+    fine = np.arange(min(n, fine_limit))
+    nan = np.full(n, np.nan, np.float32)
+    return Ranking(
+        fine=fine,
+        coarse=nan,
+        tasks=np.zeros((len(fine), 0), np.float32),
+        final=nan[fine],
+        draw_probability=np.ones(len(fine), np.float32),
+        page=fine[:page_size],
+        degraded=degraded,
+    )
+
+
+def sigmoid(logits: F32) -> F32:
+    """Probabilities; the same function for serving and for rebuilding from the log."""
+    with torch.inference_mode():
+        out: F32 = torch.from_numpy(logits).sigmoid().numpy()
+    return out
+
+
+def _order(scores: F32) -> I64:
+    """Places by descending score; ties and NaN (last) in the caller's order."""
+    return np.argsort(-scores, kind="stable")  # NaN sorts last

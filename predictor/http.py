@@ -1,0 +1,191 @@
+"""The ranking service over HTTP: Open Inference Protocol v2, JSON.
+
+    GET  /v2, /v2/health/live, /v2/health/ready      the server
+    GET  /v2/models/{name}[/ready]                   `rank` and `aggregate`: what they take and give
+    POST /v2/models/{name}/infer                     serve one request
+    GET  /metrics                                    Prometheus
+
+Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
+`error` (one line for people) and its parts. 400 the request is wrong, 404 no such route or model,
+405 wrong method, 413 body too large, 503 overloaded or stopping, 500 a defect of the service.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import pydantic_core
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from predictor.limits import Limits
+from predictor.metrics import Metrics
+from predictor.models import ServedModel, metadata, serve, served_model
+from predictor.protocol import encode_error, parse_infer
+from predictor.rank import Ranker
+from predictor.watcher import Watcher
+from schemas.errors import EncoreError, RequestError
+
+log: Final = logging.getLogger(__name__)
+SERVER_NAME: Final = "encore"
+
+
+@dataclass(slots=True)
+class Service:
+    """What the routes work on. `ready` is False before the first plan and while draining."""
+
+    ranker: Ranker
+    watcher: Watcher
+    metrics: Metrics
+    version: str
+    limits: Limits = field(default_factory=Limits)
+    page_size: int = 20
+    timeout_ms: float = 500.0
+    allow_now_ms: bool = False
+    ready: bool = True
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application over a running service."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False
+    app.state.service = service
+    app.get("/v2")(server_metadata)
+    app.get("/v2/health/live")(live)
+    app.get("/v2/health/ready")(ready)
+    app.get("/v2/models/{name}")(model_metadata)
+    app.get("/v2/models/{name}/ready")(model_ready)
+    app.post("/v2/models/{name}/infer")(infer)
+    app.get("/metrics")(metrics)
+    app.exception_handler(EncoreError)(_on_encore_error)
+    app.exception_handler(HTTPException)(_on_http_error)
+    app.exception_handler(Exception)(_on_defect)
+    return app
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _json(data: object, status: int = 200) -> Response:
+    return Response(pydantic_core.to_json(data), status, media_type="application/json")
+
+
+# --- routes ---------------------------------------------------------------------------------
+
+
+async def server_metadata(request: Request) -> Response:
+    """Name, version and protocol extensions of the server."""
+    version = _service(request).version
+    return _json({"name": SERVER_NAME, "version": version, "extensions": []})
+
+
+async def live(request: Request) -> Response:
+    """The process answers."""
+    return _json({"live": True})
+
+
+async def ready(request: Request) -> Response:
+    """A plan is served and the server is not draining; 503 otherwise."""
+    is_ready = _service(request).ready
+    return _json({"ready": is_ready}, 200 if is_ready else 503)
+
+
+async def model_metadata(request: Request, name: str) -> Response:
+    """Inputs and outputs of a model, and what it is served with."""
+    service, model = _service(request), served_model(name)
+    return _json(metadata(model, service.ranker.generations.current, service.watcher.refusals))
+
+
+async def model_ready(request: Request, name: str) -> Response:
+    """Readiness of a model: it serves, possibly degraded, whenever the server is ready."""
+    is_ready = _service(request).ready
+    return _json({"name": served_model(name).name, "ready": is_ready}, 200 if is_ready else 503)
+
+
+async def infer(request: Request, name: str) -> Response:
+    """Serve one request."""
+    service, model = _service(request), served_model(name)
+    try:
+        body = await _body(request, service.limits.body_bytes)
+        started = time.perf_counter()
+        reply = await _infer(service, model, body)
+        service.metrics.seconds.labels(name).observe(time.perf_counter() - started)
+    except RequestError as error:
+        service.metrics.requests.labels(name, str(error.status)).inc()
+        raise
+    service.metrics.requests.labels(name, "200").inc()
+    return Response(reply, media_type="application/json")
+
+
+async def metrics(request: Request) -> Response:
+    """The service's counts."""
+    return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _infer(service: Service, model: ServedModel, body: bytes) -> bytes:
+    received_ms = time.time_ns() // 1_000_000
+    parsed = parse_infer(body, service.limits)
+    reply, degraded = await serve(model, service.ranker, parsed, service, received_ms)
+    service.metrics.count_degraded(degraded)
+    return reply
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body, refused as soon as it is known to be too large."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_large(most, f"{declared} bytes")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise _too_large(most, "more")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(most: int, got: str) -> RequestError:
+    do = "send fewer candidates"
+    return RequestError("body", required=f"at most {most} bytes", got=got, do=do, status=413)
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def _error(error: EncoreError, status: int) -> Response:
+    headers = {"retry-after": "1"} if status == 503 else {}
+    if status == 413:
+        headers["connection"] = "close"  # the rest of the body is not read
+    parts = {"error": str(error), **error.parts()}
+    return Response(encode_error(parts), status, headers, "application/json")
+
+
+async def _on_encore_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestError):
+        return _error(error, error.status)
+    log.error("%s: %s", request.url.path, error)
+    return _error(_defect(), 500)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    required = {404: "a known route", 405: "another method"}.get(error.status_code, "a request")
+    got = f"{request.method} {request.url.path}"[:200]
+    refused = RequestError("route", required=required, got=got, do="see docs/http.md")
+    response = _error(refused, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    return _error(_defect(), 500)  # the server logs the traceback
+
+
+def _defect() -> EncoreError:
+    return EncoreError("server", required="to serve this request", got="a defect of the server")

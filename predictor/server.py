@@ -1,0 +1,185 @@
+"""The serving process: one event loop, one inference thread, one spool thread.
+
+`run_server` blocks until SIGTERM or SIGINT, then drains: it says that it is not ready, takes no new
+connection, answers what is in flight, and writes the rank log to disk before it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+import uvicorn
+import uvloop
+
+from predictor.cascade import CascadeConfig
+from predictor.generation import Generations
+from predictor.http import Service, create_app
+from predictor.limits import Limits
+from predictor.metrics import Metrics
+from predictor.rank import RankConfig, Ranker
+from predictor.record import LogEntry, encode_entry
+from predictor.spool import SpoolConfig, SpoolWriter
+from predictor.watcher import WatchConfig, Watcher, read_plan
+from schemas.errors import LocalError, PlanError, StoreError
+from schemas.plan import Plan
+from store.base import AsyncRowStore
+from store.redis_store import AsyncRedisRowStore
+from store.wire import StoreConfig
+
+log: Final = logging.getLogger(__name__)
+#: A thread that waits for the interpreter lock asks for it after this long: with Python's 5 ms the
+#: inference thread would wait that long for each of its steps beside a busy event loop.
+SWITCH_INTERVAL_S: Final = 0.0005
+DRAIN_S: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Everything a serving process is told.
+
+    port: 0 takes a free one (logged). packages: None serves no models. spool: None logs nothing.
+    timeout_ms: a request's time unless it says otherwise. allow_now_ms: take a request's clock
+    (replays only). plan_wait_s: how long to wait at the start for a published plan.
+    """
+
+    store: StoreConfig
+    service: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    packages: Path | None = None
+    spool: SpoolConfig | None = None
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    limits: Limits = field(default_factory=Limits)
+    page_size: int = 20
+    timeout_ms: float = 500.0
+    allow_now_ms: bool = False
+    poll_s: float = 0.5
+    plan_wait_s: float = 10.0
+    version: str = "0.1.0"
+
+
+def run_server(config: ServeConfig) -> None:
+    """Serve until told to stop. Blocks the main thread.
+
+    Raises LocalError where the address or the spool is taken, PlanError where no plan with the
+    service is published in time, StoreError where the store does not answer at the start.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    torch.set_num_threads(1)
+    listener = _listen(config)
+    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(config, listener))
+
+
+async def _run(config: ServeConfig, listener: socket.socket) -> None:
+    async with serving(config) as service:
+        server = _Server(
+            uvicorn.Config(
+                create_app(service),
+                http="httptools",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+        )
+
+        def stop() -> None:
+            service.ready = False
+            server.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
+        await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling, which ends the process before the spool is closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the handlers alone."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(config: ServeConfig) -> AsyncIterator[Service]:
+    """A service that works inside the block; the rank log is on disk behind it. Raises as
+    `run_server` does."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = AsyncRedisRowStore(config.store)
+        stack.push_async_callback(store.close)
+        generations = Generations(await _first_plan(store, config.plan_wait_s), config.service)
+        spool: SpoolWriter[LogEntry] | None = None
+        if config.spool is not None:
+            spool = SpoolWriter(config.spool, encode_entry)
+            stack.push_async_callback(asyncio.to_thread, spool.close)
+        rank_config = RankConfig(config.cascade, config.limits.in_flight)
+        ranker = Ranker(store, generations, spool, rank_config)
+        stack.callback(ranker.close)
+        watcher = Watcher(generations, store, WatchConfig(config.packages, config.poll_s))
+        await watcher.look()  # models that are there before the first request serve it
+        task = asyncio.create_task(watcher.run(), name="watcher")
+        stack.push_async_callback(_cancelled, task)
+        service = Service(
+            ranker=ranker,
+            watcher=watcher,
+            metrics=Metrics(ranker, watcher),
+            version=config.version,
+            limits=config.limits,
+            page_size=config.page_size,
+            timeout_ms=config.timeout_ms,
+            allow_now_ms=config.allow_now_ms,
+        )
+        try:
+            yield service
+        finally:
+            service.ready = False
+
+
+async def _first_plan(store: AsyncRowStore, wait_s: float) -> Plan:
+    """The published plan, waited for while there is none."""
+    deadline = asyncio.get_running_loop().time() + wait_s
+    while True:
+        try:
+            return await read_plan(store)
+        except (PlanError, StoreError):
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+        await asyncio.sleep(0.1)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise LocalError(
+            f"http {config.host}:{config.port}",
+            required="an address nobody listens on",
+            got=error.strerror or type(error).__name__,
+            do="choose another http_port, or stop the server that has it",
+        ) from None
+    return listener

@@ -1,0 +1,138 @@
+"""Follows what is published: plans in the store, model packages in their directory.
+
+One task of the event loop polls both. A new package is checked in a child process, loaded and
+warmed in a thread, and joins by one pointer swap; one that is refused is reported, remembered until
+its pointer names another, and whatever served before goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from predictor.card import Expected
+from predictor.generation import Generations, warm
+from predictor.package import Model, current_version, load_package
+from predictor.spec import KINDS, Kind
+from predictor.verify import verify_in_process
+from schemas.errors import EncoreError, PackageError, PlanError
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
+from schemas.plan import Plan, load_plan
+from store.base import AsyncRowStore
+
+log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchConfig:
+    """packages: the directory, None serves no models. poll_s: pause between looks.
+    verify_timeout_s: bound of one package's check."""
+
+    packages: Path | None
+    poll_s: float = 0.5
+    verify_timeout_s: float = 60.0
+
+
+class Watcher:
+    """Keeps `generations` at what is published. Used by one event loop."""
+
+    def __init__(self, generations: Generations, store: AsyncRowStore, config: WatchConfig) -> None:
+        self.generations = generations
+        self.refusals: dict[str, str] = {}  # kind or "plan" -> why the newest is not served
+        self.refused = 0
+        self.swaps = 0
+        self._store = store
+        self._config = config
+        self._seen: dict[Kind, tuple[str, str]] = {}  # kind -> (fingerprint, version) looked at
+        self._seen_plan = generations.current.plan.version
+
+    async def run(self) -> None:
+        """Poll until cancelled. A fault of one look is logged and the next look comes."""
+        while True:
+            await asyncio.sleep(self._config.poll_s)
+            try:
+                await self.look()
+            except EncoreError as error:
+                log.warning("watcher: %s", error)
+            except Exception:
+                log.exception("watcher: this look failed")
+
+    async def look(self) -> None:
+        """One look at the plan, then at the packages. Raises StoreError."""
+        await self._look_at_plan()
+        if self._config.packages is not None:
+            await self._look_at_packages(self._config.packages)
+
+    async def _look_at_plan(self) -> None:
+        version = await self._store.get_text(PLAN_VERSION_KEY)
+        if version is None or version == str(self._seen_plan):
+            return
+        try:
+            plan = await read_plan(self._store)
+            generation = await asyncio.to_thread(self.generations.use_plan, plan)
+        except PlanError as error:
+            self._refuse("plan", error)
+            self._seen_plan = int(version) if version.isdigit() else -1
+            return
+        self._accept("plan")
+        self._seen_plan = plan.version
+        log.info("plan %d serves as generation %d", plan.version, generation.number)
+
+    async def _look_at_packages(self, root: Path) -> None:
+        """Load what is new of every kind, then swap all of it at once."""
+        fresh: dict[Kind, Model | None] = {}
+        generation = self.generations.current
+        for kind in KINDS:
+            try:
+                version = current_version(root, kind)
+            except PackageError as error:
+                self._refuse(kind, error, once=True)
+                continue
+            look = (generation.service.fingerprint, version or "")
+            if self._seen.get(kind) == look:
+                continue
+            self._seen[kind] = look
+            serving = generation.model(kind)
+            if version is None or (serving is not None and serving.name == version):
+                continue
+            try:
+                expected = generation.expected(kind)
+                fresh[kind] = await self._load(root / kind / version, expected)
+            except PackageError as error:
+                self._refuse(kind, error)
+                continue
+            self._accept(kind)
+        if fresh:
+            swapped = self.generations.use_models(fresh)
+            log.info("generation %d: %s", swapped.number, swapped.versions())
+
+    async def _load(self, path: Path, expected: Expected) -> Model:
+        await verify_in_process(path, expected, self._config.verify_timeout_s)
+        model = await asyncio.to_thread(load_package, path, expected)
+        await asyncio.to_thread(warm, model)
+        return model
+
+    def _refuse(self, what: str, error: EncoreError, *, once: bool = False) -> None:
+        """Report a refusal; with `once`, only if it is another than the last."""
+        if once and self.refusals.get(what) == str(error):
+            return
+        self.refused += 1
+        self.refusals[what] = str(error)
+        log.error("refused, and what served before goes on: %s", error)
+
+    def _accept(self, what: str) -> None:
+        self.swaps += 1
+        self.refusals.pop(what, None)
+
+
+async def read_plan(store: AsyncRowStore) -> Plan:
+    """The published plan. Raises PlanError when there is none, or for a damaged one; StoreError."""
+    text = await store.get_text(PLAN_KEY)
+    if text is None:
+        raise PlanError(
+            f"store.{PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
+        )
+    return load_plan(text, f"store.{PLAN_KEY}")
