@@ -1,0 +1,54 @@
+"""`python -m bench` lists the benchmarks, `python -m bench NAME [--quick] [--json FILE]` runs one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.report import Benchmark, Options, Report, as_json
+from schemas.errors import EncoreError
+
+BENCHMARKS: Final = (
+    Benchmark("format", "the same values at rest: bytes, encoding, decoding", "bench.format"),
+    Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, 1 when the benchmark could not run, 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Benchmarks of encore beside its peers."
+    )
+    names = [benchmark.name for benchmark in BENCHMARKS]
+    parser.add_argument("name", nargs="?", choices=names, help="which; without it: the list")
+    parser.add_argument("--quick", action="store_true", help="end within 45 s on two cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
+    given = parser.parse_args(arguments)
+    if given.name is None:
+        rows = [(benchmark.name, benchmark.summary) for benchmark in BENCHMARKS]
+        width = max(len(name) for name in names)
+        print("\n".join(f"{name.ljust(width)}  {summary}" for name, summary in rows))
+        return 0
+    chosen = next(benchmark for benchmark in BENCHMARKS if benchmark.name == given.name)
+    run: Callable[[Options], Report] = importlib.import_module(chosen.module).run
+    try:
+        report = run(Options(given.quick, lambda text: print(text, file=sys.stderr, flush=True)))
+    except EncoreError as error:
+        print(f"{chosen.name}: {error}", file=sys.stderr)
+        return 1
+    line = {"bench": chosen.name, "quick": given.quick, "cores": os.cpu_count(), **report.line}
+    text = as_json(line)
+    print("\n".join(report.lines))
+    print(text)
+    if given.json is not None:
+        given.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
