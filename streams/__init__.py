@@ -1,0 +1,1 @@
+"""Streams: actions into rows, topics into archives, the spool into its topic, and replays."""

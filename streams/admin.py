@@ -1,0 +1,123 @@
+"""Topics: create them, and ask the broker for their ids and partition counts.
+
+A topic id is given by the broker and is new when a log was lost or created again under its name.
+It is the only sign of that: a consumer would silently read the new log at an old offset.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from schemas.errors import StreamError
+from streams.clients import KafkaAdminClient, KafkaError
+
+REQUEST_TIMEOUT_MS: Final = 10_000
+NO_ERROR: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What the broker says of a topic. topic_id: a UUID as text."""
+
+    name: str
+    topic_id: str
+    partitions: int
+
+
+class Admin:
+    """One admin connection. Not to be shared among threads."""
+
+    def __init__(self, bootstrap: str, timeout_ms: int = REQUEST_TIMEOUT_MS) -> None:
+        self.bootstrap = bootstrap
+        try:
+            self._client: Any = KafkaAdminClient(
+                bootstrap_servers=bootstrap,
+                request_timeout_ms=timeout_ms,
+                bootstrap_timeout_ms=timeout_ms,
+            )
+        except (KafkaError, OSError) as error:
+            raise _unreachable(bootstrap, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def describe(self, topic: str) -> TopicFacts | None:
+        """The topic's facts, None where there is no such topic. Raises StreamError."""
+        try:
+            answers: list[dict[str, Any]] = self._client.describe_topics([topic])
+        except (KafkaError, OSError) as error:
+            raise _unreachable(self.bootstrap, error) from error
+        for answer in answers:
+            if answer["name"] == topic and answer["error_code"] == NO_ERROR:
+                return TopicFacts(topic, str(answer["topic_id"]), len(answer["partitions"]))
+        return None
+
+    def ensure_topics(self, topics: Mapping[str, int]) -> dict[str, TopicFacts]:
+        """Create the topics that are missing and give the facts of all.
+
+        topics: name → partition count. Raises StreamError where a topic has another count: the
+        count of a topic never changes, since each row's fence is an offset of one partition.
+        """
+        found: dict[str, TopicFacts] = {}
+        for name, partitions in topics.items():
+            facts = self.describe(name) or self._create(name, partitions)
+            if facts.partitions != partitions:
+                raise StreamError(
+                    f"topic {name}",
+                    required=f"{partitions} partitions",
+                    got=str(facts.partitions),
+                    do="a topic's count never changes: set it back, or use a new topic",
+                )
+            found[name] = facts
+        return found
+
+    def _create(self, name: str, partitions: int) -> TopicFacts:
+        options = {"num_partitions": partitions, "replication_factor": 1}
+        try:
+            # Another process may create it at the same moment: what counts is that it is there.
+            self._client.create_topics({name: options}, raise_errors=False)
+        except (KafkaError, OSError) as error:
+            raise _unreachable(self.bootstrap, error) from error
+        deadline = time.monotonic() + REQUEST_TIMEOUT_MS / 1000
+        while time.monotonic() < deadline:
+            facts = self.describe(name)
+            if facts is not None and facts.partitions:
+                return facts
+            time.sleep(0.02)
+        raise StreamError(
+            f"topic {name}",
+            required=f"to be there within {REQUEST_TIMEOUT_MS} ms of its creation",
+            got="no such topic",
+            do="look at the broker's log",
+        )
+
+
+def ensure_topics(bootstrap: str, topics: Mapping[str, int]) -> dict[str, TopicFacts]:
+    """`Admin.ensure_topics` over a connection of its own."""
+    with Admin(bootstrap) as admin:
+        return admin.ensure_topics(topics)
+
+
+def _unreachable(bootstrap: str, error: Exception) -> StreamError:
+    return StreamError(
+        f"broker {bootstrap}",
+        required="an answer",
+        got=f"{type(error).__name__}: {error}",
+        do="check that the broker runs and the bootstrap setting names it",
+    )

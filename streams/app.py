@@ -1,0 +1,245 @@
+"""One Faust application: topics in, lists of records to a handler, an exit code out.
+
+The process ends, with a reason in the log, for anything that its handler does not settle itself:
+restarted, it goes on from what is stored. SIGTERM and SIGINT drain: nothing more is fetched, what
+was handed over is finished, the handler flushes, positions are committed, the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import faust
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
+from yarl import URL
+
+from schemas.errors import EncoreError, StreamError
+from streams.config import StreamConfig
+from streams.transport import ListTransport, Marks
+
+log = logging.getLogger("encore.streams")
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+DRAIN_S: Final = 20.0
+STOP_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Records of one partition in offset order, at least one."""
+
+    tp: TP
+    records: tuple[ConsumerRecord, ...]
+
+    @property
+    def next_offset(self) -> int:
+        """The offset after the last record."""
+        return int(self.records[-1].offset) + 1
+
+
+class Sender(Protocol):
+    """Sends one record and returns once the broker has confirmed it."""
+
+    async def __call__(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: dict[str, bytes]
+    ) -> None:
+        """Raises StreamError where the broker does not confirm."""
+        ...
+
+
+class Handler(Protocol):
+    """What a stream process does with its records. One task calls it; never two calls at once."""
+
+    async def open(self, send: Sender, marks: Marks) -> None:
+        """Before anything is read."""
+        ...
+
+    async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
+        """Where to read each newly assigned partition from; one left out: its commit."""
+        ...
+
+    async def handle(self, lists: list[Fetched]) -> None:
+        """Take the records; advance the marks once they are stored (now, or in a later call).
+
+        What it raises ends the process.
+        """
+        ...
+
+    async def idle(self) -> None:
+        """Called when nothing came for `idle_s`."""
+        ...
+
+    async def close(self) -> None:
+        """The last call of a drain: store what is held back."""
+        ...
+
+
+def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Handler) -> int:
+    """Run until SIGTERM or SIGINT (exit code 0) or a failure (1). Blocking."""
+    return asyncio.run(StreamApp(config, group, tuple(topics), handler).run())
+
+
+class StreamApp:
+    """The life of one stream process."""
+
+    idle_s: float = 0.2
+
+    def __init__(
+        self, config: StreamConfig, group: str, topics: tuple[str, ...], handler: Handler
+    ) -> None:
+        self._config = config
+        self._handler = handler
+        self._topics = topics
+        self._group = group
+        self._marks = Marks()
+        self._inbox: asyncio.Queue[Fetched] = asyncio.Queue(config.inbox_lists)
+        self._stop = asyncio.Event()
+        self._failure: asyncio.Future[None]
+
+    async def run(self) -> int:
+        """Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        self._failure = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        app = self._faust_app()
+        try:
+            await self._handler.open(self._sender(app), self._marks)
+            await app.start()
+            log.info("%s: reading %s", self._group, ", ".join(self._topics))
+            await self._work(app)
+            await self._drain()
+        except EncoreError as error:
+            log.error("%s: ended: %s", self._group, error, extra={"error": error.parts()})
+            return EXIT_FAILED
+        except Exception:
+            log.exception("%s: ended by an unforeseen error", self._group)
+            return EXIT_FAILED
+        finally:
+            await self._shut(app)
+        return EXIT_OK
+
+    # --- Faust ------------------------------------------------------------------------------
+
+    def _faust_app(self) -> Any:
+        config = self._config
+        broker = URL(f"kafka://{config.bootstrap}")
+        app = faust.App(
+            self._group,
+            broker=broker,
+            autodiscover=False,
+            web_enabled=False,  # it binds every interface
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            broker_session_timeout=config.session_timeout_s,
+            broker_heartbeat_interval=config.session_timeout_s / 3,
+            broker_commit_interval=config.commit_interval_s,
+            broker_max_poll_records=5_000,
+            consumer_auto_offset_reset="earliest",
+            producer_acks=-1,
+            producer_linger=0.0,
+            stream_wait_empty=True,  # a rebalance commits before it gives partitions away
+        )
+        transport = ListTransport([broker], app)
+        transport.configure(config.fetch_wait_ms, self._marks, self._handler.start_at)
+        app.transport = transport
+        # acks=False: Faust keeps no books of acks, the marks decide (see streams/transport.py).
+        channel = app.topic(
+            *self._topics,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            acks=False,
+        )
+        app.agent(channel, concurrency=1, name=f"{self._group}.agent")(self._agent)
+        app.finalize()
+        return app
+
+    async def _agent(self, stream: Any) -> None:
+        """Faust's part: put each fetched list into the inbox, which holds back when it is full.
+
+        Faust would start a failed agent again behind the list it failed on; here it ends the
+        process. Cancellation is how a rebalance stops an agent.
+        """
+        try:
+            async for event in stream.noack().events():
+                await self._inbox.put(Fetched(event.message.tp, event.message.value))
+        except Exception as error:
+            if not self._failure.done():
+                self._failure.set_exception(
+                    StreamError(f"group {self._group}", required="a running agent", got=repr(error))
+                )
+            raise
+
+    @staticmethod
+    def _sender(app: Any) -> Sender:
+        async def send(
+            topic: str, key: bytes | None, value: bytes | None, headers: dict[str, bytes]
+        ) -> None:
+            try:
+                await app.producer.send_and_wait(topic, key, value, None, None, headers)
+            except Exception as error:
+                raise StreamError(
+                    f"topic {topic}", required="a confirmed record", got=repr(error)
+                ) from error
+
+        return send
+
+    # --- work -------------------------------------------------------------------------------
+
+    async def _work(self, app: Any) -> None:
+        """Hand lists over until told to stop; raises what the handler or Faust raised."""
+        pump = asyncio.create_task(self._pump())
+        stop = asyncio.create_task(self._stop.wait())
+        ended = asyncio.create_task(app.wait_until_stopped())
+        every = {pump, stop, ended, self._failure}
+        try:
+            await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
+            for failed in (pump, self._failure):
+                if failed.done():
+                    await failed
+            if not stop.done():
+                raise StreamError(
+                    f"group {self._group}",
+                    required="a running consumer",
+                    got=f"Faust ended: {app.crash_reason!r}",
+                ) from app.crash_reason
+            self._draining = True
+            await asyncio.wait_for(pump, DRAIN_S)
+        finally:
+            for task in every:
+                task.cancel()
+            await asyncio.gather(*every, return_exceptions=True)
+
+    _draining = False
+
+    async def _pump(self) -> None:
+        """Take all that waits, give it to the handler, again and again."""
+        while not (self._draining and self._inbox.empty()):
+            try:
+                first = await asyncio.wait_for(self._inbox.get(), self.idle_s)
+            except TimeoutError:
+                await self._handler.idle()
+                continue
+            lists = [first]
+            while not self._inbox.empty():
+                lists.append(self._inbox.get_nowait())
+            await self._handler.handle(lists)
+
+    async def _drain(self) -> None:
+        await asyncio.wait_for(self._handler.close(), DRAIN_S)
+
+    async def _shut(self, app: Any) -> None:
+        """Stop Faust, which commits the marks; never longer than STOP_S."""
+        try:
+            await asyncio.wait_for(app.stop(), STOP_S)
+        except Exception as error:
+            log.warning("%s: Faust did not stop cleanly: %r", self._group, error)

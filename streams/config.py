@@ -1,0 +1,73 @@
+"""How a stream process is set up. The command line makes these from the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.errors import SettingsError
+from schemas.names import ACTIONS_TOPIC, RANK_LOG_TOPIC
+
+#: Appended to the group of the worker: each kind of consumer keeps positions of its own.
+ARCHIVE_GROUP_SUFFIX = ".archive"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    """Settings of the worker, the sink and the shipper.
+
+    bootstrap: Kafka `host:port`. store_url: the row store. data_dir: holds `archive/` and the
+    shipper's position. spool_dir: segments of the rank log. group: the worker's consumer group.
+
+    fetch_wait_ms: how long the broker may hold an empty fetch. The embedded broker looks once
+        after half of it, so it bounds the delay of an action there; a real Kafka answers at once.
+    session_timeout_s: the embedded broker answers a first JoinGroup after half of it.
+    batch_actions: a micro-batch takes whole messages until it has this many actions.
+    patience_ms: how long a store, broker or disk that fails is retried before the process ends.
+    roll_rows, roll_ms: a Parquet file is closed at this many rows or this age.
+    """
+
+    bootstrap: str
+    store_url: str
+    data_dir: Path
+    spool_dir: Path | None = None
+    group: str = "encore"
+    topic: str = ACTIONS_TOPIC
+    rank_topic: str = RANK_LOG_TOPIC
+    service: str = "ranking"
+    fetch_wait_ms: int = 10
+    session_timeout_s: float = 6.0
+    commit_interval_s: float = 1.0
+    batch_actions: int = 20_000
+    inbox_lists: int = 64
+    patience_ms: int = 30_000
+    store_timeout_ms: int = 2_000
+    roll_rows: int = 50_000
+    roll_ms: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Raises SettingsError for what cannot work."""
+        for name in ("fetch_wait_ms", "batch_actions", "inbox_lists", "roll_rows", "roll_ms"):
+            if getattr(self, name) < 1:
+                raise SettingsError(name, required="1 or more", got=str(getattr(self, name)))
+        if self.session_timeout_s <= 0 or self.commit_interval_s <= 0:
+            raise SettingsError(
+                "session_timeout_s, commit_interval_s",
+                required="more than 0",
+                got=f"{self.session_timeout_s}, {self.commit_interval_s}",
+            )
+
+    @property
+    def archive_group(self) -> str:
+        """The sink's consumer group, also its name in the store's progress marks."""
+        return self.group + ARCHIVE_GROUP_SUFFIX
+
+    @property
+    def archive_dir(self) -> Path:
+        """Where the Parquet files lie."""
+        return self.data_dir / "archive"
+
+    @property
+    def spool(self) -> Path:
+        """The spool directory in effect."""
+        return self.spool_dir if self.spool_dir is not None else self.data_dir / "spool"
