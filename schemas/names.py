@@ -42,12 +42,18 @@ def dead_letter_topic(topic: str) -> str:
     return f"{topic}.dead"
 
 
+def late_topic(topic: str) -> str:
+    """Where actions of `topic` go that a view finds late or from the future, as action batches."""
+    return f"{topic}.late"
+
+
 # --- message headers ------------------------------------------------------------------------
 HEADER_CONTENT = "encore-content"  # one of the CONTENT_* values; absent means an action batch
 CONTENT_BATCH = b"action-batch"
 CONTENT_ACTION = b"action"  # one bare action: sent_ms, then the struct
 CONTENT_JSON = b"action-json"
 
-HEADER_REASON = "encore-reason"  # dead letters: the error's text
-HEADER_CODE = "encore-code"  # dead letters: the error's code
+HEADER_REASON = "encore-reason"  # dead letters: the error's text; late actions: which bound
+HEADER_CODE = "encore-code"  # dead letters: the error's code; late actions: late, future
 HEADER_SOURCE = "encore-source"  # dead letters: "topic/partition/offset"
+HEADER_VIEW = "encore-view"  # late actions: the view that did not take them
