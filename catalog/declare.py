@@ -1,0 +1,336 @@
+"""What a feature repo is written with: typed helpers that make genuine Feast objects.
+
+    user = user_entity("user", join_key="user_id")
+
+    users = batch_view("users", user, "sources/users.parquet", [
+        feature("active_degree", String, vocab(["low", "full"])),
+        feature("fans", Int64, log_buckets(16, low=1, high=1e6)),
+    ])
+
+    activity = streamed_view("user_activity", user, actions("actions"), [
+        count("clicks_1h", "click", HOUR, log_buckets(16, low=1, high=1_000)),
+        last_n("last_videos", "play.item", 50, shares="videos:video_id"),
+    ])
+
+    ranking = feature_service("ranking", [users, activity, videos])
+
+A windowed feature more is one line more. A feature that has a transform (or shares another's) can
+be a slot of a service; one without can only be read. Nothing is checked here: `catalog.compiler`
+checks declarations of any origin, also those written without these helpers.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, KafkaSource, ValueType
+from feast.aggregation import Aggregation
+from feast.data_format import JsonFormat
+from feast.protos.feast.core.StreamFeatureView_pb2 import (
+    StreamFeatureView as StreamFeatureViewProto,
+)
+from feast.stream_feature_view import StreamFeatureView
+from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String
+
+from catalog import tags as names
+from catalog.durations import to_ms
+from catalog.transforms import (
+    Transform,
+    boundaries,
+    hashed,
+    identity,
+    log_buckets,
+    vocab,
+)
+from schemas.plan import Side
+
+__all__ = [
+    "DAY",
+    "HOUR",
+    "MINUTE",
+    "WEEK",
+    "Array",
+    "Bool",
+    "Float32",
+    "Float64",
+    "Int32",
+    "Int64",
+    "Lateness",
+    "StreamedFeatureView",
+    "String",
+    "Windowed",
+    "actions",
+    "batch_view",
+    "boundaries",
+    "count",
+    "entity_id",
+    "feature",
+    "feature_service",
+    "hashed",
+    "identity",
+    "item_entity",
+    "last_n",
+    "log_buckets",
+    "streamed_view",
+    "total",
+    "user_entity",
+    "vocab",
+]
+
+MINUTE: Final = timedelta(minutes=1)
+HOUR: Final = timedelta(hours=1)
+DAY: Final = timedelta(days=1)
+WEEK: Final = timedelta(days=7)
+
+EVENT_TIMESTAMP: Final = "event_timestamp"
+
+#: What one action's JSON holds, for tools that read the registry; workers read any content form.
+_ACTION_JSON: Final = (
+    "user long, item long, type string, time_ms long, value long, request_id string, "
+    "author long, music long, tags array<long>, scene int, position int"
+)
+
+
+@dataclass(frozen=True)
+class Lateness:
+    """What is still folded, judged against a batch's `sent_ms`; the rest is counted and set aside.
+
+    skew: an action older by more is late. future: one newer by more is from the future.
+    """
+
+    skew: timedelta = 10 * MINUTE
+    future: timedelta = MINUTE
+
+
+DEFAULT_LATENESS: Final = Lateness()
+
+
+@contextmanager
+def quiet_feast() -> Iterator[None]:
+    """Silences Feast's notice that stream feature views are experimental."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
+        yield
+
+
+class StreamedFeatureView(StreamFeatureView):
+    """A StreamFeatureView that equals itself after a round trip through the registry.
+
+    Feast 0.67 writes the fields in set order and adds the join key to them, so that each no-op
+    apply made a version. This one writes its features in their order and nothing else.
+    """
+
+    def __init__(self, **declared: Any) -> None:
+        with quiet_feast():
+            super().__init__(**declared)
+
+    def to_proto(self) -> StreamFeatureViewProto:
+        """The registry's form: features in declared order."""
+        proto = cast(StreamFeatureViewProto, super().to_proto())  # type: ignore[no-untyped-call]
+        del proto.spec.features[:]
+        proto.spec.features.extend(field.to_proto() for field in self.features)
+        return proto
+
+    def __copy__(self) -> StreamedFeatureView:
+        held = StreamedFeatureView.__new__(StreamedFeatureView)
+        held.__dict__.update(self.__dict__)
+        held.features = copy.copy(self.features)
+        held.entity_columns = copy.copy(self.entity_columns)
+        held.projection = copy.copy(self.projection)
+        return held
+
+    def __eq__(self, other: object) -> bool:
+        return bool(super().__eq__(other))  # type: ignore[no-untyped-call]
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """One feature of a streamed view: what readers get, and how it is computed."""
+
+    field: Field
+    aggregation: Aggregation
+
+
+def user_entity(name: str, *, join_key: str, string_ids: bool = False) -> Entity:
+    """The entity of a request. string_ids: the source's join key is a string, hashed to int64."""
+    return _entity(name, join_key, "user", string_ids)
+
+
+def item_entity(name: str, *, join_key: str, string_ids: bool = False) -> Entity:
+    """The entity of a candidate."""
+    return _entity(name, join_key, "item", string_ids)
+
+
+def _entity(name: str, join_key: str, side: Side, string_ids: bool) -> Entity:
+    value_type = ValueType.STRING if string_ids else ValueType.INT64
+    return Entity(name=name, join_keys=[join_key], value_type=value_type, tags={names.SIDE: side})
+
+
+def feature(
+    name: str,
+    dtype: FeastType,
+    transform: Transform | None = None,
+    *,
+    shares: str = "",
+    capacity: int | None = None,
+) -> Field:
+    """A column of a batch view.
+
+    dtype: Bool, Int32, Int64, Float32, Float64, an Array of one of them, or String with a
+    transform, whose id then is what is stored. shares: "view:feature" whose ids and embedding table
+    this one uses; its transform is taken over. capacity: most elements of an Array; with a
+    transform each element becomes a slot, `name_1` to `name_<capacity>`.
+    """
+    return _field(name, dtype, transform, {names.SHARES: shares, names.CAPACITY: capacity})
+
+
+def entity_id(entity: Entity, transform: Transform | None = None, *, shares: str = "") -> Field:
+    """The entity's own id as a slot of every service that reads the view.
+
+    It is stored in the batch row, so an entity without a row has id 0.
+    """
+    dtype = String if entity.value_type == ValueType.STRING else Int64
+    return _field(entity.join_key, dtype, transform, {names.SHARES: shares})
+
+
+def count(
+    name: str,
+    action: str,
+    window: timedelta,
+    transform: Transform | None = None,
+    *,
+    hop: timedelta | None = None,
+) -> Windowed:
+    """How many actions of that type ("click", or "*" for any) the window holds."""
+    aggregation = Aggregation(action, "count", window, hop or default_hop(window), name)
+    return Windowed(_field(name, Int64, transform, {}), aggregation)
+
+
+def total(
+    name: str,
+    column: str,
+    window: timedelta,
+    transform: Transform | None = None,
+    *,
+    hop: timedelta | None = None,
+) -> Windowed:
+    """The sum of an action's column ("play.value", the play's milliseconds) over the window."""
+    aggregation = Aggregation(column, "sum", window, hop or default_hop(window), name)
+    return Windowed(_field(name, Int64, transform, {}), aggregation)
+
+
+def last_n(
+    name: str,
+    column: str,
+    n: int,
+    transform: Transform | None = None,
+    *,
+    shares: str = "",
+    length: int | None = None,
+) -> Windowed:
+    """The newest `n` values of an action's column ("play.item"), newest first.
+
+    length: how many of them a tensor takes; all unless given.
+    """
+    field = _field(name, Array(Int64), transform, {names.SHARES: shares, names.LENGTH: length})
+    return Windowed(field, Aggregation(column=column, function=f"last_n:{n}", name=name))
+
+
+def default_hop(window: timedelta) -> timedelta:
+    """5 min up to an hour, 1 h up to a day, 1 d beyond.
+
+    >>> default_hop(timedelta(days=7))
+    datetime.timedelta(days=1)
+    """
+    if window <= HOUR:
+        return 5 * MINUTE
+    return HOUR if window <= DAY else DAY
+
+
+def batch_view(
+    name: str,
+    entity: Entity,
+    path: str,
+    fields: Sequence[Field],
+    *,
+    ttl: timedelta = timedelta(0),
+    online: bool = True,
+) -> FeatureView:
+    """Attributes read from a Parquet file with an `event_timestamp` column.
+
+    path: relative to encore's data directory; Feast's own offline store takes it relative to the
+    repo. ttl: how long after its event time a row holds; zero is for ever.
+    """
+    source = FileSource(name=f"{name}_source", path=path, timestamp_field=EVENT_TIMESTAMP)
+    return FeatureView(
+        name=name, entities=[entity], schema=list(fields), source=source, ttl=ttl, online=online
+    )
+
+
+def actions(topic: str, *, archive: str = "archive") -> KafkaSource:
+    """The topic that feeds streamed views. archive: where its Parquet files lie, as a `path` above.
+
+    Servers are a setting of the deployment, not of a declaration, so none are named here.
+    """
+    return KafkaSource(
+        name=topic,
+        topic=topic,
+        timestamp_field="time_ms",
+        message_format=JsonFormat(_ACTION_JSON),
+        batch_source=FileSource(
+            name=f"{topic}_archive", path=f"{archive}/{topic}", timestamp_field="time_ms"
+        ),
+    )
+
+
+def streamed_view(
+    name: str,
+    entity: Entity,
+    source: KafkaSource,
+    features: Sequence[Windowed],
+    *,
+    ttl: timedelta = timedelta(0),
+    lateness: Lateness = DEFAULT_LATENESS,
+) -> StreamedFeatureView:
+    """State folded from a topic, finalised when it is read."""
+    return StreamedFeatureView(
+        name=name,
+        entities=[entity],
+        schema=[each.field for each in features],
+        aggregations=[each.aggregation for each in features],
+        source=source,
+        timestamp_field=source.timestamp_field,
+        mode="python",
+        udf_string=None,
+        ttl=ttl,
+        tags={
+            names.SKEW_MS: str(to_ms(lateness.skew)),
+            names.FUTURE_MS: str(to_ms(lateness.future)),
+        },
+    )
+
+
+def feature_service(name: str, features: Sequence[FeatureView | str]) -> FeatureService:
+    """One model input: all slots of the views, or of the chosen features, in this order.
+
+    features: a view, `view[["feature", …]]`, or "view:feature".
+    """
+    return FeatureService(name=name, features=list(features))
+
+
+def _field(
+    name: str, dtype: FeastType, transform: Transform | None, extra: Mapping[str, object]
+) -> Field:
+    held = {tag: str(value) for tag, value in extra.items() if value is not None and value != ""}
+    if transform is not None:
+        held[names.TRANSFORM] = transform.to_json()
+    return Field(name=name, dtype=dtype, tags=held)

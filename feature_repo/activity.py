@@ -1,0 +1,46 @@
+"""What a user did lately, folded from the actions topic. A feature more is a line more."""
+
+from entities import user
+
+from catalog.declare import (
+    DAY,
+    HOUR,
+    WEEK,
+    actions,
+    count,
+    last_n,
+    log_buckets,
+    streamed_view,
+    total,
+)
+
+COUNTS = log_buckets(20, low=1, high=1_000)
+PLAY_MS = log_buckets(24, low=1_000, high=24 * 3_600_000)
+
+user_activity = streamed_view(
+    "user_activity",
+    user,
+    actions("actions"),
+    [
+        count("impressions_1h", "impression", HOUR, COUNTS),
+        count("impressions_1d", "impression", DAY, COUNTS),
+        count("impressions_7d", "impression", WEEK, COUNTS),
+        count("plays_1h", "play", HOUR, COUNTS),
+        count("plays_1d", "play", DAY, COUNTS),
+        count("plays_7d", "play", WEEK, COUNTS),
+        count("clicks_1h", "click", HOUR, COUNTS),
+        count("clicks_1d", "click", DAY, COUNTS),
+        count("clicks_7d", "click", WEEK, COUNTS),
+        count("likes_1h", "like", HOUR, COUNTS),
+        count("likes_1d", "like", DAY, COUNTS),
+        count("likes_7d", "like", WEEK, COUNTS),
+        count("long_views_1h", "long_view", HOUR, COUNTS),
+        count("long_views_1d", "long_view", DAY, COUNTS),
+        count("long_views_7d", "long_view", WEEK, COUNTS),
+        total("play_ms_1h", "play.value", HOUR, PLAY_MS),
+        total("play_ms_1d", "play.value", DAY, PLAY_MS),
+        total("play_ms_7d", "play.value", WEEK, PLAY_MS),
+        last_n("last_videos", "play.item", 50, shares="videos:video_id"),
+        last_n("liked_authors", "like.author", 20, shares="videos:author_id"),
+    ],
+)
