@@ -33,8 +33,10 @@ lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install  ## mypy --strict over every room
+types: install  ## mypy --strict over every room and the feature repo
 	$(BIN)/mypy
+	cd feature_repo && MYPYPATH=.. ../$(BIN)/mypy --config-file=../pyproject.toml \
+	    --cache-dir=../.mypy_cache *.py
 
 imports: install  ## the layers of ARCHITECTURE.md and the home of each library
 	$(BIN)/lint-imports --no-logo

@@ -181,8 +181,8 @@ def plan(get_text: Callable[[str], str | None], repo: Path) -> Check:
     if live != lock:
         found = f"version {live.version} is published, {lock_file} holds version {lock.version}"
         return Check("plan", "fail", found, "encore apply")
-    views, services = len(live.views), len(live.services)
-    return Check("plan", "ok", f"version {live.version}: {views} views, {services} services")
+    names = ", ".join(f"{view.name}@{view.generation}" for view in live.views)
+    return Check("plan", "ok", f"version {live.version}: {names or 'no views'}")
 
 
 def _addressed(settings: Settings, key: str, name: str) -> Settings | Check:

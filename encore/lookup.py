@@ -104,7 +104,7 @@ def read_features(
                 offset=int(rows.offset[0]),
                 newest_ms=int(rows.newest_ms[0]),
                 expired=bool(features.expired[0]),
-                values={name: _value(features, name) for name in features.values},
+                values={f.name: _value(features, f.name) for f in view.features},
             )
         )
     return readings

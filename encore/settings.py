@@ -30,6 +30,7 @@ PATH_SETTINGS: Final = ("data_dir", "repo", "spool_dir", "packages_dir")
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseSettings):
@@ -56,6 +57,10 @@ class Settings(BaseSettings):
         None, description="model packages; data_dir/packages when unset"
     )
 
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="what long-running processes write to their logs"
+    )
+
     # --- streams
     partitions: Count = Field(4, description="partitions of each topic; never changed afterwards")
     group: str = Field("encore", min_length=1, description="consumer group of the stream worker")
@@ -67,14 +72,22 @@ class Settings(BaseSettings):
     http_host: str = Field("127.0.0.1", description="address the ranking service listens on")
     http_port: Port = Field(8080, description="port it listens on; 0 takes a free one")
     page_size: Count = Field(20, description="items of a page unless the request says otherwise")
-    coarse_top: Count = Field(200, description="candidates that the coarse model passes on")
+    fine_limit: Count = Field(1_000, description="most candidates that the fine model scores")
+    draw_share: Share = Field(
+        0.0, description="part of the requests in which coarse rejects are drawn and scored, too"
+    )
+    draw_count: int = Field(0, ge=0, description="how many are drawn, uniformly, never shown")
     max_candidates: Count = Field(10_000, description="most candidates in one request")
-    deadline_ms: Milliseconds = Field(500, description="a request is answered within this time")
-    store_timeout_ms: Milliseconds = Field(100, description="most time one store read may take")
+    max_body_bytes: Count = Field(1 << 20, description="largest request body")
+    max_in_flight: Count = Field(256, description="requests served at once; more are refused")
+    timeout_ms: Milliseconds = Field(
+        500, description="a request is answered within this time unless it says otherwise"
+    )
+    store_timeout_ms: Milliseconds = Field(100, description="most time one store call may take")
     allow_now_ms: bool = Field(
         False, description="take a request's now_ms as its clock: for replays and tests"
     )
-    spool_queue: Count = Field(10_000, description="rank-log records waiting for the spool")
+    spool_queue: Count = Field(4_096, description="rank-log records waiting for the spool")
     spool_full: Literal["drop", "refuse"] = Field(
         "drop", description="when that queue is full: drop and count the record, or refuse requests"
     )

@@ -1,44 +1,57 @@
-"""`encore stream`, `sink`, `ship`, `replay`: actions in, rows and archives out."""
+"""`encore stream`, `encore sink`, `encore ship`: the processes on Kafka."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from encore.context import JsonOption, invocation
+from encore.context import invocation
+
+if TYPE_CHECKING:
+    from streams.config import StreamConfig
 
 
 def stream(context: typer.Context) -> None:
-    """Run a stream worker: fold actions from Kafka into the rows of the published plan.
+    """Run a stream worker: actions from Kafka into rows.
 
-    Nothing is acknowledged before it is stored. Malformed messages go to the dead-letter topic.
-    SIGTERM drains what was fetched and ends; several workers share the partitions.
+    Folds the actions into the rows of the published plan's streamed views. Nothing is acknowledged
+    before it is stored; malformed messages go to the dead-letter topic. SIGTERM drains and ends.
+    Several workers share the partitions.
     """
-    from encore.wiring import ensure_topics, stream_config
     from streams.worker import run_worker
 
-    settings = invocation(context).connected
-    ensure_topics(settings)
-    run_worker(stream_config(settings))
+    raise typer.Exit(run_worker(_prepare(context)))
 
 
 def sink(context: typer.Context) -> None:
-    """Archive the topics of actions and rank log as Parquet, below data_dir/archive."""
-    from encore.wiring import ensure_topics, stream_config
+    """Archive actions and rank log from Kafka to Parquet.
+
+    Writes below data_dir/archive, one file a range of offsets; a file is complete once it has its
+    name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.
+    """
     from streams.sink import run_sink
 
-    settings = invocation(context).connected
-    ensure_topics(settings)
-    run_sink(stream_config(settings))
+    raise typer.Exit(run_sink(_prepare(context)))
 
 
 def ship(context: typer.Context) -> None:
-    """Send the ranking service's spooled log to Kafka, each record once it is confirmed."""
-    from encore.wiring import ensure_topics, stream_config
+    """Send the spooled rank log to Kafka.
+
+    Reads the segments that the ranking service wrote to spool_dir and deletes each once all of it
+    is confirmed. SIGTERM ends after the record in flight.
+    """
     from streams.ship import run_shipper
 
+    raise typer.Exit(run_shipper(_prepare(context)))
+
+
+def _prepare(context: typer.Context) -> StreamConfig:
+    """Logging, topics, configuration: what the three have in common."""
+    from encore.logs import start_logging
+    from encore.wiring import ensure_topics, stream_config
+
     settings = invocation(context).connected
+    start_logging(settings.log_level)
     ensure_topics(settings)
-    run_shipper(stream_config(settings))
+    return stream_config(settings)

@@ -1,0 +1,79 @@
+"""Settings → what each room is configured with. The rooms know no settings, only these."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from encore.settings import Settings
+from schemas.names import ACTIONS_TOPIC, RANK_LOG_TOPIC, dead_letter_topic
+
+if TYPE_CHECKING:
+    from predictor.server import ServeConfig
+    from streams.config import StreamConfig
+
+
+def stream_config(settings: Settings) -> StreamConfig:
+    """Of the worker, the sink and the shipper."""
+    from streams.config import StreamConfig
+
+    return StreamConfig(
+        bootstrap=settings.bootstrap,
+        store_url=settings.store_url,
+        data_dir=settings.data_dir,
+        spool_dir=settings.spool,
+        group=settings.group,
+        service=settings.service,
+        roll_rows=settings.sink_roll_rows,
+        roll_ms=settings.sink_roll_ms,
+    )
+
+
+def topics(settings: Settings) -> dict[str, int]:
+    """The topics that encore's processes need, with their partition counts."""
+    return {
+        ACTIONS_TOPIC: settings.partitions,
+        RANK_LOG_TOPIC: settings.partitions,
+        dead_letter_topic(ACTIONS_TOPIC): settings.partitions,
+        dead_letter_topic(RANK_LOG_TOPIC): settings.partitions,
+    }
+
+
+def ensure_topics(settings: Settings) -> None:
+    """Create the topics that are missing. Raises StreamError when the broker does not answer, or a
+    topic has another number of partitions."""
+    from streams.admin import ensure_topics as ensure
+
+    ensure(settings.bootstrap, topics(settings))
+
+
+def serve_config(settings: Settings) -> ServeConfig:
+    """Of the ranking service."""
+    from predictor.cascade import CascadeConfig
+    from predictor.limits import Limits
+    from predictor.server import ServeConfig
+    from predictor.spool import SpoolConfig
+    from store.wire import StoreConfig
+
+    return ServeConfig(
+        store=StoreConfig(settings.store_url, timeout_ms=settings.store_timeout_ms),
+        service=settings.service,
+        host=settings.http_host,
+        port=settings.http_port,
+        packages=settings.packages,
+        spool=SpoolConfig(
+            settings.spool,
+            queue_records=settings.spool_queue,
+            refuse=settings.spool_full == "refuse",
+        ),
+        cascade=CascadeConfig(settings.fine_limit, settings.draw_share, settings.draw_count),
+        limits=Limits(
+            body_bytes=settings.max_body_bytes,
+            candidates=settings.max_candidates,
+            in_flight=settings.max_in_flight,
+        ),
+        page_size=settings.page_size,
+        timeout_ms=settings.timeout_ms,
+        allow_now_ms=settings.allow_now_ms,
+        version=version("encore"),
+    )
