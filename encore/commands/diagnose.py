@@ -10,9 +10,10 @@ from encore.context import JsonOption, invocation
 
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Check the installation: Python, packages, binaries, ports, broker, store, plan, disk.
+    """Check the installation and what is running.
 
-    Ends with 1 when a check fails. What is not configured and not running is skipped.
+    Looks at Python, packages, binaries, disk, ports, broker, store and plan. Ends with 1 when a
+    check fails. What is not configured and not running is skipped.
     """
     from encore.doctor import diagnose
     from encore.output import put_json, put_table

@@ -14,11 +14,12 @@ Examples:
 
 
 def up(context: typer.Context) -> None:
-    """Run the local stack until Ctrl-C: broker, store, worker, sink, shipper and ranking service.
+    """Run the whole local stack until Ctrl-C.
 
-    Everything listens on 127.0.0.1. The other commands find it by themselves while it runs. Logs
-    and files lie in data_dir (.encore). The broker keeps its topics in memory and starts empty each
-    time; the store keeps its rows.
+    Starts broker, store, stream worker, sink, shipper and ranking service, all on 127.0.0.1. The
+    other commands find them by themselves while they run. Logs and files lie in data_dir
+    (.encore). The broker keeps its topics in memory and starts empty each time; the store keeps
+    its rows.
     """
     from encore.output import say
     from encore.signals import terminate_as_interrupt

@@ -17,9 +17,10 @@ def serve(context: typer.Context) -> None:
     from encore.logs import start_logging
     from encore.signals import terminate_as_exit
     from encore.wiring import serve_config
-    from predictor.server import run_server
 
     settings = invocation(context).connected
     start_logging(settings.log_level)
     with terminate_as_exit():
+        from predictor.server import run_server  # torch: seconds
+
         run_server(serve_config(settings))

@@ -19,9 +19,10 @@ def stream(context: typer.Context) -> None:
     before it is stored; malformed messages go to the dead-letter topic. SIGTERM drains and ends.
     Several workers share the partitions.
     """
+    config = _prepare(context)
     from streams.worker import run_worker
 
-    raise typer.Exit(run_worker(_prepare(context)))
+    raise typer.Exit(run_worker(config))
 
 
 def sink(context: typer.Context) -> None:
@@ -30,9 +31,10 @@ def sink(context: typer.Context) -> None:
     Writes below data_dir/archive, one file a range of offsets; a file is complete once it has its
     name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.
     """
+    config = _prepare(context)
     from streams.sink import run_sink
 
-    raise typer.Exit(run_sink(_prepare(context)))
+    raise typer.Exit(run_sink(config))
 
 
 def ship(context: typer.Context) -> None:
@@ -41,9 +43,10 @@ def ship(context: typer.Context) -> None:
     Reads the segments that the ranking service wrote to spool_dir and deletes each once all of it
     is confirmed. SIGTERM ends after the record in flight.
     """
+    config = _prepare(context)
     from streams.ship import run_shipper
 
-    raise typer.Exit(run_shipper(_prepare(context)))
+    raise typer.Exit(run_shipper(config))
 
 
 def _prepare(context: typer.Context) -> StreamConfig:
