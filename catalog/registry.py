@@ -7,14 +7,15 @@ does: a registry with code is refused before Feast sees it, and objects are made
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from feast import Entity, FeatureService, FeatureView
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RepoConfig
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from catalog.compiler import Definitions
 from catalog.declare import StreamedFeatureView
@@ -107,32 +108,37 @@ def same_content(first: RegistryProto, second: RegistryProto) -> bool:
     return _content(first) == _content(second)
 
 
-def _content(registry: RegistryProto) -> list[tuple[str, list[bytes]]]:
+#: Fields that Feast writes anew on every apply, wherever they are nested.
+_REWRITTEN: Final = (
+    "created_timestamp",
+    "last_updated_timestamp",
+    "last_updated",
+    "current_version_number",
+    "version_id",
+    "feature_view_version_history",
+)
+
+
+def _content(registry: RegistryProto) -> dict[str, list[bytes]]:
+    """Each kind of object: its messages' bytes, sorted."""
     held = RegistryProto()
     held.CopyFrom(registry)
-    held.version_id = ""
-    held.ClearField("last_updated")
-    held.ClearField("feature_view_version_history")
-    found: list[tuple[str, list[bytes]]] = []
-    for descriptor, value in held.ListFields():
-        if not hasattr(value, "append"):
-            data = (
-                value.SerializeToString(deterministic=True) if hasattr(value, "ListFields") else b""
-            )
-            found.append((descriptor.name, [data or str(value).encode()]))
+    _forget(held)
+    return {
+        descriptor.name: sorted(each.SerializeToString(deterministic=True) for each in value)
+        for descriptor, value in held.ListFields()
+        if isinstance(value, Sequence) and descriptor.message_type is not None
+    }
+
+
+def _forget(message: Message) -> None:
+    """Clears what is rewritten, in the message and all within it."""
+    for name in _REWRITTEN:
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for descriptor, value in message.ListFields():
+        kind = descriptor.message_type
+        if kind is None or kind.GetOptions().map_entry:
             continue
-        for message in value:
-            _forget_times(message)
-        found.append(
-            (descriptor.name, sorted(each.SerializeToString(deterministic=True) for each in value))
-        )
-    return found
-
-
-def _forget_times(message: Any) -> None:
-    """Clear what Feast rewrites on every apply."""
-    meta = getattr(message, "meta", message)
-    known = {field.name for field in meta.DESCRIPTOR.fields}
-    for name in ("created_timestamp", "last_updated_timestamp", "current_version_number"):
-        if name in known:
-            meta.ClearField(name)
+        for each in value if isinstance(value, Sequence) else (value,):
+            _forget(each)
