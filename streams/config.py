@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import SettingsError
-from schemas.names import ACTIONS_TOPIC, RANK_LOG_TOPIC
+from schemas.names import ACTIONS_TOPIC, RANK_LOG_TOPIC, dead_letter_topic, late_topic
 
 #: Appended to the group of the worker: each kind of consumer keeps positions of its own.
 ARCHIVE_GROUP_SUFFIX = ".archive"
@@ -19,6 +19,7 @@ class StreamConfig:
     bootstrap: Kafka `host:port`. store_url: the row store. data_dir: holds `archive/` and the
     shipper's position. spool_dir: segments of the rank log. group: the worker's consumer group.
 
+    partitions: of the action and the rank-log topic; never changed afterwards.
     fetch_wait_ms: how long the broker may hold an empty fetch. The embedded broker looks once
         after half of it, so it bounds the delay of an action there; a real Kafka answers at once.
     session_timeout_s: the embedded broker answers a first JoinGroup after half of it.
@@ -33,6 +34,7 @@ class StreamConfig:
     spool_dir: Path | None = None
     group: str = "encore"
     topic: str = ACTIONS_TOPIC
+    partitions: int = 4
     rank_topic: str = RANK_LOG_TOPIC
     service: str = "ranking"
     fetch_wait_ms: int = 10
@@ -47,7 +49,8 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         """Raises SettingsError for what cannot work."""
-        for name in ("fetch_wait_ms", "batch_actions", "inbox_lists", "roll_rows", "roll_ms"):
+        positive = ("partitions", "fetch_wait_ms", "batch_actions", "inbox_lists")
+        for name in (*positive, "roll_rows", "roll_ms"):
             if getattr(self, name) < 1:
                 raise SettingsError(name, required="1 or more", got=str(getattr(self, name)))
         if self.session_timeout_s <= 0 or self.commit_interval_s <= 0:
@@ -56,6 +59,17 @@ class StreamConfig:
                 required="more than 0",
                 got=f"{self.session_timeout_s}, {self.commit_interval_s}",
             )
+
+    @property
+    def topics(self) -> dict[str, int]:
+        """Every topic the streams use, with its partition count."""
+        return {
+            self.topic: self.partitions,
+            self.rank_topic: self.partitions,
+            dead_letter_topic(self.topic): 1,
+            late_topic(self.topic): 1,
+            dead_letter_topic(self.rank_topic): 1,
+        }
 
     @property
     def archive_group(self) -> str:

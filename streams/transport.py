@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -66,6 +66,8 @@ class ListConsumerThread(driver.AIOKafkaConsumerThread):
 class ListConsumer(driver.Consumer):
     """Faust's consumer, by fetched list."""
 
+    transport: ListTransport
+
     def _new_consumer_thread(self) -> ListConsumerThread:
         return ListConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -98,7 +100,7 @@ class ListConsumer(driver.Consumer):
             if not fetched or not wanted:
                 continue
             message = self._to_message(tp, fetched[-1])
-            message.value = tuple(fetched)
+            message.value = cast(Any, tuple(fetched))
             message.key = None
             await self.wait_first(self.callback(message), self.suspend_flow.wait())
             self._read_offset[tp] = fetched[-1].offset

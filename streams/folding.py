@@ -1,0 +1,249 @@
+"""Actions into rows: read, drop what is applied, fold, compare-and-set, again where another won.
+
+A row carries the fence (epoch, offset) of the newest message applied to it. A message is applied to
+a row exactly once: only if it lies beyond the row's fence, and only by a write that names the fence
+it read. So any batch may be folded again, by this process or another, and changes nothing.
+
+Symbols: a actions, n rows (users of one view in one micro-batch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.fold import FoldReport, fold
+from schemas.errors import RowError, StoreError, StreamError
+from schemas.layout import RowLayout, layout_of
+from schemas.names import row_keys
+from schemas.plan import ViewPlan
+from schemas.row import Rows, decode_rows, encode_rows, fence_bytes
+from schemas.status import Status
+from store.base import AsyncRowStore, Write
+from streams.messages import ActionRun
+from streams.patience import patiently
+
+#: Another writer of the same rows is a worker about to lose its partition: it wins a few times.
+MAX_ROUNDS: Final = 50
+#: Fences this process remembers having written, to notice a store that went back.
+REMEMBERED: Final = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideActions:
+    """Actions that a view does not take for their time, of one view. reason: late or future."""
+
+    view: str
+    reason: str
+    at: NDArray[np.intp]  # places in the run
+
+
+#: Confirms the side output of a run before its rows are written.
+SideOutput = Callable[[ActionRun, list[OutsideActions]], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class FoldCounts:
+    """What a folder did since it was made. Actions count once a view."""
+
+    folded: int = 0
+    repeated: int = 0
+    late: int = 0
+    future: int = 0
+    rows_written: int = 0
+    conflicts: int = 0
+    saturated: int = 0
+
+
+@dataclass(slots=True)
+class Folder:
+    """Folds runs into the rows of some user views. Not for two calls at once.
+
+    epoch: of the source topic. patience_ms: how long a failing store is tried again.
+    """
+
+    store: AsyncRowStore
+    views: tuple[ViewPlan, ...]
+    epoch: int
+    side_output: SideOutput
+    patience_ms: int
+    counts: FoldCounts = field(default_factory=FoldCounts)
+    _written: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    async def apply(self, run: ActionRun, allow: Callable[[], Awaitable[None]]) -> None:
+        """Returns once every action of the run is in its rows.
+
+        allow: started beside the first read and awaited before the first write; what it raises
+        prevents the write and is raised here, even where there was nothing to write.
+
+        Raises StreamError when the store fails for longer than patience_ms, went back, or another
+        writer never lets go; RowError for a damaged row.
+        """
+        if len(run.actions) == 0:
+            await allow()
+            return
+        permitted = asyncio.ensure_future(allow())
+        try:
+            users, which = np.unique(run.actions["user"], return_inverse=True)  # (n,), (a,)
+            for view in self.views:
+                await _ViewFold(self, view, run, users, which).settle(permitted)
+            await permitted
+        finally:
+            permitted.cancel()
+            await asyncio.gather(permitted, return_exceptions=True)
+
+    def remember(self, key: str, fence: tuple[int, int]) -> None:
+        """This fence was written."""
+        if len(self._written) >= REMEMBERED:
+            self._written.clear()
+        self._written[key] = fence
+
+    def check_not_back(self, key: str, fence: tuple[int, int]) -> None:
+        """Raises StreamError where the stored fence lies before one this process wrote."""
+        known = self._written.get(key)
+        if known is not None and fence < known:
+            raise StreamError(
+                f"row {key}",
+                required=f"the fence {known} that was written, or a newer one",
+                got=f"{fence}: the store went back",
+                do="restart the worker: it reads again from the store's progress mark",
+            )
+
+
+class _ViewFold:
+    """One view's part of a run."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        view: ViewPlan,
+        run: ActionRun,
+        users: NDArray[np.int64],
+        which: NDArray[np.intp],
+    ) -> None:
+        self.folder, self.view, self.run = folder, view, run
+        self.users, self.which = users, which
+        self.layout: RowLayout = layout_of(view)
+        self.keys = row_keys(view.name, view.generation, users.tolist())
+        self.reported = False
+
+    async def settle(self, permitted: asyncio.Future[None]) -> None:
+        """Rounds of read, fold and write until no row is left."""
+        pending = np.arange(len(self.users))
+        for _ in range(MAX_ROUNDS):
+            # After an error any subset of the writes may have landed; the next read tells which.
+            pending = await patiently(
+                f"store, view {self.view.name}",
+                partial(self._round, pending, permitted),
+                self.folder.patience_ms,
+                (StoreError,),
+            )
+            if len(pending) == 0:
+                return
+            self.folder.counts.conflicts += len(pending)
+        raise StreamError(
+            f"view {self.view.name}",
+            required="rows that no other worker writes",
+            got=f"{len(pending)} rows lost to another writer {MAX_ROUNDS} times",
+            do="check that one group reads this topic, once",
+        )
+
+    async def _round(
+        self, pending: NDArray[np.intp], permitted: asyncio.Future[None]
+    ) -> NDArray[np.intp]:
+        """One attempt at the pending rows (places in users). Returns those that are left."""
+        keys = [self.keys[row] for row in pending.tolist()]
+        rows, absent = self._decode(await self.folder.store.read(keys), pending, keys)
+        place = np.full(len(self.users), -1, np.intp)  # user → row of this round
+        place[pending] = np.arange(len(pending))
+        fresh = self._beyond_fence(rows, place)  # (a,)
+        if not fresh.any():
+            return pending[:0]
+        at = np.flatnonzero(fresh)
+        row_index = place[self.which[at]]
+        old = [
+            None if gone else fence_bytes(epoch, offset)
+            for gone, epoch, offset in zip(
+                absent.tolist(), rows.epoch.tolist(), rows.offset.tolist(), strict=True
+            )
+        ]
+        report = fold(self.view, rows, row_index, self.run.actions[at], self.run.sent_ms[at])
+        await self._report(report, at)
+        await asyncio.shield(permitted)
+        touched = np.flatnonzero(report.touched)
+        landed = await self._write(rows, row_index, at, touched, (keys, old))
+        stays = np.ones(len(rows), bool)
+        stays[touched[~landed]] = False
+        self.folder.counts.folded += int((report.folded & stays[row_index]).sum())
+        self.folder.counts.saturated += report.saturated
+        return pending[touched[~landed]]
+
+    def _decode(
+        self, raw: list[bytes | None], pending: NDArray[np.intp], keys: list[str]
+    ) -> tuple[Rows, NDArray[np.bool_]]:
+        rows, status = decode_rows(self.layout, raw, self.users[pending])
+        corrupt = np.flatnonzero(status == Status.CORRUPT)
+        if len(corrupt):
+            raise RowError(
+                f"row {keys[int(corrupt[0])]}",
+                required="a row whose checksum fits",
+                got=f"{len(corrupt)} damaged rows",
+                do="rebuild the view from the archive; folding on would lose its state",
+            )
+        for key, epoch, offset in zip(keys, rows.epoch.tolist(), rows.offset.tolist(), strict=True):
+            self.folder.check_not_back(key, (epoch, offset))
+        return rows, status == Status.NOT_FOUND
+
+    def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """(a,) bool: the action's row is of this round and has not seen its message."""
+        row = place[self.which]  # (a,)
+        epoch, offset = rows.epoch[row].astype(np.int64), rows.offset[row]  # (a,)
+        newer = self.folder.epoch > epoch
+        same = self.folder.epoch == epoch
+        return (row >= 0) & (newer | (same & (self.run.offset > offset)))
+
+    async def _report(self, report: FoldReport, at: NDArray[np.intp]) -> None:
+        """Send the side output, once and before any write: a crash repeats it, never loses it."""
+        if self.reported:
+            return
+        counts = self.folder.counts
+        counts.late += int(report.late.sum())
+        counts.future += int(report.future.sum())
+        counts.repeated += len(self.which) - len(at)
+        parts = {"late": at[report.late], "future": at[report.future]}
+        outside = [
+            OutsideActions(self.view.name, reason, places)
+            for reason, places in parts.items()
+            if len(places)
+        ]
+        if outside:
+            await self.folder.side_output(self.run, outside)
+        self.reported = True
+
+    async def _write(
+        self,
+        rows: Rows,
+        row_index: NDArray[np.intp],
+        at: NDArray[np.intp],
+        touched: NDArray[np.intp],
+        before: tuple[list[str], list[bytes | None]],
+    ) -> NDArray[np.bool_]:
+        """Compare-and-set the touched rows. Returns which landed."""
+        keys, old = before
+        newest = np.full(len(rows), -1, np.int64)
+        np.maximum.at(newest, row_index, self.run.offset[at])
+        rows.epoch = np.full(len(rows), self.folder.epoch, np.uint32)
+        rows.offset = newest
+        encoded = encode_rows(self.layout, rows)
+        writes = [Write(keys[row], old[row], encoded[row]) for row in touched.tolist()]
+        landed = np.array(await self.folder.store.compare_and_set(writes), bool)
+        for row in touched[landed].tolist():
+            self.folder.remember(keys[row], (self.folder.epoch, int(newest[row])))
+        self.folder.counts.rows_written += int(landed.sum())
+        return landed

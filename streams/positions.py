@@ -1,0 +1,78 @@
+"""Where a consumer stands in a topic: the store's progress marks, and what came by since.
+
+The marks lie in the store beside what they speak of, so both go back together if the store does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
+
+from schemas.errors import StoreError, StreamError
+from store.base import AsyncRowStore
+from streams.app import Fetched
+from streams.patience import patiently
+
+log = logging.getLogger("encore.streams")
+
+
+class Positions:
+    """Positions of one group in one log of a topic: the log that `epoch` is the number of."""
+
+    def __init__(self, store: AsyncRowStore, topic: str, group: str, epoch: int) -> None:
+        self._store, self._topic, self._group = store, topic, group
+        self._epoch = epoch
+        self._next: dict[int, int] = {}
+        self._watermark_ms: dict[int, int] = {}
+
+    async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
+        """Where to read each partition from: its mark; without one in this log, the beginning."""
+        marks = await self._store.get_progress(self._topic, self._group)
+        places: dict[TP, int] = {}
+        self._next.clear()
+        for tp in tps:
+            mark = marks.get(tp.partition)
+            if mark is not None and mark.epoch == self._epoch:
+                self._next[tp.partition] = places[tp] = mark.next_offset
+            else:
+                places[tp] = 0
+        return places
+
+    def unseen(self, fetched: Fetched) -> tuple[ConsumerRecord, ...]:
+        """The records that did not come by yet. Raises StreamError where some are missing.
+
+        A list that repeats what came (a rebalance) is cut; one that begins behind the next offset,
+        or has a hole, would skip actions for ever.
+        """
+        records = fetched.records
+        first, count = int(records[0].offset), len(records)
+        expected = self._next.get(fetched.tp.partition, first)
+        if first > expected or fetched.next_offset - first != count:
+            raise StreamError(
+                f"{fetched.tp.topic}/{fetched.tp.partition}",
+                required=f"offset {expected} next, without a hole",
+                got=f"{count} records from {first} to {fetched.next_offset - 1}",
+                do="if the topic no longer holds them, rebuild from the archive",
+            )
+        self._next[fetched.tp.partition] = max(expected, fetched.next_offset)
+        return records[max(0, expected - first) :]
+
+    def saw(self, partition: int, sent_ms: int) -> None:
+        """A message sent at `sent_ms` came by."""
+        self._watermark_ms[partition] = max(sent_ms, self._watermark_ms.get(partition, 0))
+
+    async def store(self, upto: Mapping[TP, int], patience_ms: int) -> None:
+        """Record that everything before these offsets is stored."""
+        progress = {
+            tp.partition: (self._epoch, next_offset, self._watermark_ms.get(tp.partition, 0))
+            for tp, next_offset in upto.items()
+        }
+        await patiently(
+            f"progress of {self._topic}",
+            lambda: self._store.put_progress(self._topic, self._group, progress),
+            patience_ms,
+            (StoreError,),
+        )

@@ -1,0 +1,119 @@
+"""Send actions. kafka-python, acks=all, one request in flight, no idempotence (Tansu refuses it).
+
+A failed send raises and is never tried again in here: after a lost reply nobody knows whether the
+actions are in the log, and sending twice would make them count twice. Whoever sends ends, or
+compares with the log; it never skips.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.actions import encode_batch
+from schemas.errors import StreamError
+from schemas.ids import partitions_of
+from streams.clients import KafkaError, KafkaProducer
+
+SEND_TIMEOUT_S: Final = 30.0
+#: Actions in one message at most; 96 bytes each.
+MESSAGE_ACTIONS: Final = 5_000
+
+
+def producer_settings(bootstrap: str) -> dict[str, Any]:
+    """What every producer of encore sets."""
+    return {
+        "bootstrap_servers": bootstrap,
+        "acks": -1,
+        "enable_idempotence": False,
+        "max_in_flight_requests_per_connection": 1,
+        "retries": 0,
+        "linger_ms": 0,
+        "max_request_size": 8 << 20,
+        "delivery_timeout_ms": int(SEND_TIMEOUT_S * 1000),
+        "request_timeout_ms": int(SEND_TIMEOUT_S * 1000) - 1_000,
+        "metrics_enabled": False,
+    }
+
+
+class ActionProducer:
+    """Batches of actions to the action topic, each message of one partition."""
+
+    def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
+        """Raises StreamError where the broker does not answer."""
+        self._topic, self._partitions = topic, partitions
+        self._waiting: list[Any] = []
+        try:
+            self._producer: Any = KafkaProducer(**producer_settings(bootstrap))
+        except (KafkaError, OSError) as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def send(self, actions: NDArray[np.void], sent_ms: int) -> dict[int, int]:
+        """Send and wait until all are in the log.
+
+        actions: (a,) ACTION, any users; their order within a partition is kept. sent_ms: the clock
+        against which late and future are judged. Returns partition → the offset after the last
+        message of each partition that got one. Raises StreamError; some may be in the log then.
+        """
+        self.put(actions, sent_ms)
+        return self.flush()
+
+    def put(self, actions: NDArray[np.void], sent_ms: int) -> None:
+        """Hand over without waiting; `flush` confirms."""
+        if len(actions) == 0:
+            return
+        users, which = np.unique(actions["user"], return_inverse=True)
+        owner = partitions_of(users, self._partitions)[which]  # (a,)
+        for partition in np.unique(owner).tolist():
+            part = actions[owner == partition]
+            for start in range(0, len(part), MESSAGE_ACTIONS):
+                message = part[start : start + MESSAGE_ACTIONS]
+                self._put(partition, message, sent_ms)
+
+    def flush(self) -> dict[int, int]:
+        """Wait for what was handed over; as `send`."""
+        waiting, self._waiting = self._waiting, []
+        ends: dict[int, int] = {}
+        for future in waiting:
+            try:
+                sent = future.get(SEND_TIMEOUT_S)
+            except KafkaError as error:
+                raise self._failed(error) from error
+            ends[sent.partition] = max(sent.offset + 1, ends.get(sent.partition, 0))
+        return ends
+
+    def close(self) -> None:
+        """Close the connection; what was not flushed may be lost."""
+        self._producer.close(timeout=1)
+
+    def _put(self, partition: int, message: NDArray[np.void], sent_ms: int) -> None:
+        key = b"%d" % int(message["user"][0])
+        value = encode_batch(message, sent_ms)
+        try:
+            self._waiting.append(
+                self._producer.send(self._topic, value=value, key=key, partition=partition)
+            )
+        except KafkaError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StreamError:
+        return StreamError(
+            f"topic {self._topic}",
+            required="confirmed actions",
+            got=f"{type(error).__name__}: {error}",
+            do="compare with the log before sending them again: they may be in it",
+        )

@@ -1,0 +1,223 @@
+"""The stream worker: actions from their topic into the rows of every streamed user view.
+
+For each micro-batch: decode and check whole messages; refused ones to the dead-letter topic; fold
+and compare-and-set (`streams.folding`); actions outside a view's time bounds to the late topic;
+then the progress mark, and only then the commit. Dead letters and late actions are confirmed before
+the messages they came from count as stored, so a crash repeats them and never loses one; their
+`encore-source` header tells repetitions.
+
+Reading starts at the progress mark, which the store keeps beside the rows: a store that went back
+takes its mark with it, and the worker reads again from there. A topic id that changed under the
+worker (the broker lost its log) ends the process before anything of the new log is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from faust.types import TP
+
+from schemas.actions import encode_batch
+from schemas.errors import PlanError, StreamError
+from schemas.names import (
+    HEADER_CODE,
+    HEADER_REASON,
+    HEADER_SOURCE,
+    HEADER_VIEW,
+    PLAN_KEY,
+    dead_letter_topic,
+    late_topic,
+)
+from schemas.plan import Plan, ViewPlan, load_plan
+from store.base import AsyncRowStore
+from store.redis_store import AsyncRedisRowStore
+from store.wire import StoreConfig
+from streams.admin import Admin
+from streams.app import Fetched, Sender, run_app
+from streams.config import StreamConfig
+from streams.folding import Folder, OutsideActions
+from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
+from streams.patience import patiently
+from streams.positions import Positions
+from streams.transport import Marks
+
+log = logging.getLogger("encore.streams")
+
+REPORT_EVERY_S: Final = 10.0
+
+
+def run_worker(config: StreamConfig) -> int:
+    """Run a worker until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
+    return run_app(config, config.group, [config.topic], Worker(config))
+
+
+class Worker:
+    """A `streams.app.Handler` that folds."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self._config = config
+        self._dead = dead_letter_topic(config.topic)
+        self._late = late_topic(config.topic)
+        self._dead_letters = 0
+        self._reported_s = time.monotonic()
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def open(self, send: Sender, marks: Marks) -> None:
+        """Connect, create missing topics, load the plan, learn the epoch."""
+        config = self._config
+        self._send, self._marks = send, marks
+        self._store: AsyncRowStore = AsyncRedisRowStore(
+            StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
+        )
+        await self._store.check_policy()
+        self._admin = await asyncio.to_thread(Admin, config.bootstrap)
+        facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
+        epoch = await self._store.epoch_of(config.topic, facts.topic_id)
+        self._topic_id = facts.topic_id
+        self._positions = Positions(self._store, config.topic, config.group, epoch)
+        views = _views(await _published_plan(self._store), config.topic)
+        self._folder = Folder(self._store, views, epoch, self._send_late, config.patience_ms)
+        log.info(
+            "folding %s (epoch %d) into %s",
+            config.topic,
+            epoch,
+            ", ".join(f"{view.name}@{view.generation}" for view in views),
+        )
+
+    async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
+        """The store's progress marks; the beginning where this log has none."""
+        return await self._positions.start_at(tps)
+
+    async def idle(self) -> None:
+        """Now and then say what was done."""
+        self._report()
+
+    async def close(self) -> None:
+        """Nothing is held back: each micro-batch is stored before the next is taken."""
+        self._report(now=True)
+        await self._store.close()
+        await asyncio.to_thread(self._admin.close)
+
+    # --- work -------------------------------------------------------------------------------
+
+    async def handle(self, lists: list[Fetched]) -> None:
+        """Micro-batches of whole lists; each is stored and marked before the next."""
+        for batch in self._batches(lists):
+            await self._store_batch(*batch)
+        self._report()
+
+    def _batches(
+        self, lists: list[Fetched]
+    ) -> Iterator[tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]]:
+        """Decoded lists, grouped up to `batch_actions`, with the next offset of each partition."""
+        runs: list[ActionRun] = []
+        dead: list[DeadLetter] = []
+        upto: dict[TP, int] = {}
+        for fetched in lists:
+            records = self._positions.unseen(fetched)
+            if not records:
+                continue
+            run, refused = decode_records(records, self._config.partitions)
+            runs.append(run)
+            dead += refused
+            upto[fetched.tp] = fetched.next_offset
+            if sum(len(each) for each in runs) >= self._config.batch_actions:
+                yield runs, dead, upto
+                runs, dead, upto = [], [], {}
+        if upto:
+            yield runs, dead, upto
+
+    async def _store_batch(
+        self, runs: list[ActionRun], dead: list[DeadLetter], upto: dict[TP, int]
+    ) -> None:
+        await self._send_dead(dead)
+        await self._folder.apply(join_runs(runs), self._same_log)
+        for run in runs:
+            if len(run):
+                partition, newest = int(run.partition[0]), int(run.sent_ms.max())
+                self._positions.saw(partition, newest)
+        await self._positions.store(upto, self._config.patience_ms)
+        for tp, next_offset in upto.items():
+            self._marks.advance(tp, next_offset)
+
+    async def _same_log(self) -> None:
+        """Raises StreamError unless the topic still has the id whose epoch is being written.
+
+        Ids never come back, so records fetched before this call are of that log.
+        """
+        config = self._config
+        facts = await patiently(
+            f"metadata of {config.topic}",
+            lambda: asyncio.to_thread(self._admin.describe, config.topic),
+            config.patience_ms,
+            (StreamError,),
+        )
+        if facts is None or facts.topic_id != self._topic_id:
+            raise StreamError(
+                f"topic {config.topic}",
+                required=f"the id {self._topic_id} it had at the start",
+                got=facts.topic_id if facts else "no such topic",
+                do="the broker lost its log; restart the worker, it takes a new epoch",
+            )
+
+    async def _send_dead(self, dead: list[DeadLetter]) -> None:
+        for letter in dead:
+            record = letter.record
+            log.warning("dead letter: %s", letter.error)
+            await self._send(self._dead, record.key, record.value, letter.headers())
+        self._dead_letters += len(dead)
+
+    async def _send_late(self, run: ActionRun, outside: list[OutsideActions]) -> None:
+        """One message for each source message, view and reason."""
+        for group in outside:
+            part = run.at(group.at)
+            sources = list(zip(part.partition.tolist(), part.offset.tolist(), strict=True))
+            starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
+            for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
+                actions, (partition, offset) = part.actions[start:end], sources[start]
+                headers = {
+                    HEADER_CODE: group.reason.encode(),
+                    HEADER_REASON: f"{group.reason} for {group.view}".encode(),
+                    HEADER_VIEW: group.view.encode(),
+                    HEADER_SOURCE: f"{self._config.topic}/{partition}/{offset}".encode(),
+                }
+                key = b"%d" % int(actions["user"][0])
+                value = encode_batch(actions, int(part.sent_ms[start]))
+                await self._send(self._late, key, value, headers)
+
+    def _report(self, now: bool = False) -> None:
+        clock_s = time.monotonic()
+        if not now and clock_s - self._reported_s < REPORT_EVERY_S:
+            return
+        self._reported_s = clock_s
+        log.info("stored so far: %s, %d dead letters", self._folder.counts, self._dead_letters)
+
+
+async def _published_plan(store: AsyncRowStore) -> Plan:
+    text = await store.get_text(PLAN_KEY)
+    if text is None:
+        raise PlanError(
+            f"store, {PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
+        )
+    return load_plan(text, f"store, {PLAN_KEY}")
+
+
+def _views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
+    """The user views that this topic feeds. Raises PlanError where there is none."""
+    fed = [view for view in plan.views if view.kind == "streamed" and view.source == topic]
+    views = tuple(view for view in fed if view.entity == "user")
+    if len(views) < len(fed):
+        log.warning("views keyed by item need a topic re-keyed by item; they are not folded here")
+    if not views:
+        raise PlanError(
+            "plan.views",
+            required=f"a streamed user view whose source is the topic {topic}",
+            got=", ".join(view.name for view in plan.views) or "no views",
+            do="declare one, then run `encore apply`",
+        )
+    return views
