@@ -29,6 +29,7 @@ FLATC_VERSION: Final = "25.12.19"
 LOW_DISK_BYTES: Final = 5 << 30
 NO_DISK_BYTES: Final = 1 << 30
 _CONNECT_TIMEOUT_S: Final = 1.0
+_ADMIN_TIMEOUT_MS: Final = 3_000
 _RUN_TIMEOUT_S: Final = 10.0
 _LISTED: Final = 4
 
@@ -128,7 +129,26 @@ def broker(settings: Settings) -> Iterator[Check]:
         do = "start it, or set bootstrap"
         yield Check("broker", "fail", f"nothing answers at {address}", do)
         return
-    yield Check("broker", "ok", f"answers at {address}")
+    from encore.wiring import topics
+    from streams.admin import Admin
+
+    try:
+        with Admin(address, _ADMIN_TIMEOUT_MS) as admin:
+            yield Check("broker", "ok", f"answers at {address}")
+            for name, partitions in topics(settings).items():
+                facts = admin.describe(name)
+                yield _topic(name, facts.partitions if facts else None, partitions)
+    except EncoreError as error:
+        yield Check("broker", "fail", f"{error.where}: {error.got}", error.do)
+
+
+def _topic(name: str, found: int | None, wanted: int) -> Check:
+    if found is None:
+        return Check(f"topic {name}", "warn", "not there yet", "the first worker makes it")
+    if found != wanted:
+        do = "set partitions back: the count of a topic never changes"
+        return Check(f"topic {name}", "fail", f"{found} partitions, {wanted} are set", do)
+    return Check(f"topic {name}", "ok", f"{found} partitions")
 
 
 def store(settings: Settings) -> Iterator[Check]:

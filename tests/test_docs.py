@@ -1,0 +1,116 @@
+"""What the documents say is so: links, paths, commands, make targets, the settings table.
+
+`python -m tests.test_docs` writes the settings table of docs/settings.md again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import typer.main
+from pydantic.fields import FieldInfo
+
+from encore.cli import app
+from encore.settings import Settings, variable
+
+ROOT = Path(__file__).parents[1]
+SETTINGS_PAGE = ROOT / "docs" / "settings.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+SETTINGS_HEAD = """# Settings
+
+Read from `encore.toml` in the working directory (or the file that `--config` or `ENCORE_CONFIG`
+names) and from `ENCORE_*` environment variables, which win. An unknown key is an error that names
+the nearest known one. Relative paths in the file are relative to the file. The running local stack
+(`encore up`) fills in what is `local`.
+
+| setting | default | what it is |
+|---|---|---|
+"""
+
+
+def kind_of(field: FieldInfo) -> str:
+    """The choices of a setting, for the table; nothing for the ordinary ones."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return " (" + ", ".join(f"`{choice}`" for choice in get_args(annotation)) + ")"
+    assert not isinstance(annotation, UnionType) or type(None) in get_args(annotation)
+    return ""
+
+
+def in_toml(value: object) -> str:
+    """A default as a person would write it into the file."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def settings_page() -> str:
+    """docs/settings.md as the settings are."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{in_toml(field.default)}`"
+        rows.append(f"| `{name}` | {default} | {field.description}{kind_of(field)} |\n")
+    return SETTINGS_HEAD + "".join(rows)
+
+
+def blocks(text: str) -> str:
+    """The fenced code of a page, and its inline code, one a line."""
+    fenced = re.findall(r"```[^\n]*\n(.*?)```", text, re.S)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return "\n".join([*fenced, *inline])
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+
+
+def test_the_settings_page_is_the_settings() -> None:
+    wanted = SETTINGS_PAGE.read_text("utf-8")
+    assert settings_page() == wanted, "look at it, then: python -m tests.test_docs"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8"))
+    broken = [
+        link
+        for link in links
+        if not re.match(r"https?://|mailto:|#", link)
+        and not (path.parent / link.partition("#")[0]).exists()
+    ]
+    assert not broken
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_commands_exist(page: str) -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    code = blocks((ROOT / page).read_text("utf-8"))
+    named = set(re.findall(r"(?:^|[\s/$])encore ([a-z][a-z-]*)\b(?!/)", code, re.M))
+    assert named <= known
+    assert set(re.findall(r"(?:^|\$ |\b)make ([a-z]+)\b", code, re.M)) <= make_targets()
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_paths_exist(page: str) -> None:
+    """Inline code that begins with one of the project's directories names a file or directory."""
+    tops = "|".join(
+        re.escape(path.name) for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."
+    )
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.S)
+    named = re.findall(rf"`((?:{tops})/[\w./-]*)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_variables_exist(page: str) -> None:
+    known = {variable(name) for name in Settings.model_fields} | {"ENCORE_CONFIG", "ENCORE_"}
+    assert set(re.findall(r"\bENCORE_\w*", (ROOT / page).read_text("utf-8"))) <= known
+
+
+if __name__ == "__main__":
+    SETTINGS_PAGE.write_text(settings_page(), "utf-8")
