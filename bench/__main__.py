@@ -1,4 +1,4 @@
-"""`python -m bench` lists the benchmarks, `python -m bench NAME [--quick] [--json FILE]` runs one."""
+"""Lists the benchmarks; `python -m bench NAME [--quick] [--json FILE]` runs one."""
 
 from __future__ import annotations
 

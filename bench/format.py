@@ -29,7 +29,7 @@ from bench.peers.codecs import (
 )
 from bench.peers.feast_rows import FeastRows
 from bench.report import Options, Report
-from bench.samples import FLOATS, INTS, SEQUENCE, Sample, sample_users
+from bench.samples import FLOATS, INTS, SEQUENCE, Sample, demo_plan, sample_users
 from bench.server import own_store
 from bench.timing import Timings, memory_bandwidth, take_turns
 from schemas.layout import RowLayout, layout_of
@@ -71,8 +71,14 @@ def run(options: Options) -> Report:
     for shape in shapes:
         _describe(report, shape)
     _describe_rest(report, shapes, own_bytes)
+    state_bytes = {
+        view.name: layout_of(view).size for view in demo_plan().views if view.kind == "streamed"
+    }
+    for name, size in state_bytes.items():
+        report.note(f"A state row with its tiles ({name}): {size:,} bytes.")
     for shape in shapes:
         report.line.update(_keys(shape))
+    report.line["state_row_bytes"] = max(state_bytes.values(), default=None)
     report.line["equal_values"] = all(all(shape.equal.values()) for shape in shapes)
     report.line["bytes_encore_seq_own"] = shapes[1].bytes["encore"]
     report.line["bytes_feast_seq_own"] = own_bytes

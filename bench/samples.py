@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.errors import LocalError
+from schemas.plan import Plan, load_plan
 
-KUAIRAND: Final = Path(__file__).resolve().parent.parent / "examples" / "kuairand"
+ROOT: Final = Path(__file__).resolve().parent.parent
+KUAIRAND: Final = ROOT / "examples" / "kuairand"
+LOCK: Final = ROOT / "feature_repo" / "plan.lock.json"
 SEQUENCE: Final = 50
 
 INTS: Final = (
@@ -43,6 +46,13 @@ class Sample:
     full: dict[str, NDArray[np.int64]]
     own: dict[str, NDArray[np.int64]]
     own_lengths: NDArray[np.int32]
+
+
+def demo_plan() -> Plan:
+    """The plan of the demo's feature repo. Raises LocalError, PlanError."""
+    if not LOCK.exists():
+        raise LocalError("bench.plan", required=str(LOCK), got="no such file", do="encore apply")
+    return load_plan(LOCK.read_bytes())
 
 
 def read_table(name: str, columns: list[str] | None = None) -> dict[str, Array]:

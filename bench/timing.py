@@ -41,12 +41,14 @@ def take_turns(
     """Calls every contender once a turn, the order rotating: A B C, B C A, …
 
     contenders: name -> call(turn); a turn's number picks its input, the same one for all. warm:
-    turns that are run first and not counted. The collector runs between turns, never inside one.
+    turns that are run first and not counted. The collector runs between turns, never inside one,
+    and passes over what was alive before.
     """
     names = list(contenders)
     seconds = {name: np.zeros(turns) for name in names}
     collected = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         for turn in range(-warm, turns):
             shift = turn % len(names)
@@ -60,6 +62,7 @@ def take_turns(
             if turn % 16 == 0:
                 gc.collect()
     finally:
+        gc.unfreeze()
         if collected:
             gc.enable()
     return Timings(seconds)

@@ -1,0 +1,249 @@
+"""One user and N items → int-ID tensors: library call against library call, on one server.
+
+Ours: keys, one MGET, decode, finalise windows at `now_ms`, ids, tensors. Feast:
+`get_online_features`, `to_dict`, then the same vectorised ids and tensors as ours, so that both end
+in equal arrays. Feast's regular way is one call of the service; split in a call for the user and
+one for the items it does less, which is shown beside it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from aggregation.program import Assembled
+from aggregation.tensors import Tensors
+from bench.peers.feast_online import FeastOnline, Response
+from bench.peers.raw_mget import RawMget
+from bench.report import Options, Report
+from bench.server import own_store
+from bench.timing import Timings, take_turns
+from bench.workload import Request, Workload, load_workload
+from store.redis_store import RedisRowStore
+
+SIZES: Final = (1, 100, 500, 1_000)
+HEADLINE: Final = 500
+Answer = tuple[Response, Response]
+Ask = Callable[[Request], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """Everybody, warm and connected."""
+
+    workload: Workload
+    store: RedisRowStore
+    feast: FeastOnline
+    raw: RawMget
+
+    def ours(self, request: Request) -> Assembled:
+        """The store path: nothing cached."""
+        program = self.workload.program
+        raw = self.store.read(program.keys(*request))
+        return program.assemble(raw, *request, self.workload.now_ms)
+
+    def tensors(self, answer: Answer) -> Tensors:
+        """Feast's answer → tensors, by our own program."""
+        return self.workload.program.tensors(*self.feast.blocks(answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Measurements at one N. floor: ours beside the raw MGET; peers: ours beside Feast."""
+
+    floor: Timings
+    peers: Timings
+    stages: Timings
+    request_bytes: float
+    equal: bool
+
+
+def run(options: Options) -> Report:
+    """The benchmark. Raises LocalError, StoreError, PlanError."""
+    users, items = (100, 2_000) if options.quick else (500, 7_000)
+    with (
+        own_store() as (host, port),
+        tempfile.TemporaryDirectory(prefix="bench") as directory,
+        RedisRowStore(f"redis://{host}:{port}/0") as store,
+    ):
+        options.say("aggregate: filling the store …")
+        with load_workload(store, users, items) as workload:
+            feast = FeastOnline(
+                workload.program, (host, port), Path(directory), workload.users_file
+            )
+            raw = RawMget(host, port)
+            contenders = Contenders(workload, store, feast, raw)
+            options.say("aggregate: filling Feast and precomputing its vectors …")
+            _fill_feast(contenders)
+            sizes = {}
+            for size in SIZES:
+                options.say(f"aggregate: {size:,} items …")
+                sizes[size] = _measure(contenders, size, options.quick)
+            raw.close()
+            facts = store.facts()
+    report = Report()
+    _describe(report, sizes, facts.server)
+    report.line.update(_keys(sizes))
+    return report
+
+
+def _fill_feast(contenders: Contenders) -> None:
+    """Feast gets the finalised values of all users and items that take part."""
+    workload = contenders.workload
+    program = workload.program
+    for at, user_id in enumerate(workload.users):
+        items = workload.items if at == 0 else workload.items[:0]
+        found = contenders.ours((int(user_id), items))
+        contenders.feast.load("user", np.array([user_id]), found.user_values)
+        if at == 0:
+            contenders.feast.load("item", workload.items, found.item_values)
+    expected = len(workload.users) + len(workload.items)
+    written = contenders.feast.precompute()
+    assert written == expected, (written, expected, program.service.name)
+
+
+def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
+    floor_turns = 400 if quick else 2_000
+    feast_turns = {1: 15, 100: 12, 500: 20, 1_000: 6}[size] * (1 if quick else 5)
+    requests = contenders.workload.requests(64, size, seed=size)
+    program = contenders.workload.program
+    packed = [contenders.raw.pack(program.keys(*request)) for request in requests]
+    stored = [contenders.raw.send(request) for request in packed]
+    count = len(requests)
+    raw, feast = contenders.raw, contenders.feast
+    floor = take_turns(
+        {
+            "store": lambda turn: contenders.ours(requests[turn % count]),
+            "raw": lambda turn: raw.send(packed[turn % count]),
+        },
+        floor_turns,
+        warm=20,
+    )
+
+    def through(ask: Ask) -> Callable[[int], Any]:
+        return lambda turn: contenders.tensors(ask(requests[turn % count]))
+
+    peers = take_turns(
+        {
+            "store": lambda turn: contenders.ours(requests[turn % count]),
+            "regular": through(feast.regular),
+            "split": through(feast.split),
+            "precomputed": through(feast.precomputed),
+            "split_values": lambda turn: feast.split(requests[turn % count]),
+        },
+        feast_turns,
+    )
+    stages = take_turns(
+        {
+            "keys": lambda turn: program.keys(*requests[turn % count]),
+            "read": lambda turn: contenders.store.read(program.keys(*requests[turn % count])),
+            "assemble": lambda turn: program.assemble(
+                stored[turn % count], *requests[turn % count], contenders.workload.now_ms
+            ),
+        },
+        floor_turns // 4,
+    )
+    sizes = [sum(len(row or b"") for row in rows) for rows in stored]
+    equal = all(_equal(contenders, request) for request in requests[:4])
+    return Size(floor, peers, stages, float(np.mean(sizes)), equal)
+
+
+def _equal(contenders: Contenders, request: Request) -> bool:
+    """All ways give the same values, nulls included, and the same tensors."""
+    ours = contenders.ours(request)
+    for ask in (contenders.feast.regular, contenders.feast.split, contenders.feast.precomputed):
+        answer = ask(request)
+        user, item = contenders.feast.blocks(answer)
+        if user.tobytes() != ours.user_values.tobytes():
+            return False
+        if item.tobytes() != ours.item_values.tobytes():
+            return False
+        tensors = contenders.tensors(answer)
+        if not np.array_equal(tensors.expand(), ours.tensors.expand()):
+            return False
+        for name, ids in ours.tensors.sequences.items():
+            if not np.array_equal(tensors.sequences[name], ids):
+                return False
+    return True
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
+
+
+def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
+    rows = {
+        str(items): {
+            "cached_p50_ms": None,
+            "cached_p99_ms": None,
+            "store_p50_ms": _ms(size.floor.median("store")),
+            "store_p95_ms": _ms(size.floor.percentile("store", 95)),
+            "store_p99_ms": _ms(size.floor.percentile("store", 99)),
+            "feast_p50_ms": _ms(size.peers.median("regular")),
+            "feast_split_p50_ms": _ms(size.peers.median("split")),
+            "feast_split_values_p50_ms": _ms(size.peers.median("split_values")),
+            "feast_pre_p50_ms": _ms(size.peers.median("precomputed")),
+            "raw_mget_p50_ms": _ms(size.floor.median("raw")),
+            "raw_mget_p95_ms": _ms(size.floor.percentile("raw", 95)),
+            "raw_mget_p99_ms": _ms(size.floor.percentile("raw", 99)),
+            "request_bytes": size.request_bytes,
+        }
+        for items, size in sizes.items()
+    }
+    headline = sizes[HEADLINE]
+    return {
+        "rows": rows,
+        "ratio_feast_cached": None,
+        "ratio_feast_store": headline.peers.ratio("regular", "store"),
+        "ratio_feast_split_store": headline.peers.ratio("split", "store"),
+        "ratio_pre_cached": None,
+        "ratio_pre_store": headline.peers.ratio("precomputed", "store"),
+        "equal_values": all(size.equal for size in sizes.values()),
+    }
+
+
+def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
+    rows = [
+        (
+            f"{items:,}",
+            _ms(size.floor.median("store")),
+            _ms(size.floor.percentile("store", 95)),
+            _ms(size.floor.median("raw")),
+            _ms(size.peers.median("regular")),
+            _ms(size.peers.median("split")),
+            _ms(size.peers.median("precomputed")),
+            size.peers.ratio("regular", "store"),
+            size.peers.ratio("split", "store"),
+            size.peers.ratio("precomputed", "store"),
+            "yes" if size.equal else "NO",
+        )
+        for items, size in sizes.items()
+    ]
+    head = ["items", "ours p50", "p95", "raw MGET p50", "Feast", "Feast split", "Feast precomp."]
+    head += ["Feast ÷ ours", "split ÷ ours", "precomp. ÷ ours", "equal"]
+    report.table(f"1 user + N items → tensors, ms, store path, {server}", head, rows)
+    report.note("")
+    headline = sizes[HEADLINE]
+    stage = {name: headline.stages.median(name) * 1e6 for name in ("keys", "read", "assemble")}
+    raw_us = headline.floor.median("raw") * 1e6
+    report.note(
+        f"What bounds {HEADLINE} items: {headline.request_bytes / 1e3:,.0f} kB of rows, which a "
+        f"bare MGET moves in {raw_us:,.0f} µs ({headline.request_bytes / raw_us:,.0f} MB/s). Ours: "
+        f"keys {stage['keys']:,.0f} µs, keys and read {stage['read']:,.0f} µs, decode to tensors "
+        f"{stage['assemble']:,.0f} µs."
+    )
+    report.note(
+        "Ratios are medians of ratios taken turn by turn. Split: a call for the user, one for the "
+        "items. Precomputed: split, from `precompute_online` vectors. Values alone, without "
+        f"tensors, take split Feast {headline.peers.median('split_values') * 1e3:,.1f} ms at "
+        f"{HEADLINE} items."
+    )
+    report.note(
+        "Warm: connections, Feast's registry cache, interpreter. Not counted: loading, Feast's "
+        "precomputing. Cached: not measured, since there is no item cache yet; its keys are null."
+    )
