@@ -97,6 +97,7 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
 
         def stop() -> None:
             service.ready = False
+            server.force_exit = server.should_exit  # told twice: answer nobody any more
             server.should_exit = True
 
         loop = asyncio.get_running_loop()

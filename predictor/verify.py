@@ -15,9 +15,11 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter
 
 from predictor.card import Expected
+from predictor.package import verify_package
 from schemas.errors import PackageError
 
 _EXPECTED = TypeAdapter(Expected)
@@ -32,7 +34,7 @@ async def verify_in_process(path: Path, expected: Expected, timeout_s: float) ->
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": _python_path()},
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -58,13 +60,15 @@ async def verify_in_process(path: Path, expected: Expected, timeout_s: float) ->
     raise error
 
 
+def _python_path() -> str:
+    """The parent's, with the directory that holds this package in front."""
+    mine = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, (mine, os.environ.get("PYTHONPATH"))))
+
+
 def main() -> int:
     """The child: reads what is expected from standard input."""
     os.nice(_NICENESS)
-    import torch  # here: the parent imports this module for `verify_in_process` alone
-
-    from predictor.package import verify_package
-
     torch.set_num_threads(1)
     try:
         verify_package(Path(sys.argv[1]), _EXPECTED.validate_json(sys.stdin.buffer.read()))

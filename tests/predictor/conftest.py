@@ -1,0 +1,33 @@
+"""One torch thread, as in serving; a store of this room's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from store.redis_store import RedisRowStore
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """The serving process's setting; two threads on two busy cores spin on each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def predictor_url(valkey: str) -> str:
+    """URL of a database that no other room's tests write: the plan's key is one per database."""
+    return valkey.removesuffix("/0") + "/7"
+
+
+@pytest.fixture
+def rows(predictor_url: str) -> Iterator[RedisRowStore]:
+    """That database, empty before each test."""
+    with RedisRowStore(predictor_url) as store:
+        store._ask(("FLUSHDB",), "test")
+        yield store

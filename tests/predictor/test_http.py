@@ -1,0 +1,348 @@
+"""A real server over a real store: the protocol, its errors, and what malformed requests get."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from aggregation.program import ServiceProgram
+from predictor.cascade import inputs_of
+from predictor.generation import Generations
+from predictor.package import load_package
+from schemas.ranklog import decode_record
+from schemas.spool import read_frames
+from schemas.status import Status
+from store.redis_store import RedisRowStore
+from tests.predictor.support import (
+    ITEMS,
+    NOW_MS,
+    PLAN,
+    SERVICE,
+    USERS,
+    RunningServer,
+    body,
+    new_id,
+    outputs_of,
+    publish,
+    put_raw,
+    put_world,
+    server,
+    wait_until,
+    world,
+)
+
+INFER = "/v2/models/rank/infer"
+CLOCK = {"now_ms": NOW_MS}
+
+
+@pytest.fixture(scope="module")
+def running(
+    predictor_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    directory = tmp_path_factory.mktemp("server")
+    with RedisRowStore(predictor_url) as store:
+        store._ask(("FLUSHDB",), "test")
+        put_world(store)
+        for kind in ("two_tower", "fine"):
+            publish(directory / "packages", kind)  # type: ignore[arg-type]
+        options = {"allow_now_ms": True, "timeout_ms": 5000, "page_size": 6}
+        with server(directory, predictor_url, **options) as started:
+            yield started
+        assert started.child.exit_code == 0
+
+
+def assert_error(reply: httpx.Response, status: int, *, where: str = "") -> dict[str, Any]:
+    """The one shape of every error."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json()
+    assert set(error) == {"error", "code", "where", "required", "got", "do"}
+    assert all(isinstance(part, str) for part in error.values())
+    assert error["error"].startswith(f"{error['where']}: needs {error['required']}")
+    assert len(reply.content) < 2000
+    if where:
+        assert error["where"] == where
+    return dict(error)
+
+
+# --- the protocol ---------------------------------------------------------------------------
+
+
+def test_server_and_health(running: RunningServer) -> None:
+    get = running.client.get
+    assert get("/v2").json() == {"name": "encore", "version": "0.1.0", "extensions": []}
+    assert get("/v2/health/live").json() == {"live": True}
+    assert get("/v2/health/ready").json() == {"ready": True}
+    for name in ("rank", "aggregate"):
+        assert get(f"/v2/models/{name}/ready").json() == {"name": name, "ready": True}
+
+
+def test_metadata(running: RunningServer) -> None:
+    data = running.client.get("/v2/models/rank").json()
+    assert {each["name"] for each in data["inputs"]} == {"user_id", "candidate_ids"}
+    assert {"name": "page_ids", "datatype": "INT64", "shape": [-1]} in data["outputs"]
+    assert data["parameters"]["fingerprint"] == SERVICE.fingerprint
+    assert data["parameters"]["item_views"] == "videos,video_activity"
+    aggregate = running.client.get("/v2/models/aggregate").json()
+    item_slots = {"name": "item_slots", "datatype": "INT32", "shape": [-1, 8]}
+    assert item_slots in aggregate["outputs"]
+
+
+def test_rank(running: RunningServer) -> None:
+    outputs = ("page_ids", "page_scores", "coarse_score", "fine_score", "item_status")
+    request_id = new_id()
+    reply = running.infer(id=request_id, outputs=outputs, parameters=CLOCK)
+    data, tensors = reply.json(), outputs_of(reply)
+    assert data["model_name"] == "rank"
+    assert data["id"] == request_id
+    assert data["parameters"]["degraded"] == ""
+    assert data["parameters"]["plan_version"] == PLAN.version
+    assert len(data["parameters"]["fine_version"]) == 16
+    assert data["parameters"]["statuses"] == f"PRESENT={2 + 2 * 21}"
+    assert tuple(tensors) == outputs
+    assert (tensors["item_status"] == Status.PRESENT).all()
+    order = np.argsort(-tensors["fine_score"], kind="stable")[:6]
+    assert tensors["page_ids"].tolist() == np.array(ITEMS[:21])[order].tolist()
+    np.testing.assert_array_equal(tensors["page_scores"], tensors["fine_score"][order])
+
+
+def test_rank_equals_the_library(running: RunningServer) -> None:
+    tensors = outputs_of(running.infer(outputs=("coarse_score",), parameters=CLOCK))
+    program, rows = ServiceProgram(PLAN, "ranking"), world()
+    raw = [rows.get(key) for key in program.keys(USERS[0], ITEMS[:21])]
+    assembled = program.assemble(raw, USERS[0], ITEMS[:21], NOW_MS)
+    generation = Generations(PLAN, "ranking").current
+    path = next(path for path in (running.packages / "two_tower").iterdir() if path.is_dir())
+    model = load_package(path, generation.expected("two_tower"))
+    wanted = model.logits(inputs_of(assembled.tensors, model.network.spec.inputs))
+    np.testing.assert_array_equal(tensors["coarse_score"], wanted)
+
+
+def test_aggregate_equals_the_library(running: RunningServer) -> None:
+    tensors = outputs_of(running.infer("aggregate", parameters=CLOCK))
+    program, rows = ServiceProgram(PLAN, "ranking"), world()
+    raw = [rows.get(key) for key in program.keys(USERS[0], ITEMS[:21])]
+    wanted = program.assemble(raw, USERS[0], ITEMS[:21], NOW_MS).tensors
+    np.testing.assert_array_equal(tensors["user_slots"], wanted.user_slots)
+    np.testing.assert_array_equal(tensors["item_slots"], wanted.item_slots)
+    for name, sequence in wanted.sequences.items():
+        np.testing.assert_array_equal(tensors[f"sequence.{name}"], sequence)
+        np.testing.assert_array_equal(tensors[f"length.{name}"], wanted.lengths[name])
+    assert tensors["user_status"].shape == (2,)
+    assert tensors["item_status"].shape == (21, 2)
+
+
+def test_page_size_and_request_id(running: RunningServer) -> None:
+    request_id = new_id()
+    parameters = {"page_size": 3, "request_id": request_id, "timeout": 4000.5}
+    reply = running.infer(parameters=parameters)
+    assert reply.json()["id"] == request_id
+    assert len(outputs_of(reply)["page_ids"]) == 3
+    assert len(outputs_of(running.infer(candidates=[1000]))["page_ids"]) == 1
+    assert running.infer().json()["id"] != running.infer().json()["id"]
+
+
+def test_every_request_is_logged(running: RunningServer) -> None:
+    request_id = new_id()
+    reply = running.infer(id=request_id, parameters=CLOCK)
+    wait_until(lambda: any(str(r.request_id) == request_id for r in records(running)))
+    [record] = [r for r in records(running) if str(r.request_id) == request_id]
+    assert record.user_id == USERS[0]
+    assert record.now_ms == NOW_MS
+    page = record.fine_ids[np.argsort(record.positions, kind="stable")][-6:]
+    assert page.tolist() == outputs_of(reply)["page_ids"].tolist()
+
+
+def records(running: RunningServer) -> list[Any]:
+    return [
+        decode_record(payload)
+        for path in sorted(running.spool.glob("*.spool"))
+        for payload in read_frames(path.read_bytes())[0]
+    ]
+
+
+def test_unknown_user_and_candidate_are_valid(running: RunningServer) -> None:
+    outputs = ("page_ids", "user_status", "item_status")
+    reply = running.infer(user=-5, candidates=[1000, -1, 2**63 - 1], outputs=outputs)
+    tensors = outputs_of(reply)
+    assert (tensors["user_status"] == Status.NOT_FOUND).all()
+    assert tensors["item_status"].tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert sorted(tensors["page_ids"]) == [-1, 1000, 2**63 - 1]
+
+
+def test_a_corrupt_row_is_said(running: RunningServer, predictor_url: str) -> None:
+    key = ServiceProgram(PLAN, "ranking").item_keys([ITEMS[39]])[0]
+    with RedisRowStore(predictor_url) as store:
+        put_raw(store, key, b"noise")
+    reply = running.infer(candidates=ITEMS[38:], outputs=("item_status",))
+    assert reply.json()["parameters"]["degraded"] == "corrupt_rows"
+    assert outputs_of(reply)["item_status"][:, 0].tolist() == [0, Status.CORRUPT]
+
+
+def test_metrics(running: RunningServer) -> None:
+    running.infer()
+    text = running.client.get("/metrics").text
+    assert 'encore_requests_total{model="rank",status="200"}' in text
+    assert "encore_log_logged" in text
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/", 404),
+        ("GET", "/docs", 404),
+        ("GET", "/openapi.json", 404),
+        ("GET", "/v2/models/best", 404),
+        ("GET", "/v2/models/best/ready", 404),
+        ("POST", "/v2/models/best/infer", 404),
+        ("POST", f"/v2/models/{'x' * 5000}/infer", 404),
+        ("POST", "/v2/models/%00/infer", 404),
+        ("GET", INFER, 405),
+        ("DELETE", "/v2/health/live", 405),
+        ("POST", "/v2", 405),
+    ],
+)
+def test_routes_that_are_not_there(
+    method: str, path: str, status: int, running: RunningServer
+) -> None:
+    assert_error(running.client.request(method, path, json=body()), status)
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in body().items() if name != key}
+
+
+def tensor(name: str = "candidate_ids", **changes: Any) -> dict[str, Any]:
+    """A request whose tensor `name` is changed; None removes a key."""
+    request = body()
+    for entry in request["inputs"]:
+        if entry["name"] == name:
+            entry |= changes
+            for key in [key for key, value in changes.items() if value is None]:
+                del entry[key]
+    return request
+
+
+CANDIDATES = "inputs.candidate_ids"
+MALFORMED: list[tuple[str, Any, str]] = [
+    ("empty object", {}, "inputs"),
+    ("list", [], "body"),
+    ("number", 7, "body"),
+    ("null", None, "body"),
+    ("unknown key", body(input=[]), "body"),
+    ("inputs missing", without("inputs"), "inputs"),
+    ("inputs an object", {"inputs": {}}, "inputs"),
+    ("no inputs", {"inputs": []}, "inputs"),
+    ("input a string", {"inputs": ["user_id"]}, "inputs[0]"),
+    ("one input", {"inputs": body()["inputs"][:1]}, "inputs"),
+    ("input twice", {"inputs": body()["inputs"] * 2}, "inputs[2].name"),
+    ("many inputs", {"inputs": body()["inputs"] * 100}, "inputs"),
+    ("unknown input", {"inputs": [*body()["inputs"], {**body()["inputs"][0], "name": "x"}]}, ""),
+    ("no name", tensor(name="user_id", datatype=None), "inputs.user_id.datatype"),
+    ("long name", {"inputs": [{"name": "x" * 9999}]}, "inputs[0].name"),
+    ("wrong datatype", tensor(datatype="FP32"), f"{CANDIDATES}.datatype"),
+    ("unknown datatype", tensor(datatype=["INT64"]), f"{CANDIDATES}.datatype"),
+    ("no shape", tensor(shape=None), f"{CANDIDATES}.shape"),
+    ("two axes", tensor(shape=[3, 7]), f"{CANDIDATES}.shape"),
+    ("no axis", tensor(shape=[]), f"{CANDIDATES}.shape"),
+    ("shape of another size", tensor(shape=[20]), f"{CANDIDATES}.data"),
+    ("negative shape", tensor(shape=[-21]), f"{CANDIDATES}.data"),
+    ("float shape", tensor(shape=[21.0]), f"{CANDIDATES}.shape"),
+    ("bool shape", tensor(shape=[True], data=[1]), f"{CANDIDATES}.shape"),
+    ("shape a number", tensor(shape=21), f"{CANDIDATES}.shape"),
+    ("no data", tensor(data=None), f"{CANDIDATES}.data"),
+    ("data a string", tensor(data="1,2"), f"{CANDIDATES}.data"),
+    ("nested data", tensor(shape=[1], data=[[1]]), f"{CANDIDATES}.data"),
+    ("bool id", tensor(shape=[2], data=[1, True]), f"{CANDIDATES}.data"),
+    ("float id", tensor(shape=[2], data=[1, 2.0]), f"{CANDIDATES}.data"),
+    ("string id", tensor(shape=[2], data=[1, "2"]), f"{CANDIDATES}.data"),
+    ("null id", tensor(shape=[2], data=[1, None]), f"{CANDIDATES}.data"),
+    ("id of 65 bits", tensor(shape=[2], data=[1, 2**63]), f"{CANDIDATES}.data"),
+    ("giant id", tensor(shape=[1], data=[10**300]), f"{CANDIDATES}.data"),
+    ("no candidates", tensor(shape=[0], data=[]), CANDIDATES),
+    ("duplicate", tensor(shape=[3], data=[5, 6, 5]), CANDIDATES),
+    ("two users", tensor("user_id", shape=[2], data=[1, 2]), "inputs.user_id.shape"),
+    ("no user", tensor("user_id", shape=[0], data=[]), "inputs.user_id.shape"),
+    ("user 2**63", tensor("user_id", data=[2**63]), "inputs.user_id.data"),
+    ("outputs a string", body(outputs=[]) | {"outputs": "page_ids"}, "outputs"),
+    ("unknown output", body(outputs=["page"]), "outputs"),
+    ("many outputs", body(outputs=["page_ids"] * 999), "outputs"),
+    ("id a number", body(id=7), "id"),
+    ("id no UUID", body(id="request-7"), "id"),
+    ("empty id", body(id=""), "id"),
+    ("parameters a list", body() | {"parameters": []}, "parameters"),
+    ("nested parameter", body(parameters={"timeout": {}}), "parameters.timeout"),
+    ("unknown parameter", body(parameters={"timeout_ms": 1}), "parameters"),
+    ("two ids", body(id=new_id(), parameters={"request_id": new_id()}), "parameters.request_id"),
+    ("id parameter a number", body(parameters={"request_id": 7}), "id"),
+    ("zero timeout", body(parameters={"timeout": 0}), "parameters.timeout"),
+    ("negative timeout", body(parameters={"timeout": -1}), "parameters.timeout"),
+    ("long timeout", body(parameters={"timeout": 1e9}), "parameters.timeout"),
+    ("bool timeout", body(parameters={"timeout": True}), "parameters.timeout"),
+    ("negative page", body(parameters={"page_size": -1}), "parameters.page_size"),
+    ("giant page", body(parameters={"page_size": 10**6}), "parameters.page_size"),
+    ("float page", body(parameters={"page_size": 2.0}), "parameters.page_size"),
+    ("bool page", body(parameters={"page_size": True}), "parameters.page_size"),
+    ("negative clock", body(parameters={"now_ms": -1}), "parameters.now_ms"),
+    ("far clock", body(parameters={"now_ms": 2**60}), "parameters.now_ms"),
+    ("string clock", body(parameters={"now_ms": "now"}), "parameters.now_ms"),
+]
+
+
+@pytest.mark.parametrize(
+    ("request_body", "where"), [each[1:] for each in MALFORMED], ids=[each[0] for each in MALFORMED]
+)
+def test_malformed_requests(request_body: Any, where: str, running: RunningServer) -> None:
+    for model in ("rank", "aggregate"):
+        reply = running.client.post(f"/v2/models/{model}/infer", json=request_body)
+        assert_error(reply, 400, where=where)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"inputs": NaN}',
+        json.dumps(tensor(shape=[2], data=[1, float("nan")])).encode(),
+        json.dumps(tensor(shape=[1], data=[float("inf")])).encode(),
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        json.dumps(body()).encode()[:-3],
+        json.dumps(body()).encode() + b"x",
+    ],
+)
+def test_bodies_that_are_no_json(raw: bytes, running: RunningServer) -> None:
+    assert_error(running.client.post(INFER, content=raw), 400, where="body")
+
+
+def test_too_many_candidates(running: RunningServer) -> None:
+    many = assert_error(running.infer(candidates=range(10_001)), 400, where=CANDIDATES)
+    assert many["got"] == "10001"
+    million = json.dumps(body(candidates=list(range(1_000_000)))).encode()
+    assert_error(running.client.post(INFER, content=million), 413, where="body")
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(million), 65536):
+            yield million[start : start + 65536]
+
+    try:  # no length declared: refused once the limit is passed, and the connection ends
+        assert_error(running.client.post(INFER, content=chunks()), 413, where="body")
+    except httpx.WriteError:
+        pass
+    assert len(outputs_of(running.infer(candidates=range(10_000)))["page_ids"]) == 6
+
+
+def test_the_service_goes_on_after_all_of_it(running: RunningServer) -> None:
+    reply = running.infer(parameters=CLOCK)
+    assert reply.json()["parameters"]["degraded"] == ""

@@ -1,0 +1,278 @@
+"""The request path: deadlines, store faults, overload, and records that rebuild what was scored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from predictor.cascade import CascadeConfig, inputs_of, sigmoid
+from predictor.generation import Generations
+from predictor.package import load_package
+from predictor.rank import RankConfig, Ranker
+from predictor.record import LogEntry, Query, encode_entry
+from predictor.spec import KINDS
+from predictor.spool import SpoolConfig, SpoolWriter
+from schemas.errors import RequestError, StoreError, StoreTimeout
+from schemas.ranklog import Degraded, RankRecord, decode_record
+from schemas.spool import read_frames
+from schemas.status import Status
+from tests.predictor.support import (
+    ITEMS,
+    NOW_MS,
+    PLAN,
+    USERS,
+    DictStore,
+    publish,
+    world,
+)
+
+
+@pytest.fixture(scope="module")
+def generations(tmp_path_factory: pytest.TempPathFactory) -> Generations:
+    root, generations = tmp_path_factory.mktemp("packages"), Generations(PLAN, "ranking")
+    for kind in KINDS:
+        model = load_package(publish(root, kind), generations.current.expected(kind))
+        generations.use_models({kind: model})
+    return generations
+
+
+@pytest.fixture
+def store() -> DictStore:
+    return DictStore(world())
+
+
+def query(candidates: Any = ITEMS, **changes: Any) -> Query:
+    given = {
+        "request_id": uuid.uuid4(),
+        "user_id": USERS[0],
+        "candidate_ids": np.array(candidates, np.int64),
+        "now_ms": NOW_MS,
+        "received_ms": NOW_MS + 1,
+        "page_size": 5,
+        "timeout_ms": 2000.0,
+    }
+    return Query(**(given | changes))
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def logged(directory: Path) -> list[RankRecord]:
+    return [
+        decode_record(payload)
+        for path in sorted(directory.glob("*.spool"))
+        for payload in read_frames(path.read_bytes())[0]
+    ]
+
+
+def test_a_record_rebuilds_tensors_and_scores_bit_for_bit(
+    generations: Generations, store: DictStore, tmp_path: Path
+) -> None:
+    spool = SpoolWriter(SpoolConfig(tmp_path), encode_entry)
+    config = RankConfig(CascadeConfig(fine_limit=15, draw_share=1.0, draw_count=2))
+    ranker = Ranker(store, generations, spool, config)
+    asked = query()
+    reply = run(ranker.rank(asked))
+    ranker.close()
+    spool.close()
+    [record] = logged(tmp_path)
+    assert record.request_id == asked.request_id
+    assert (record.now_ms, record.received_ms) == (NOW_MS, NOW_MS + 1)
+    assert record.fine_ids.tolist() == asked.candidate_ids[reply.ranking.fine].tolist()
+    assert len(record.fine_ids) == 17
+    assert sorted([*record.fine_ids, *record.coarse_only_ids]) == sorted(ITEMS)
+    shown = record.fine_ids[np.argsort(record.positions)][-5:]
+    assert shown.tolist() == reply.page_ids.tolist()
+
+    generation = generations.current
+    program = generation.program
+    users = np.frombuffer(record.user_values, program.user_dtype)
+    items = np.frombuffer(record.item_values, program.item_dtype)
+    rebuilt = program.tensors(users, items)
+    served = reply.assembled.tensors
+    np.testing.assert_array_equal(rebuilt.user_slots, served.user_slots)
+    np.testing.assert_array_equal(rebuilt.item_slots, served.item_slots[reply.ranking.fine])
+    assert generation.fine is not None
+    logits = generation.fine.logits(inputs_of(rebuilt, generation.fine.network.spec.inputs))
+    np.testing.assert_array_equal(sigmoid(logits), record.task_scores)
+    np.testing.assert_array_equal(sigmoid(logits) @ generation.fine.weights, record.final_scores)
+    assert record.fine_version == generation.fine.version
+    assert (record.draw_probability < 1).sum() == 2
+
+
+def test_unknown_user_and_candidates_are_served(generations: Generations, store: DictStore) -> None:
+    reply = run(Ranker(store, generations, None, RankConfig()).rank(query([7, 8], user_id=99)))
+    assert (reply.assembled.user_status == Status.NOT_FOUND).all()
+    assert (reply.assembled.item_status == Status.NOT_FOUND).all()
+    assert reply.ranking.degraded == 0
+    assert np.isfinite(reply.page_scores).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "flag"),
+    [
+        (StoreTimeout("store", required="a reply", got="none"), "TIMEOUT", "STORE_TIMEOUT"),
+        (StoreError("store", required="a server", got="none"), "STORE_ERROR", "STORE_ERROR"),
+    ],
+)
+def test_store_faults_cost_the_features_not_the_reply(
+    fault: StoreError, status: str, flag: str, generations: Generations, store: DictStore
+) -> None:
+    async def fail() -> None:
+        raise fault
+
+    store.before_read = fail
+    ranker = Ranker(store, generations, None, RankConfig())
+    reply = run(ranker.rank(query()))
+    assert (reply.assembled.item_status == Status[status]).all()
+    assert (reply.assembled.user_status == Status[status]).all()
+    assert reply.ranking.degraded == Degraded[flag]
+    assert (reply.assembled.tensors.item_slots == 0).all()
+    assert len(reply.page_ids) == 5
+    assert run(ranker.aggregate(query())).degraded == Degraded[flag]
+
+
+def test_a_damaged_row_is_corrupt_and_said_so(generations: Generations) -> None:
+    rows = world()
+    key = generations.current.program.item_keys([ITEMS[3]])[0]
+    rows[key] = rows[key][:-1] + bytes([rows[key][-1] ^ 1])
+    reply = run(Ranker(DictStore(rows), generations, None, RankConfig()).rank(query()))
+    assert reply.assembled.item_status[3, 0] == Status.CORRUPT
+    assert (reply.assembled.item_status[:, 0] == Status.CORRUPT).sum() == 1
+    assert reply.ranking.degraded == Degraded.CORRUPT_ROWS
+
+
+def test_a_store_that_hangs_is_left_in_time(generations: Generations, store: DictStore) -> None:
+    async def hang() -> None:
+        await asyncio.sleep(60)
+
+    async def timed() -> tuple[Any, float]:
+        store.before_read = hang
+        ranker = Ranker(store, generations, None, RankConfig())
+        started = time.monotonic()
+        reply = await ranker.rank(query(timeout_ms=200.0))
+        return reply, time.monotonic() - started
+
+    reply, seconds = run(timed())
+    assert seconds < 0.2
+    assert reply.ranking.degraded == Degraded.STORE_TIMEOUT
+
+
+def test_a_long_queue_is_answered_in_the_callers_order(
+    generations: Generations, store: DictStore, tmp_path: Path
+) -> None:
+    async def crowded() -> Any:
+        spool = SpoolWriter(SpoolConfig(tmp_path), encode_entry)
+        ranker = Ranker(store, generations, spool, RankConfig())
+        ranker._inference.submit(time.sleep, 0.5)
+        started = time.monotonic()
+        reply = await ranker.rank(query(timeout_ms=100.0))
+        seconds = time.monotonic() - started
+        ranker.close()
+        spool.close()
+        return reply, seconds
+
+    reply, seconds = run(crowded())
+    assert seconds < 0.2
+    assert reply.ranking.degraded == Degraded.DEADLINE
+    assert reply.page_ids.tolist() == list(ITEMS[:5])
+    assert np.isnan(reply.page_scores).all()
+    [record] = logged(tmp_path)
+    assert record.degraded == Degraded.DEADLINE
+    assert record.positions.max() == 4
+    assert (record.item_status == Status.TIMEOUT).all()
+
+
+def test_a_model_that_raises_costs_the_scores(store: DictStore, tmp_path: Path) -> None:
+    generations = Generations(PLAN, "ranking")
+    model = load_package(publish(tmp_path, "fine"), generations.current.expected("fine"))
+    model.network.embeddings.weight.data = model.network.embeddings.weight.data[:10]
+    generations.use_models({"fine": model})
+    reply = run(Ranker(store, generations, None, RankConfig()).rank(query()))
+    assert reply.ranking.degraded == Degraded.MODEL_ERROR
+    assert reply.page_ids.tolist() == list(ITEMS[:5])
+    assert (reply.assembled.item_status == Status.PRESENT).any()
+
+
+def test_too_many_at_once_are_refused(generations: Generations, store: DictStore) -> None:
+    async def crowd() -> list[Any]:
+        gate = asyncio.Event()
+        store.before_read = gate.wait
+        ranker = Ranker(store, generations, None, RankConfig(in_flight=2))
+        tasks = [asyncio.create_task(ranker.rank(query())) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    *served, refused = run(crowd())
+    assert all(len(reply.page_ids) == 5 for reply in served)
+    assert isinstance(refused, RequestError)
+    assert refused.status == 503
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_full_log_queue_drops_or_refuses(
+    refuse: bool, generations: Generations, store: DictStore, tmp_path: Path
+) -> None:
+    spool: SpoolWriter[LogEntry] = SpoolWriter(
+        SpoolConfig(tmp_path, queue_records=1, refuse=refuse), encode_entry
+    )
+    assert spool.reserve()  # somebody else's
+    ranker = Ranker(store, generations, spool, RankConfig())
+    if refuse:
+        with pytest.raises(RequestError, match="full queue") as refused:
+            run(ranker.rank(query()))
+        assert refused.value.status == 503
+    else:
+        assert len(run(ranker.rank(query())).page_ids) == 5
+    assert spool.counts.dropped == (not refuse)
+    assert ranker.in_flight == 0
+    spool.release()
+    assert len(run(ranker.rank(query())).page_ids) == 5
+    spool.close()
+    assert len(logged(tmp_path)) == 1
+
+
+def test_a_cancelled_request_gives_its_room_back(
+    generations: Generations, store: DictStore, tmp_path: Path
+) -> None:
+    async def cancelled() -> int:
+        spool: SpoolWriter[LogEntry] = SpoolWriter(SpoolConfig(tmp_path), encode_entry)
+        store.before_read = asyncio.Event().wait
+        ranker = Ranker(store, generations, spool, RankConfig())
+        task = asyncio.create_task(ranker.rank(query()))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        pending = spool.pending() + ranker.in_flight
+        spool.close()
+        return pending
+
+    assert run(cancelled()) == 0
+
+
+def test_a_request_keeps_its_generation(store: DictStore, tmp_path: Path) -> None:
+    async def swapped() -> Any:
+        generations = Generations(PLAN, "ranking")
+        ranker = Ranker(store, generations, None, RankConfig())
+        model = load_package(publish(tmp_path, "fine"), generations.current.expected("fine"))
+
+        async def swap() -> None:
+            generations.use_models({"fine": model})
+
+        store.before_read = swap
+        first = await ranker.rank(query())
+        store.before_read = None
+        return first, await ranker.rank(query())
+
+    first, second = run(swapped())
+    assert (first.generation.number, first.ranking.degraded) == (1, Degraded.NO_MODEL)
+    assert (second.generation.number, second.ranking.degraded) == (2, Degraded.NO_COARSE_MODEL)
