@@ -159,7 +159,7 @@ def _check(transform: Transform, where: str) -> None:
                 raise refuse("ascending numbers, each once", list(numbers)[:8])
         case "log_buckets":
             if not 0 < transform.low < transform.high:
-                raise refuse("0 < low < high", f"low={transform.low}, high={transform.high}")
+                raise refuse("0 < low < high", f"low={transform.low:g}, high={transform.high:g}")
             if not 3 <= transform.buckets <= 1024:
                 raise refuse("3 to 1024 buckets", transform.buckets)
 
