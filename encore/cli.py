@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from encore.commands import diagnose, feature, local, serving, stream
+from encore.commands import diagnose, feature, local, replay, serving, stream
 from encore.context import Invocation
 from encore.output import put, say_error
 from schemas.errors import EncoreError
@@ -66,6 +66,7 @@ app.command(epilog=local.UP_EPILOG)(local.up)
 app.command(epilog=feature.APPLY_EPILOG)(feature.apply)
 app.command(epilog=feature.LOAD_EPILOG)(feature.load)
 app.command(epilog=feature.FEATURES_EPILOG)(feature.features)
+app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
 app.command()(stream.stream)
 app.command()(stream.sink)
 app.command()(stream.ship)

@@ -8,6 +8,8 @@ from typing import Final
 
 FORMAT: Final = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
+#: Clients that tell of every connection: heard from `warning` on, unless all is asked for.
+TALKATIVE: Final = ("aiokafka", "faust", "kafka", "mode")
 
 
 def start_logging(level: str) -> None:
@@ -18,3 +20,5 @@ def start_logging(level: str) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.NOTSET if level == "debug" else logging.WARNING)

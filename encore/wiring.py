@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from encore.settings import Settings
-from schemas.names import ACTIONS_TOPIC, RANK_LOG_TOPIC, dead_letter_topic
 
 if TYPE_CHECKING:
     from predictor.server import ServeConfig
@@ -23,6 +22,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         data_dir=settings.data_dir,
         spool_dir=settings.spool,
         group=settings.group,
+        partitions=settings.partitions,
         service=settings.service,
         roll_rows=settings.sink_roll_rows,
         roll_ms=settings.sink_roll_ms,
@@ -30,13 +30,8 @@ def stream_config(settings: Settings) -> StreamConfig:
 
 
 def topics(settings: Settings) -> dict[str, int]:
-    """The topics that encore's processes need, with their partition counts."""
-    return {
-        ACTIONS_TOPIC: settings.partitions,
-        RANK_LOG_TOPIC: settings.partitions,
-        dead_letter_topic(ACTIONS_TOPIC): settings.partitions,
-        dead_letter_topic(RANK_LOG_TOPIC): settings.partitions,
-    }
+    """The topics of encore's streams, with their partition counts."""
+    return stream_config(settings).topics
 
 
 def ensure_topics(settings: Settings) -> None:

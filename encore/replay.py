@@ -1,0 +1,113 @@
+"""Replay a log in event time through Kafka, a stream worker and the ranking service.
+
+The engine is `streams.replay`; here it gets a producer, the worker's progress marks, and a client
+of the ranking service. Nothing is skipped: a send that fails, a worker that does not keep up and a
+request that is refused each end the replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from encore.kuairand import Page, Timeline
+from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
+from encore.settings import Settings
+from schemas.names import ACTIONS_TOPIC
+from store.redis_store import AsyncRedisRowStore
+from streams.admin import ensure_topics
+from streams.producer import ActionProducer
+from streams.replay import Replay, ReplayCounts, Tick, find_mark
+
+CONCURRENCY = 16
+
+#: Called after each tick: actions done, actions in all, a few words.
+TickNote = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay did. degraded: how many replies said what, "" for whole ones.
+
+    last: the last page that was ranked with its reply, for people to look at.
+    """
+
+    counts: ReplayCounts
+    degraded: Counter[str] = field(default_factory=Counter)
+    last: tuple[Page, RankReply] | None = None
+
+
+def replay(
+    settings: Settings, timeline: Timeline, url: str | None, note: TickNote | None = None
+) -> ReplayReport:
+    """Replay all actions of `timeline`; rank its pages at `url`, or none where that is None.
+
+    settings: with the addresses of a running stack, whose service allows `now_ms`. Raises
+    StreamError, StoreError, RequestError.
+    """
+    return asyncio.run(_Run(settings, timeline, note).run(url))
+
+
+class _Run:
+    """One replay."""
+
+    def __init__(self, settings: Settings, timeline: Timeline, note: TickNote | None) -> None:
+        self._settings = settings
+        self._timeline = timeline
+        self._note = note
+        self._degraded: Counter[str] = Counter()
+        self._last: tuple[Page, RankReply] | None = None
+
+    async def run(self, url: str | None) -> ReplayReport:
+        if url is None:
+            return await self._replay([], None)
+        async with RankClient(url, concurrency=CONCURRENCY) as client:
+            return await self._replay(self._timeline.pages, client)
+
+    async def _replay(self, pages: Sequence[Page], client: RankClient | None) -> ReplayReport:
+        settings = self._settings
+        topics = {ACTIONS_TOPIC: settings.partitions}
+        await asyncio.to_thread(ensure_topics, settings.bootstrap, topics)
+
+        async def rank_all(requests: Sequence[Page], _: Tick) -> None:
+            assert client is not None
+            await self._rank(client, requests)
+
+        with ActionProducer(settings.bootstrap, ACTIONS_TOPIC, settings.partitions) as producer:
+            async with AsyncRedisRowStore(settings.store_url) as store:
+                mark = await find_mark(store, settings.bootstrap, ACTIONS_TOPIC, settings.group)
+                engine = Replay(
+                    actions=self._timeline.actions,
+                    requests=pages,
+                    producer=producer,
+                    mark=mark,
+                    on_requests=rank_all,
+                    on_tick=self._on_tick,
+                )
+                counts = await engine.run()
+        return ReplayReport(counts, self._degraded, self._last)
+
+    async def _rank(self, client: RankClient, pages: Sequence[Page]) -> None:
+        """Rank the pages of one tick; the first failure ends it, with the others cancelled."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(client.rank(_request_of(page))) for page in pages]
+        for page, task in zip(pages, tasks, strict=True):
+            reply = task.result()
+            self._degraded[reply.degraded] += 1
+            self._last = page, reply
+
+    def _on_tick(self, tick: Tick, counts: ReplayCounts) -> None:
+        if self._note is not None:
+            words = f"actions, {counts.requests:,} requests"
+            self._note(counts.actions, len(self._timeline.actions), words)
+
+
+def _request_of(page: Page) -> RankRequest:
+    return RankRequest(
+        request_id=request_uuid(page.request_hi, page.request_lo),
+        user_id=page.user_id,
+        candidate_ids=tuple(page.candidates.tolist()),
+        now_ms=page.time_ms,
+    )
