@@ -132,7 +132,7 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         ranker = Ranker(store, generations, spool, rank_config)
         stack.callback(ranker.close)
         watcher = Watcher(generations, store, WatchConfig(config.packages, config.poll_s))
-        await watcher.look()  # models that are there before the first request serve it
+        await watcher.look(polite=False)  # models that are there before the first request serve it
         task = asyncio.create_task(watcher.run(), name="watcher")
         stack.push_async_callback(_cancelled, task)
         service = Service(

@@ -1,4 +1,4 @@
-"""Checks a model package in a process of its own: `python -m predictor.verify PACKAGE`.
+"""Checks a model package in a process of its own: `python -m predictor.verify PACKAGE NICENESS`.
 
 Golden scores run the network on bytes nobody has vouched for yet, and torch holds the interpreter
 lock while a module is built; neither belongs into a serving process. Reads what is expected as
@@ -23,14 +23,19 @@ from predictor.package import verify_package
 from schemas.errors import PackageError
 
 _EXPECTED = TypeAdapter(Expected)
-_NICENESS = 10  # the check yields to whatever serves on the same cores
+_NICENESS = 5
 
 
-async def verify_in_process(path: Path, expected: Expected, timeout_s: float) -> None:
-    """Run the check as a child. Raises PackageError where it refuses, dies or takes too long."""
+async def verify_in_process(
+    path: Path, expected: Expected, timeout_s: float, polite: bool = True
+) -> None:
+    """Run the check as a child. Raises PackageError where it refuses, dies or takes too long.
+
+    polite: at a low priority, so that it yields to what serves on the same cores.
+    """
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "predictor.verify", str(path)),
+        *("-m", "predictor.verify", str(path), str(_NICENESS if polite else 0)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -68,7 +73,7 @@ def _python_path() -> str:
 
 def main() -> int:
     """The child: reads what is expected from standard input."""
-    os.nice(_NICENESS)
+    os.nice(int(sys.argv[2]))
     torch.set_num_threads(1)
     try:
         verify_package(Path(sys.argv[1]), _EXPECTED.validate_json(sys.stdin.buffer.read()))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from predictor.card import Expected
-from predictor.generation import Generations, warm
+from predictor.generation import Generations, ServingGeneration, warm
 from predictor.package import Model, current_version, load_package
 from predictor.spec import KINDS, Kind
 from predictor.verify import verify_in_process
@@ -60,11 +60,14 @@ class Watcher:
             except Exception:
                 log.exception("watcher: this look failed")
 
-    async def look(self) -> None:
-        """One look at the plan, then at the packages. Raises StoreError."""
+    async def look(self, *, polite: bool = True) -> None:
+        """One look at the plan, then at the packages. Raises StoreError.
+
+        polite: check packages at a low priority, beside requests.
+        """
         await self._look_at_plan()
         if self._config.packages is not None:
-            await self._look_at_packages(self._config.packages)
+            await self._look_at_packages(self._config.packages, polite)
 
     async def _look_at_plan(self) -> None:
         version = await self._store.get_text(PLAN_VERSION_KEY)
@@ -81,36 +84,43 @@ class Watcher:
         self._seen_plan = plan.version
         log.info("plan %d serves as generation %d", plan.version, generation.number)
 
-    async def _look_at_packages(self, root: Path) -> None:
-        """Load what is new of every kind, then swap all of it at once."""
-        fresh: dict[Kind, Model | None] = {}
+    async def _look_at_packages(self, root: Path, polite: bool) -> None:
+        """Check and load what is new of every kind at once, then swap all of it at once."""
         generation = self.generations.current
-        for kind in KINDS:
-            try:
-                version = current_version(root, kind)
-            except PackageError as error:
-                self._refuse(kind, error, once=True)
-                continue
-            look = (generation.service.fingerprint, version or "")
-            if self._seen.get(kind) == look:
-                continue
-            self._seen[kind] = look
-            serving = generation.model(kind)
-            if version is None or (serving is not None and serving.name == version):
-                continue
-            try:
-                expected = generation.expected(kind)
-                fresh[kind] = await self._load(root / kind / version, expected)
-            except PackageError as error:
-                self._refuse(kind, error)
-                continue
-            self._accept(kind)
+        news = [(kind, path) for kind in KINDS if (path := self._news(root, kind, generation))]
+        outcomes = await asyncio.gather(
+            *(self._load(path, generation.expected(kind), polite) for kind, path in news),
+            return_exceptions=True,
+        )
+        fresh: dict[Kind, Model | None] = {}
+        for (kind, _), outcome in zip(news, outcomes, strict=True):
+            if isinstance(outcome, PackageError):
+                self._refuse(kind, outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                fresh[kind] = outcome
+                self._accept(kind)
         if fresh:
             swapped = self.generations.use_models(fresh)
             log.info("generation %d: %s", swapped.number, swapped.versions())
 
-    async def _load(self, path: Path, expected: Expected) -> Model:
-        await verify_in_process(path, expected, self._config.verify_timeout_s)
+    def _news(self, root: Path, kind: Kind, generation: ServingGeneration) -> Path | None:
+        """The package to load next; None where the pointer names what was looked at already."""
+        try:
+            version = current_version(root, kind)
+        except PackageError as error:
+            self._refuse(kind, error, once=True)
+            return None
+        look = (generation.service.fingerprint, version or "")
+        if version is None or self._seen.get(kind) == look:
+            return None
+        self._seen[kind] = look
+        serving = generation.model(kind)
+        return None if serving is not None and serving.name == version else root / kind / version
+
+    async def _load(self, path: Path, expected: Expected, polite: bool) -> Model:
+        await verify_in_process(path, expected, self._config.verify_timeout_s, polite)
         model = await asyncio.to_thread(load_package, path, expected)
         await asyncio.to_thread(warm, model)
         return model

@@ -110,9 +110,9 @@ class DictStore(AsyncMemoryRowStore):
 # --- models ---------------------------------------------------------------------------------
 
 
-def random_inputs(n: int, seed: int = 0) -> Inputs:
+def random_inputs(n: int, seed: int = 0, plan: Plan = PLAN) -> Inputs:
     """One user's request of n candidates with ids from all of each table."""
-    spec, rng = input_spec(SERVICE), np.random.default_rng(seed)
+    spec, rng = input_spec(plan.service("ranking")), np.random.default_rng(seed)
     sizes = [size for _, size in spec.tables]
 
     def ids(rows: int, tables: Sequence[int]) -> torch.Tensor:
@@ -142,7 +142,7 @@ def draft(kind: Kind, seed: int = 0, plan: Plan = PLAN) -> PackageDraft:
         network=network,
         service=service.name,
         fingerprint=service.fingerprint,
-        requests=[random_inputs(21, seed), random_inputs(3, seed + 1)],
+        requests=[random_inputs(21, seed, plan), random_inputs(3, seed + 1, plan)],
         trained_ms=NOW_MS,
         metrics={"auc": 0.5},
         score={} if kind == "two_tower" else dict(zip(TASKS, (1.0, 0.5, 0.25), strict=True)),
@@ -209,7 +209,7 @@ def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningS
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             running = RunningServer(child, client, packages, spool)
-            wait_until(lambda: running.ready() or not child.running, 30)
+            wait_until(lambda: running.ready() or not child.running, 90)
             assert child.running, (directory / "serve.log").read_text()
             yield running
     finally:

@@ -46,7 +46,8 @@ def slow_page(model: Model, tensors: Tensors, places: list[int], size: int) -> l
         weights = model.weights.tolist()
         scores = {
             place: sum(
-                w / (1 + np.exp(-float(x))) for w, x in zip(weights, logits[place], strict=True)
+                weight / (1 + np.exp(-float(logit)))
+                for weight, logit in zip(weights, logits[place], strict=True)
             )
             for place in places
         }

@@ -19,7 +19,7 @@ from schemas.errors import PackageError, PlanError
 from schemas.plan import TransformPlan
 from tests.predictor.support import SERVICE, random_inputs
 
-SPECS = [TowerSpec(input_spec(SERVICE)), FineSpec(input_spec(SERVICE))]
+SPECS: list[TowerSpec | FineSpec] = [TowerSpec(input_spec(SERVICE)), FineSpec(input_spec(SERVICE))]
 
 
 def network_of(spec: TowerSpec | FineSpec) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -61,8 +62,6 @@ def repack(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 
 def _sha(path: Path) -> str:
-    import hashlib
-
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -172,7 +171,7 @@ def test_a_package_for_another_plan_is_refused(good: Path) -> None:
         load_package(good, expected("two_tower"))
 
 
-def _weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         tensors = safetensors.torch.load((path / WEIGHTS).read_bytes())
         change(tensors)
@@ -181,7 +180,9 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Pat
     return apply
 
 
-def _requests(name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Any:
+def _requests(
+    name: str, change: Callable[[dict[str, torch.Tensor]], object]
+) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         tensors = safetensors.torch.load((path / name).read_bytes())
         change(tensors)
@@ -226,11 +227,13 @@ def test_contents_that_do_not_fit_are_refused(
 
 def test_drafts_that_could_not_be_loaded_are_refused(tmp_path: Path) -> None:
     good = draft("fine")
-    for changes in (
+    two_users = dataclasses.replace(random_inputs(2), user_of=torch.zeros(2).long())
+    broken: list[dict[str, Any]] = [
         {"requests": []},
         {"score": {"click": 1.0}},
-        {"requests": [dataclasses.replace(random_inputs(2), user_of=torch.zeros(2).long())]},
-    ):
+        {"requests": [two_users]},
+    ]
+    for changes in broken:
         with pytest.raises(PackageError):
             write_package(tmp_path, dataclasses.replace(good, **changes))
     with torch.no_grad():

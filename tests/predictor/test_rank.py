@@ -49,7 +49,7 @@ def store() -> DictStore:
 
 
 def query(candidates: Any = ITEMS, **changes: Any) -> Query:
-    given = {
+    given: dict[str, Any] = {
         "request_id": uuid.uuid4(),
         "user_id": USERS[0],
         "candidate_ids": np.array(candidates, np.int64),
