@@ -1,1 +1,1 @@
-"""Training sets, teacher, student, evaluation. Everything is learnt from the rank log, nothing else."""
+"""Training sets, teacher, student, evaluation: all of it learnt from the rank log alone."""

@@ -1,15 +1,15 @@
 """How good a ranking is: AUC, GAUC, and paired bootstrap intervals over users. numpy only.
 
-Symbols: `n` examples, `U` users with an example, `R` bootstrap replicates, `G` groups of equal score.
+Symbols: n examples, U users with an example, R bootstrap replicates, G groups of equal score.
 
-AUC is the probability that a positive is scored above a negative, ties counting one half. GAUC is the
-mean of each user's own AUC, weighted by the user's number of examples (impressions); users whose
-examples are all of one class have no AUC and are left out, as in Zhu et al., "Optimized Cost per Click
-in Taobao Display Advertising" (KDD 2017).
+AUC is the probability that a positive is scored above a negative, ties counting one half. GAUC is
+the mean of each user's own AUC, weighted by the user's number of examples (impressions); users
+whose examples are all of one class have no AUC and are left out, as in Zhu et al., "Optimized Cost
+per Click in Taobao Display Advertising" (KDD 2017).
 
-The unit of resampling is the user, since one user's examples are not independent. Models are compared
-on the same resamples (paired), so the interval of a difference is narrower than the two intervals
-suggest. Intervals are percentiles: 2.5 % and 97.5 %.
+The unit of resampling is the user, since one user's examples are not independent. Models are
+compared on the same resamples (paired), so the interval of a difference is narrower than the two
+intervals suggest. Intervals are percentiles: 2.5 % and 97.5 %.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def auc(labels: NDArray[np.bool_], scores: NDArray[np.floating]) -> float:
 def user_aucs(
     labels: NDArray[np.bool_], scores: NDArray[np.floating], users: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Each user's AUC: (ids (U,), AUC (U,) NaN for one class only, examples (U,)), ids ascending."""
+    """Each user's AUC: (ids (U,) ascending, AUC (U,), NaN for one class only, examples (U,))."""
     ids, user_index = np.unique(users, return_inverse=True)  # (U,) i64, (n,) i64
     return ids, _user_aucs(labels, scores, user_index, len(ids)), np.bincount(user_index)
 
@@ -104,8 +104,8 @@ def evaluate(
 ) -> Evaluation:
     """AUC and GAUC with intervals of every model in `scores`, and each one minus `baseline`.
 
-    labels, users and each array of `scores` are (n,). The same seed gives the same intervals, whatever
-    other models are in `scores`. An empty `baseline` means no differences.
+    labels, users and each array of `scores` are (n,). The same seed gives the same intervals,
+    whatever other models are in `scores`. An empty `baseline` means no differences.
     """
     ids, user_index = np.unique(users, return_inverse=True)  # (U,) i64, (n,) i64
     draws = _draws(len(ids), replicates, seed)  # (1 + R, U) f64
@@ -164,7 +164,9 @@ class _Ordered:
         below = np.cumsum(negative, axis=1) - negative / 2  # (R, G) f64: ties count one half
         won = np.einsum("rg,rg->r", positive, below)  # (R,) f64
         pairs = positive.sum(axis=1) * negative.sum(axis=1)  # (R,) f64
-        return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+        values: NDArray[np.float64] = np.full(len(won), np.nan)  # (R,) f64
+        np.divide(won, pairs, out=values, where=pairs > 0)
+        return values
 
 
 def _user_aucs(
@@ -192,7 +194,9 @@ def _user_aucs(
     p = np.bincount(user[hits], minlength=users)  # (U,) i64
     pairs = p * (counts - p)  # (U,) i64
     won = rank_sum - p * (p + 1) / 2  # (U,) f64
-    return np.divide(won, pairs, out=np.full(users, np.nan), where=pairs > 0)
+    values: NDArray[np.float64] = np.full(users, np.nan)  # (U,) f64
+    np.divide(won, pairs, out=values, where=pairs > 0)
+    return values
 
 
 def _weighted(
@@ -203,7 +207,9 @@ def _weighted(
     weights = draws[:, known] * counts[known]  # (R, U') f64
     total = weights.sum(axis=1)  # (R,) f64
     summed = weights @ values[known]  # (R,) f64
-    return np.divide(summed, total, out=np.full(len(draws), np.nan), where=total > 0)
+    means: NDArray[np.float64] = np.full(len(draws), np.nan)  # (R,) f64
+    np.divide(summed, total, out=means, where=total > 0)
+    return means
 
 
 def _draws(users: int, replicates: int, seed: int) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """The baseline every model must beat: each video's click rate on the training part, smoothed.
 
-`score = (clicks + strength * mean) / (impressions + strength)`: the posterior mean under a Beta prior
-centred on the overall rate. A video nobody saw scores the overall rate.
+`score = (clicks + strength * mean) / (impressions + strength)`: the posterior mean under a Beta
+prior centred on the overall rate. A video nobody saw scores the overall rate.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_bootstrap_is_the_same_for_the_same_seed_and_independent_of_other_models
 
 def test_intervals_are_paired_and_of_the_right_width() -> None:
     """A model and its monotone copy differ by exactly nothing, whatever users are drawn; and the
-    interval of an AUC of chance has the width that theory gives, 2 * 1.96 * sqrt((n+1)/(12 p q))."""
+    interval of an AUC of chance has the width of theory, 2 * 1.96 * sqrt((n + 1) / (12 p q))."""
     labels, users = sample(3)
     scores = np.random.default_rng(4).normal(size=len(labels))
     result = evaluate(

@@ -1,0 +1,205 @@
+"""What both trainings share: the lesson, epochs with early stopping, reproducible randomness."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from predictor.networks import Network
+from predictor.spec import InputSpec
+from schemas.errors import RecordError
+from training.dataset import Dataset
+
+SCORING_BATCH: Final = 16_384  # candidates scored at once
+
+
+class Progress(Protocol):
+    """Called as work goes on: `done` of `total` steps of `stage`, with a line for people."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """Must return quickly; its exceptions end the training."""
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """The Progress that says nothing."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The requests to learn from, and those that say when to stop; rows of the dataset."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a network learns from. inputs: the spec of the dataset's ids."""
+
+    dataset: Dataset
+    split: Split
+    inputs: InputSpec
+    generator: np.random.Generator
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. batch: rows a step; patience: epochs without a better AUC."""
+
+    learning_rate: float
+    batch: int
+    epochs: int
+    patience: int
+    weight_decay: float = 1e-2
+    embedding_decay: float = 0.3
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training part. loss: its mean; validation_auc: of clicks, after it."""
+
+    loss: float
+    validation_auc: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training went. best: index of the epoch whose weights were kept."""
+
+    epochs: tuple[Epoch, ...]
+    best: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one kind of training does. rows: what is shuffled and cut into batches.
+
+    loss: of a batch of rows. validate: the AUC of clicks on the validation part, as it is now.
+    """
+
+    stage: str
+    rows: NDArray[np.int64]
+    loss: Callable[[NDArray[np.int64]], Tensor]
+    validate: Callable[[], float]
+
+
+def fit(network: Network, lesson: Lesson, schedule: Schedule, step: Step) -> Fit:
+    """Train until the schedule or patience ends; the network is left with its best epoch's weights.
+
+    Raises RecordError when there is nothing to learn from.
+    """
+    if not len(step.rows):
+        raise RecordError(
+            f"training.{step.stage}",
+            required="at least one exposed candidate in the training part",
+            got="none",
+            do="replay more days, or move the split",
+        )
+    optimizer = optimiser(network, schedule)
+    stop = _EarlyStop(network, schedule.patience)
+    for number in range(schedule.epochs):
+        network.train()
+        total = 0.0
+        for rows in shuffled(step.rows, schedule.batch, lesson.generator):
+            loss = step.loss(rows)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            total += float(loss.detach()) * len(rows)
+        epoch = Epoch(total / len(step.rows), step.validate())
+        note = f"loss {epoch.loss:.4f}, validation AUC {epoch.validation_auc:.4f}"
+        lesson.progress(step.stage, number + 1, schedule.epochs, note)
+        if stop.add(epoch):
+            break
+    return stop.restore()
+
+
+def shuffled(
+    rows: NDArray[np.int64], size: int, generator: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """The rows in random order, `size` at a time; the last batch may be smaller."""
+    order = generator.permutation(rows)
+    for at in range(0, len(order), size):
+        yield order[at : at + size]
+
+
+class _EarlyStop:
+    """Keeps the weights of the best epoch; `add` says when `patience` epochs brought nothing."""
+
+    def __init__(self, network: Network, patience: int) -> None:
+        self._network = network
+        self._patience = patience
+        self._weights: dict[str, Any] = {}
+        self._epochs: list[Epoch] = []
+        self._best = -1
+
+    def add(self, epoch: Epoch) -> bool:
+        """Note an epoch; True when training should end.
+
+        An AUC of NaN (a validation part of one class) never beats a number, so that the last epoch
+        of a run without a validation part is kept.
+        """
+        self._epochs.append(epoch)
+        best = self._epochs[self._best].validation_auc if self._best >= 0 else np.nan
+        if np.isnan(best) or epoch.validation_auc > best:
+            self._best = len(self._epochs) - 1
+            self._weights = copy.deepcopy(self._network.state_dict())
+        return len(self._epochs) - 1 - self._best >= self._patience
+
+    def restore(self) -> Fit:
+        """Give the network the best epoch's weights."""
+        self._network.load_state_dict(self._weights)
+        self._network.eval()
+        return Fit(tuple(self._epochs), self._best)
+
+
+def optimiser(network: Network, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW with a decay of its own for the embeddings: most of their rows get few gradients."""
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        groups[name.startswith("embeddings.")].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": schedule.embedding_decay},
+            {"params": groups[False], "weight_decay": schedule.weight_decay},
+        ],
+        lr=schedule.learning_rate,
+        fused=True,
+    )
+
+
+def log_odds(labels: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(n, T) labels → (T,) log odds of each task's rate, smoothed; where a bias should begin."""
+    positives = labels.sum(axis=0)  # (T,) i64
+    odds = (positives + 1) / (len(labels) - positives + 1)  # (T,) f64
+    logs: NDArray[np.float32] = np.log(odds).astype(np.float32)  # (T,) f32
+    return logs
+
+
+@contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[np.random.Generator]:
+    """Inside, the same seed and thread count give the same weights on one machine.
+
+    Yields a numpy generator of that seed. torch's generator, thread count and determinism are put
+    back afterwards.
+    """
+    threads_before = torch.get_num_threads()
+    strict_before = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield np.random.default_rng(seed)
+        finally:
+            torch.use_deterministic_algorithms(strict_before)
+            torch.set_num_threads(threads_before)
