@@ -8,6 +8,7 @@ was handed over is finished, the handler flushes, positions are committed, the e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Iterable
@@ -33,10 +34,14 @@ STOP_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Records of one partition in offset order, at least one."""
+    """Records of one partition in offset order, at least one.
+
+    generation: of the consumer group when they were fetched.
+    """
 
     tp: TP
     records: tuple[ConsumerRecord, ...]
+    generation: int = 0
 
     @property
     def next_offset(self) -> int:
@@ -101,6 +106,8 @@ class StreamApp:
         self._marks = Marks()
         self._inbox: asyncio.Queue[Fetched] = asyncio.Queue(config.inbox_lists)
         self._stop = asyncio.Event()
+        self._busy = asyncio.Lock()  # the handler is called by one task at a time
+        self._draining = False
         self._failure: asyncio.Future[None]
 
     async def run(self) -> int:
@@ -148,7 +155,7 @@ class StreamApp:
             stream_wait_empty=True,  # a rebalance commits before it gives partitions away
         )
         transport = ListTransport([broker], app)
-        transport.configure(config.fetch_wait_ms, self._marks, self._handler.start_at)
+        transport.configure(config.fetch_wait_ms, self._marks, self._start_at)
         app.transport = transport
         # acks=False: Faust keeps no books of acks, the marks decide (see streams/transport.py).
         channel = app.topic(
@@ -163,6 +170,11 @@ class StreamApp:
         app.finalize()
         return app
 
+    async def _start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
+        """Faust asks after each assignment; lists of earlier generations are dropped from now."""
+        async with self._busy:
+            return await self._handler.start_at(tps)
+
     async def _agent(self, stream: Any) -> None:
         """Faust's part: put each fetched list into the inbox, which holds back when it is full.
 
@@ -171,7 +183,8 @@ class StreamApp:
         """
         try:
             async for event in stream.noack().events():
-                await self._inbox.put(Fetched(event.message.tp, event.message.value))
+                message = event.message
+                await self._inbox.put(Fetched(message.tp, message.value, message.generation_id))
         except Exception as error:
             if not self._failure.done():
                 self._failure.set_exception(
@@ -197,7 +210,7 @@ class StreamApp:
 
     async def _work(self, app: Any) -> None:
         """Hand lists over until told to stop; raises what the handler or Faust raised."""
-        pump = asyncio.create_task(self._pump())
+        pump = asyncio.create_task(self._pump(app))
         stop = asyncio.create_task(self._stop.wait())
         ended = asyncio.create_task(app.wait_until_stopped())
         every = {pump, stop, ended, self._failure}
@@ -219,20 +232,22 @@ class StreamApp:
                 task.cancel()
             await asyncio.gather(*every, return_exceptions=True)
 
-    _draining = False
-
-    async def _pump(self) -> None:
+    async def _pump(self, app: Any) -> None:
         """Take all that waits, give it to the handler, again and again."""
         while not (self._draining and self._inbox.empty()):
-            try:
-                first = await asyncio.wait_for(self._inbox.get(), self.idle_s)
-            except TimeoutError:
-                await self._handler.idle()
-                continue
-            lists = [first]
+            waiting: list[Fetched] = []
+            with contextlib.suppress(TimeoutError):
+                waiting.append(await asyncio.wait_for(self._inbox.get(), self.idle_s))
             while not self._inbox.empty():
-                lists.append(self._inbox.get_nowait())
-            await self._handler.handle(lists)
+                waiting.append(self._inbox.get_nowait())
+            async with self._busy:
+                # What was fetched before a rebalance is read again from where it began.
+                current = app.consumer_generation_id
+                lists = [each for each in waiting if each.generation == current]
+                if lists:
+                    await self._handler.handle(lists)
+                else:
+                    await self._handler.idle()
 
     async def _drain(self) -> None:
         await asyncio.wait_for(self._handler.close(), DRAIN_S)

@@ -1,12 +1,12 @@
-"""Where a consumer stands in a topic: the store's progress marks, and what came by since.
+"""Where a consumer stands in a topic: what to read next, and the store's progress marks.
 
-The marks lie in the store beside what they speak of, so both go back together if the store does.
+The worker's marks lie in the store beside the rows they speak of, so both go back together if the
+store does.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from aiokafka.structs import ConsumerRecord
 from faust.types import TP
@@ -15,8 +15,6 @@ from schemas.errors import StoreError, StreamError
 from store.base import AsyncRowStore
 from streams.app import Fetched
 from streams.patience import patiently
-
-log = logging.getLogger("encore.streams")
 
 
 class Positions:
@@ -28,18 +26,22 @@ class Positions:
         self._next: dict[int, int] = {}
         self._watermark_ms: dict[int, int] = {}
 
-    async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
-        """Where to read each partition from: its mark; without one in this log, the beginning."""
+    async def marks(self) -> dict[int, int]:
+        """The store's progress in this log: partition → next offset."""
         marks = await self._store.get_progress(self._topic, self._group)
-        places: dict[TP, int] = {}
-        self._next.clear()
-        for tp in tps:
-            mark = marks.get(tp.partition)
-            if mark is not None and mark.epoch == self._epoch:
-                self._next[tp.partition] = places[tp] = mark.next_offset
-            else:
-                places[tp] = 0
-        return places
+        return {
+            partition: mark.next_offset
+            for partition, mark in marks.items()
+            if mark.epoch == self._epoch
+        }
+
+    def begin(self, tps: Iterable[TP], ends: Mapping[int, int]) -> dict[TP, int]:
+        """Where to read newly assigned partitions from: their end, else the beginning.
+
+        ends: partition → next offset. A partition that has none takes what the log still holds.
+        """
+        self._next = dict(ends)
+        return {tp: ends.get(tp.partition, 0) for tp in tps}
 
     def unseen(self, fetched: Fetched) -> tuple[ConsumerRecord, ...]:
         """The records that did not come by yet. Raises StreamError where some are missing.
@@ -60,9 +62,9 @@ class Positions:
         self._next[fetched.tp.partition] = max(expected, fetched.next_offset)
         return records[max(0, expected - first) :]
 
-    def saw(self, partition: int, sent_ms: int) -> None:
-        """A message sent at `sent_ms` came by."""
-        self._watermark_ms[partition] = max(sent_ms, self._watermark_ms.get(partition, 0))
+    def saw(self, partition: int, time_ms: int) -> None:
+        """Something of this time came by; the watermark is the newest."""
+        self._watermark_ms[partition] = max(time_ms, self._watermark_ms.get(partition, 0))
 
     async def store(self, upto: Mapping[TP, int], patience_ms: int) -> None:
         """Record that everything before these offsets is stored."""

@@ -22,7 +22,7 @@ from typing import Final
 from faust.types import TP
 
 from schemas.actions import encode_batch
-from schemas.errors import PlanError, StreamError
+from schemas.errors import PlanError
 from schemas.names import (
     HEADER_CODE,
     HEADER_REASON,
@@ -41,8 +41,8 @@ from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.folding import Folder, OutsideActions
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
-from streams.patience import patiently
 from streams.positions import Positions
+from streams.source import Source
 from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
@@ -77,8 +77,8 @@ class Worker:
         await self._store.check_policy()
         self._admin = await asyncio.to_thread(Admin, config.bootstrap)
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
-        epoch = await self._store.epoch_of(config.topic, facts.topic_id)
-        self._topic_id = facts.topic_id
+        self._source = await Source.open(self._admin, facts, self._store, config.patience_ms)
+        epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)
         views = _views(await _published_plan(self._store), config.topic)
         self._folder = Folder(self._store, views, epoch, self._send_late, config.patience_ms)
@@ -91,7 +91,7 @@ class Worker:
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
         """The store's progress marks; the beginning where this log has none."""
-        return await self._positions.start_at(tps)
+        return self._positions.begin(tps, await self._positions.marks())
 
     async def idle(self) -> None:
         """Now and then say what was done."""
@@ -136,7 +136,7 @@ class Worker:
         self, runs: list[ActionRun], dead: list[DeadLetter], upto: dict[TP, int]
     ) -> None:
         await self._send_dead(dead)
-        await self._folder.apply(join_runs(runs), self._same_log)
+        await self._folder.apply(join_runs(runs), self._source.check)
         for run in runs:
             if len(run):
                 partition, newest = int(run.partition[0]), int(run.sent_ms.max())
@@ -144,26 +144,6 @@ class Worker:
         await self._positions.store(upto, self._config.patience_ms)
         for tp, next_offset in upto.items():
             self._marks.advance(tp, next_offset)
-
-    async def _same_log(self) -> None:
-        """Raises StreamError unless the topic still has the id whose epoch is being written.
-
-        Ids never come back, so records fetched before this call are of that log.
-        """
-        config = self._config
-        facts = await patiently(
-            f"metadata of {config.topic}",
-            lambda: asyncio.to_thread(self._admin.describe, config.topic),
-            config.patience_ms,
-            (StreamError,),
-        )
-        if facts is None or facts.topic_id != self._topic_id:
-            raise StreamError(
-                f"topic {config.topic}",
-                required=f"the id {self._topic_id} it had at the start",
-                got=facts.topic_id if facts else "no such topic",
-                do="the broker lost its log; restart the worker, it takes a new epoch",
-            )
 
     async def _send_dead(self, dead: list[DeadLetter]) -> None:
         for letter in dead:

@@ -1,0 +1,184 @@
+"""What the sink keeps of each topic: how its records are read, and how a range becomes a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from aiokafka.structs import ConsumerRecord
+
+from schemas.errors import EncoreError, PlanError, RecordError
+from schemas.names import PLAN_KEY
+from schemas.plan import Plan, dump_plan, load_plan
+from schemas.ranklog import RankRecord, decode_record
+from store.base import AsyncRowStore
+from streams.action_table import action_table
+from streams.archive import (
+    list_files,
+    next_offset,
+    partition_dir,
+    remove_unfinished,
+    write_file,
+    write_text,
+)
+from streams.messages import ActionRun, DeadLetter, decode_records, join_runs, source_of
+from streams.rank_tables import ServiceColumns, candidate_table, request_table
+
+log = logging.getLogger("encore.streams")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Decoded records of consecutive offsets of one partition.
+
+    kind: only parts of one kind go into one file; "" for a part without content. rows: of the file they add. time_ms: the newest.
+    """
+
+    kind: str
+    first: int
+    last: int
+    rows: int
+    time_ms: int
+    content: Any
+
+
+class TopicArchive(Protocol):
+    """The archive of one log of one topic."""
+
+    def end(self, partition: int) -> int | None:
+        """The offset after the last archived one, None where nothing is. Raises StreamError."""
+        ...
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> tuple[list[Held], list[DeadLetter]]:
+        """Decode records of one partition; the parts cover all their offsets, refused or not."""
+        ...
+
+    def write(self, partition: int, parts: Sequence[Held]) -> None:
+        """Make parts of one kind and consecutive offsets durable. Blocking."""
+        ...
+
+
+class ActionArchive:
+    """Actions, one row each. Refused messages are the worker's to dead-letter."""
+
+    def __init__(self, root: Path, topic_id: str, partitions: int) -> None:
+        self._root, self._topic_id, self._partitions = root, topic_id, partitions
+        remove_unfinished(root)
+
+    def end(self, partition: int) -> int | None:
+        """As `TopicArchive.end`."""
+        return next_offset(list_files(partition_dir(self._root, self._topic_id, partition)))
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> tuple[list[Held], list[DeadLetter]]:
+        """As `TopicArchive.take`."""
+        run, refused = decode_records(records, self._partitions)
+        for letter in refused:
+            log.info("not archived: %s", letter.error)
+        newest = int(run.sent_ms.max()) if len(run) else 0
+        span = records[0].offset, records[-1].offset
+        return [Held("actions", *span, len(run), newest, run)], []
+
+    def write(self, partition: int, parts: Sequence[Held]) -> None:
+        """As `TopicArchive.write`."""
+        runs: list[ActionRun] = [part.content for part in parts]
+        directory = partition_dir(self._root, self._topic_id, partition)
+        write_file(directory, parts[0].first, parts[-1].last, action_table(join_runs(runs)))
+
+
+class RankArchive:
+    """The rank log's two tables. The file of requests completes a range."""
+
+    def __init__(self, root: Path, topic_id: str, store: AsyncRowStore) -> None:
+        self._requests, self._candidates = root / "requests", root / "candidates"
+        self._plans, self._topic_id, self._store = root / "plans", topic_id, store
+        self._columns: dict[str, ServiceColumns] = {}
+        remove_unfinished(root)
+
+    def end(self, partition: int) -> int | None:
+        """As `TopicArchive.end`; removes candidates whose requests were never written."""
+        whole = list_files(partition_dir(self._requests, self._topic_id, partition))
+        spans = {(file.first, file.last) for file in whole}
+        for file in list_files(partition_dir(self._candidates, self._topic_id, partition)):
+            if (file.first, file.last) not in spans:
+                log.warning("removing %s: its requests were not written", file.path)
+                file.path.unlink()
+        return next_offset(whole)
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> tuple[list[Held], list[DeadLetter]]:
+        """As `TopicArchive.take`; a part holds records of one fingerprint."""
+        parts: list[Held] = []
+        dead: list[DeadLetter] = []
+        for record in records:
+            offset = int(record.offset)
+            try:
+                part = await self._decode(record)
+            except EncoreError as error:
+                dead.append(DeadLetter(record, error))
+                part = Held("", offset, offset, 0, 0, None)
+            parts.append(part)
+        return parts, dead
+
+    async def _decode(self, record: ConsumerRecord) -> Held:
+        where, offset = source_of(record), int(record.offset)
+        if record.value is None:
+            raise RecordError(where, required="a rank record", got="null")
+        rank = decode_record(record.value, where)
+        columns = await self._columns_of(f"{rank.service_fingerprint:016x}", where)
+        columns.check(rank, where)
+        rows = len(rank.fine_ids) + len(rank.coarse_only_ids)
+        return Held(columns.service.fingerprint, offset, offset, rows, rank.now_ms, rank)
+
+    def write(self, partition: int, parts: Sequence[Held]) -> None:
+        """As `TopicArchive.write`."""
+        first, last = parts[0].first, parts[-1].last
+        kept = [part for part in parts if part.content is not None]
+        if kept:
+            columns = self._columns[kept[0].kind]
+            records: list[RankRecord] = [part.content for part in kept]
+            offsets = np.array([part.first for part in kept], np.int64)
+            tables = (
+                candidate_table(columns, records, offsets),
+                request_table(columns, records, offsets),
+            )
+        else:
+            tables = (_no_records(), _no_records())
+        for root, table in zip((self._candidates, self._requests), tables, strict=True):
+            write_file(partition_dir(root, self._topic_id, partition), first, last, table)
+
+    # --- plans ------------------------------------------------------------------------------
+
+    async def _columns_of(self, fingerprint: str, where: str) -> ServiceColumns:
+        """From memory, else the published plan, else the plans kept from earlier runs."""
+        if fingerprint not in self._columns:
+            text = await self._store.get_text(PLAN_KEY)
+            if text is not None:
+                self._learn(load_plan(text, PLAN_KEY))
+        kept = self._plans / f"{fingerprint}.json"
+        if fingerprint not in self._columns and kept.is_file():
+            self._learn(load_plan(kept.read_text(), str(kept)))
+        try:
+            return self._columns[fingerprint]
+        except KeyError:
+            raise PlanError(
+                f"{where}.service_fingerprint",
+                required="a service of the published plan, or of one seen before",
+                got=fingerprint,
+                do="the record is in the dead-letter topic; publish its plan and send it again",
+            ) from None
+
+    def _learn(self, plan: Plan) -> None:
+        """Keep the plan of each service that is new: its records need it as long as they exist."""
+        for service in plan.services:
+            if service.fingerprint not in self._columns:
+                self._columns[service.fingerprint] = ServiceColumns.of(plan, service)
+                write_text(self._plans / f"{service.fingerprint}.json", dump_plan(plan))
+
+
+def _no_records() -> pa.Table:
+    """A range of which no record could be read still has its files."""
+    return pa.table({"offset": pa.array([], pa.int64())})

@@ -1,0 +1,185 @@
+"""The sink: actions and rank log from their topics to Parquet (layout: `streams.archive`).
+
+    <data_dir>/archive/<action topic>/…                        `streams.action_table`
+    <data_dir>/archive/<rank topic>/candidates/…               `streams.rank_tables`
+    <data_dir>/archive/<rank topic>/requests/…                 the same ranges, written second
+    <data_dir>/archive/<rank topic>/plans/<fingerprint>.json   the plan that types the columns
+
+Records are held back until there are enough rows or they are old enough, written and made durable,
+and only then acknowledged. After a crash reading begins where the files end. Of the rank log, the
+file of requests completes a range; a candidates file without its twin is removed at the start.
+
+Refused actions are not archived: the worker has put their bytes into the dead-letter topic. Rank
+records that cannot be read go to the rank log's own dead-letter topic. A record that the shipper
+sent twice is archived twice: readers tell by request id (`audit.join`).
+
+Each written range moves the progress mark of `StreamConfig.archive_group` in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+
+from faust.types import TP
+
+from schemas.errors import StreamError
+from schemas.names import dead_letter_topic
+from store.base import AsyncRowStore
+from store.redis_store import AsyncRedisRowStore
+from store.wire import StoreConfig
+from streams.admin import Admin
+from streams.app import Fetched, Sender, run_app
+from streams.archives import ActionArchive, Held, RankArchive, TopicArchive
+from streams.config import StreamConfig
+from streams.messages import DeadLetter
+from streams.positions import Positions
+from streams.source import Source
+from streams.transport import Marks
+
+log = logging.getLogger("encore.streams")
+
+
+def run_sink(config: StreamConfig) -> int:
+    """Run the sink until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
+    topics = [config.topic, config.rank_topic]
+    return run_app(config, config.archive_group, topics, Sink(config))
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Parts of one partition that wait for their file. opened_s: when the first came."""
+
+    opened_s: float
+    parts: list[Held] = field(default_factory=list)
+    rows: int = 0
+    kind: str = ""
+
+    def fits(self, part: Held) -> bool:
+        """A part without content is of no kind and fits anywhere."""
+        return "" in (self.kind, part.kind) or self.kind == part.kind
+
+    def add(self, part: Held) -> None:
+        """Hold a part back."""
+        self.parts.append(part)
+        self.rows += part.rows
+        self.kind = self.kind or part.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One archived topic."""
+
+    source: Source
+    positions: Positions
+    archive: TopicArchive
+
+
+class Sink:
+    """A `streams.app.Handler` that archives."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self._config = config
+        self._topics: dict[str, Topic] = {}
+        self._buffers: dict[TP, Buffer] = {}
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def open(self, send: Sender, marks: Marks) -> None:
+        """Connect, create missing topics, look at the files."""
+        config = self._config
+        self._send, self._marks = send, marks
+        self._store: AsyncRowStore = AsyncRedisRowStore(
+            StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
+        )
+        self._admin = await asyncio.to_thread(Admin, config.bootstrap)
+        facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
+        for name in (config.topic, config.rank_topic):
+            source = await Source.open(self._admin, facts[name], self._store, config.patience_ms)
+            positions = Positions(self._store, name, config.archive_group, source.epoch)
+            self._topics[name] = Topic(source, positions, self._archive(source))
+
+    def _archive(self, source: Source) -> TopicArchive:
+        root = self._config.archive_dir / source.topic
+        if source.topic == self._config.rank_topic:
+            return RankArchive(root, source.topic_id, self._store)
+        return ActionArchive(root, source.topic_id, self._config.partitions)
+
+    async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
+        """Where the files end. What was held back before a rebalance is read again."""
+        self._buffers.clear()
+        places: dict[TP, int] = {}
+        for name, topic in self._topics.items():
+            own = [tp for tp in tps if tp.topic == name]
+            found = {tp.partition: topic.archive.end(tp.partition) for tp in own}
+            ends = {partition: end for partition, end in found.items() if end is not None}
+            places |= topic.positions.begin(own, ends)
+        return places
+
+    async def idle(self) -> None:
+        """Write what is old enough."""
+        await self._write_old()
+
+    async def close(self) -> None:
+        """Write everything held back."""
+        for tp in list(self._buffers):
+            await self._write(tp)
+        await self._store.close()
+        await asyncio.to_thread(self._admin.close)
+
+    # --- work -------------------------------------------------------------------------------
+
+    async def handle(self, lists: list[Fetched]) -> None:
+        """Hold back; write what is full or old."""
+        for fetched in lists:
+            topic = self._topics[fetched.tp.topic]
+            records = topic.positions.unseen(fetched)
+            if not records:
+                continue
+            parts, dead = await topic.archive.take(records)
+            await self._send_dead(fetched.tp.topic, dead)
+            for part in parts:
+                await self._hold(fetched.tp, part)
+        await self._write_old()
+
+    async def _hold(self, tp: TP, part: Held) -> None:
+        if tp in self._buffers and not self._buffers[tp].fits(part):
+            await self._write(tp)
+        if tp not in self._buffers:
+            self._buffers[tp] = Buffer(time.monotonic())
+        buffer = self._buffers[tp]
+        buffer.add(part)
+        if buffer.rows >= self._config.roll_rows:
+            await self._write(tp)
+
+    async def _write_old(self) -> None:
+        oldest_s = time.monotonic() - self._config.roll_ms / 1000
+        for tp, buffer in list(self._buffers.items()):
+            if buffer.opened_s <= oldest_s:
+                await self._write(tp)
+
+    async def _write(self, tp: TP) -> None:
+        """Make a buffer durable, then acknowledge it."""
+        buffer, topic = self._buffers.pop(tp), self._topics[tp.topic]
+        await topic.source.check()
+        try:
+            await asyncio.to_thread(topic.archive.write, tp.partition, buffer.parts)
+        except OSError as error:
+            raise StreamError(
+                f"archive of {tp.topic}/{tp.partition}",
+                required="a disk that takes a file",
+                got=str(error),
+                do="make room, then restart the sink: nothing was acknowledged",
+            ) from error
+        topic.positions.saw(tp.partition, max(part.time_ms for part in buffer.parts))
+        upto = {tp: buffer.parts[-1].last + 1}
+        await topic.positions.store(upto, self._config.patience_ms)
+        self._marks.advance(tp, upto[tp])
+
+    async def _send_dead(self, topic: str, dead: list[DeadLetter]) -> None:
+        for letter in dead:
+            record = letter.record
+            log.warning("dead letter: %s", letter.error)
+            await self._send(dead_letter_topic(topic), record.key, record.value, letter.headers())

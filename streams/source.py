@@ -1,0 +1,45 @@
+"""One log of one topic, as a stream process sees it: its id, its epoch, and whether it still is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from schemas.errors import StreamError
+from store.base import AsyncRowStore
+from streams.admin import Admin, TopicFacts
+from streams.patience import patiently
+
+
+class Source:
+    """A topic whose id must not change while a process reads it."""
+
+    def __init__(self, admin: Admin, facts: TopicFacts, epoch: int, patience_ms: int) -> None:
+        self._admin, self._patience_ms = admin, patience_ms
+        self.topic, self.topic_id, self.epoch = facts.name, facts.topic_id, epoch
+
+    @classmethod
+    async def open(
+        cls, admin: Admin, facts: TopicFacts, store: AsyncRowStore, patience_ms: int
+    ) -> Source:
+        """Ask the store for the number of this log; a new log takes the next one."""
+        epoch = await store.epoch_of(facts.name, facts.topic_id)
+        return cls(admin, facts, epoch, patience_ms)
+
+    async def check(self) -> None:
+        """Raises StreamError unless the topic still has the id it had.
+
+        Ids never come back, so records fetched before this call are of this log.
+        """
+        facts = await patiently(
+            f"metadata of {self.topic}",
+            lambda: asyncio.to_thread(self._admin.describe, self.topic),
+            self._patience_ms,
+            (StreamError,),
+        )
+        if facts is None or facts.topic_id != self.topic_id:
+            raise StreamError(
+                f"topic {self.topic}",
+                required=f"the id {self.topic_id} it had at the start",
+                got=facts.topic_id if facts else "no such topic",
+                do="the broker lost its log; restart this process, it takes a new epoch",
+            )
