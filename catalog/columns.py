@@ -135,10 +135,15 @@ def _fill(rows: Rows, field: FieldPlan, view: ViewPlan, table: pa.Table) -> None
 
 def _scalar(column: pa.ChunkedArray, field: FieldPlan, where: str) -> tuple[Array, Array]:
     """(values, null), both (n,)."""
-    if pa.types.is_floating(column.type):
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise DeclarationError(
+            where, required=f"a column of the declared {field.dtype}", got=str(kind)
+        )
+    if pa.types.is_floating(kind):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     null = column.is_null().to_numpy()  # (n,)
-    zero = pa.scalar(False if pa.types.is_boolean(column.type) else 0, column.type)
+    zero = pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
     filled = _cast(column.fill_null(zero), _ARROW[field.dtype], where)
     return filled.to_numpy().astype(NUMPY[field.dtype], copy=False), null
 

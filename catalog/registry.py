@@ -116,6 +116,7 @@ _REWRITTEN: Final = (
     "current_version_number",
     "version_id",
     "feature_view_version_history",
+    "data_source_class_type",  # set when a view is new, lost when it is applied again
 )
 
 

@@ -104,7 +104,11 @@ REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
         "declare Array(Int64)",
     ),
     ("bytes", lambda: users_of(feature("photo", Bytes)), "users.photo: needs Bool, Int32"),
-    ("timestamp", lambda: users_of(feature("seen", UnixTimestamp)), "got UnixTimestamp; write milli"),
+    (
+        "timestamp",
+        lambda: users_of(feature("seen", UnixTimestamp)),
+        "got UnixTimestamp; write milli",
+    ),
     (
         "array without capacity",
         lambda: users_of(feature("tags", Array(Int64))),
@@ -455,7 +459,7 @@ def pushed_view() -> FeatureView:
 
 def view_with_code() -> FeatureView:
     view = activity_of(*WINDOWS)
-    view.udf = lambda rows: rows
+    view.udf = lambda rows: rows  # type: ignore[assignment]
     return view
 
 
