@@ -36,13 +36,15 @@ class Timings:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[int], Any]], turns: int, warm: int = 2
+    contenders: Mapping[str, Callable[[int], Any]], turns: int, warm: int = 2, settle: bool = False
 ) -> Timings:
     """Calls every contender once a turn, the order rotating: A B C, B C A, …
 
     contenders: name -> call(turn); a turn's number picks its input, the same one for all. warm:
-    turns that are run first and not counted. The collector runs between turns, never inside one,
-    and passes over what was alive before.
+    turns that are run first and not counted. settle: each timed call follows an untimed one of the
+    same contender with the next turn's input, so that nobody is charged for the processor caches
+    that another one filled: in production nobody takes turns. The collector runs between turns,
+    never inside one, and passes over what was alive before.
     """
     names = list(contenders)
     seconds = {name: np.zeros(turns) for name in names}
@@ -54,6 +56,8 @@ def take_turns(
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
                 call = contenders[name]
+                if settle:
+                    call(turn + 1)
                 start = time.perf_counter()
                 call(turn)
                 took = time.perf_counter() - start

@@ -116,6 +116,13 @@ def test_contenders_take_turns_on_the_same_input() -> None:
     ]  # fmt: skip
 
 
+def test_a_settled_call_follows_one_of_its_own() -> None:
+    calls: list[tuple[str, int]] = []
+    contenders = {name: lambda turn, name=name: calls.append((name, turn)) for name in ("a", "b")}
+    take_turns(contenders, turns=2, warm=0, settle=True)
+    assert calls == [("a", 1), ("a", 0), ("b", 1), ("b", 0), ("b", 2), ("b", 1), ("a", 2), ("a", 1)]
+
+
 def test_ratios_are_taken_turn_by_turn_and_tails_need_samples() -> None:
     timings = take_turns({"a": lambda _: None, "b": lambda _: None}, turns=400)
     timings.seconds["a"][:] = [1, 100] * 200
