@@ -36,7 +36,8 @@ log = logging.getLogger("encore.streams")
 class Held:
     """Decoded records of consecutive offsets of one partition.
 
-    kind: only parts of one kind go into one file; "" for a part without content. rows: of the file they add. time_ms: the newest.
+    kind: only parts of one kind go into one file; "" for a part without content. rows: how many
+    they add to the file. time_ms: the newest.
     """
 
     kind: str

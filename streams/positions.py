@@ -25,6 +25,7 @@ class Positions:
         self._epoch = epoch
         self._next: dict[int, int] = {}
         self._watermark_ms: dict[int, int] = {}
+        self._stored: dict[int, int] = {}
 
     async def marks(self) -> dict[int, int]:
         """The store's progress in this log: partition → next offset."""
@@ -41,6 +42,7 @@ class Positions:
         ends: partition → next offset. A partition that has none takes what the log still holds.
         """
         self._next = dict(ends)
+        self._stored.clear()
         return {tp: ends.get(tp.partition, 0) for tp in tps}
 
     def unseen(self, fetched: Fetched) -> tuple[ConsumerRecord, ...]:
@@ -67,14 +69,31 @@ class Positions:
         self._watermark_ms[partition] = max(time_ms, self._watermark_ms.get(partition, 0))
 
     async def store(self, upto: Mapping[TP, int], patience_ms: int) -> None:
-        """Record that everything before these offsets is stored."""
-        progress = {
-            tp.partition: (self._epoch, next_offset, self._watermark_ms.get(tp.partition, 0))
-            for tp, next_offset in upto.items()
-        }
+        """Record that everything before these offsets is stored.
+
+        Raises StreamError where a mark this process wrote is not there any more: the store went
+        back, by what was written after the last mark it still has at least.
+        """
         await patiently(
             f"progress of {self._topic}",
-            lambda: self._store.put_progress(self._topic, self._group, progress),
+            lambda: self._put({tp.partition: offset for tp, offset in upto.items()}),
             patience_ms,
             (StoreError,),
         )
+
+    async def _put(self, upto: dict[int, int]) -> None:
+        there = await self.marks()
+        for partition, written in self._stored.items():
+            if there.get(partition, -1) < written:
+                raise StreamError(
+                    f"progress of {self._topic}/{partition}",
+                    required=f"the mark {written} that was written, or a later one",
+                    got=f"{there.get(partition)}: the store went back",
+                    do="restart this process: it reads again from the mark that is there",
+                )
+        progress = {
+            partition: (self._epoch, offset, self._watermark_ms.get(partition, 0))
+            for partition, offset in upto.items()
+        }
+        await self._store.put_progress(self._topic, self._group, progress)
+        self._stored |= upto

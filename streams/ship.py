@@ -1,7 +1,7 @@
 """The shipper: rank-log records from the spool to their topic.
 
-    <spool_dir>/<sequence>.spool    segments of frames (`schemas.spool`); the newest still grows
-    <spool_dir>/SHIPPED             "<sequence> <byte>": everything before is confirmed by the broker
+    <spool_dir>/<sequence>.spool   segments of frames (`schemas.spool`); the newest still grows
+    <spool_dir>/SHIPPED            "<sequence> <byte>": all before is confirmed by the broker
 
 A batch of frames is sent keyed by user id, acks=all, and confirmed; then the position is replaced
 durably; then a finished segment that lies before it is deleted. So a crash sends the last batch
@@ -9,8 +9,8 @@ again and loses nothing: records arrive at least once, and readers tell a repeti
 id (`audit.join` keeps the record of the lowest offset).
 
 A payload that is no rank record goes to the dead-letter topic. What is damaged within a segment
-(its checksum says so) is logged and skipped to the next segment, since nobody can say where the next
-frame begins; the segment is kept as `.damaged`.
+(its checksum says so) is logged and skipped to the next segment, since nobody can say where the
+next frame begins; the segment is kept as `.damaged`.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Shipper:
         self._config, self._directory = config, config.spool
         self._directory.mkdir(parents=True, exist_ok=True)
         self._place = self._read_place()
+        self._remove_shipped()
         self.shipped = 0
         try:
             self._producer: Any = KafkaProducer(**producer_settings(config.bootstrap))
@@ -131,8 +132,10 @@ class Shipper:
 
     def _step(self) -> tuple[int, bool]:
         """Ship one read's frames, or go on to the next segment. Returns (sent, maybe more)."""
-        newer = [sequence for sequence in self._sequences() if sequence >= self._place.sequence]
+        sequences = self._sequences()
+        newer = [sequence for sequence in sequences if sequence >= self._place.sequence]
         if not newer:
+            self._check_numbering(sequences)
             return 0, False
         if newer[0] > self._place.sequence:
             self._move(Place(newer[0], 0))
@@ -154,6 +157,16 @@ class Shipper:
         self._move(Place(newer[1], 0))
         path.unlink()
         return 0, True
+
+    def _check_numbering(self, sequences: list[int]) -> None:
+        """Raises StreamError where segments are numbered below the position: never shipped."""
+        if sequences:
+            raise StreamError(
+                str(self._directory / POSITION_NAME),
+                required=f"a segment {self._place.sequence} or newer in the spool",
+                got=f"segments up to {sequences[-1]}",
+                do="if the spool was emptied by hand, remove this file",
+            )
 
     def _read(self, path: Path) -> tuple[list[bytes], int]:
         """Whole frames from the position on; a frame larger than a read makes the read larger."""
@@ -242,6 +255,13 @@ class Shipper:
                 do="remove it: everything in the spool is then sent again",
             ) from None
         return Place(sequence, byte)
+
+    def _remove_shipped(self) -> None:
+        """Delete finished segments that a crash left behind the position."""
+        sequences = self._sequences()
+        for sequence in sequences[:-1]:
+            if sequence < self._place.sequence:
+                (self._directory / segment_name(sequence)).unlink()
 
     def _move(self, place: Place) -> None:
         """Replace the position durably."""
