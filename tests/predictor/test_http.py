@@ -39,6 +39,8 @@ from tests.predictor.support import (
 
 INFER = "/v2/models/rank/infer"
 CLOCK = {"now_ms": NOW_MS}
+USER_VIEWS = tuple(view.name for view in SERVICE.views(PLAN, "user"))
+ITEM_VIEWS = tuple(view.name for view in SERVICE.views(PLAN, "item"))
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +90,9 @@ def test_metadata(running: RunningServer) -> None:
     assert {each["name"] for each in data["inputs"]} == {"user_id", "candidate_ids"}
     assert {"name": "page_ids", "datatype": "INT64", "shape": [-1]} in data["outputs"]
     assert data["parameters"]["fingerprint"] == SERVICE.fingerprint
-    assert data["parameters"]["item_views"] == "videos,video_activity"
+    assert data["parameters"]["item_views"] == ",".join(ITEM_VIEWS)
     aggregate = running.client.get("/v2/models/aggregate").json()
-    item_slots = {"name": "item_slots", "datatype": "INT32", "shape": [-1, 8]}
+    item_slots = {"name": "item_slots", "datatype": "INT32", "shape": [-1, len(SERVICE.item_slots)]}
     assert item_slots in aggregate["outputs"]
 
 
@@ -104,7 +106,7 @@ def test_rank(running: RunningServer) -> None:
     assert data["parameters"]["degraded"] == ""
     assert data["parameters"]["plan_version"] == PLAN.version
     assert len(data["parameters"]["fine_version"]) == 16
-    assert data["parameters"]["statuses"] == f"PRESENT={2 + 2 * 21}"
+    assert data["parameters"]["statuses"] == f"PRESENT={len(USER_VIEWS) + len(ITEM_VIEWS) * 21}"
     assert tuple(tensors) == outputs
     assert (tensors["item_status"] == Status.PRESENT).all()
     order = np.argsort(-tensors["fine_score"], kind="stable")[:6]
@@ -134,8 +136,8 @@ def test_aggregate_equals_the_library(running: RunningServer) -> None:
     for name, sequence in wanted.sequences.items():
         np.testing.assert_array_equal(tensors[f"sequence.{name}"], sequence)
         np.testing.assert_array_equal(tensors[f"length.{name}"], wanted.lengths[name])
-    assert tensors["user_status"].shape == (2,)
-    assert tensors["item_status"].shape == (21, 2)
+    assert tensors["user_status"].shape == (len(USER_VIEWS),)
+    assert tensors["item_status"].shape == (21, len(ITEM_VIEWS))
 
 
 def test_page_size_and_request_id(running: RunningServer) -> None:
@@ -172,7 +174,8 @@ def test_unknown_user_and_candidate_are_valid(running: RunningServer) -> None:
     reply = running.infer(user=-5, candidates=[1000, -1, 2**63 - 1], outputs=outputs)
     tensors = outputs_of(reply)
     assert (tensors["user_status"] == Status.NOT_FOUND).all()
-    assert tensors["item_status"].tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert (tensors["item_status"][0] == Status.PRESENT).all()
+    assert (tensors["item_status"][1:] == Status.NOT_FOUND).all()
     assert sorted(tensors["page_ids"]) == [-1, 1000, 2**63 - 1]
 
 

@@ -123,7 +123,8 @@ def test_tables_are_shared_and_sized_once() -> None:
     inputs = input_spec(SERVICE)
     names = [name for name, _ in inputs.tables]
     assert len(names) == len(set(names))
-    assert [each.query for each in inputs.sequences] == [0, 1, 1]
+    for sequence in inputs.sequences:
+        assert inputs.item_slots[sequence.query] == sequence.table
     slot = dataclasses.replace(
         SERVICE.item_slots[0], transform=TransformPlan("hash", 12, buckets=10)
     )
