@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
@@ -19,7 +19,7 @@ from schemas.names import ACTIONS_TOPIC
 from store.redis_store import AsyncRedisRowStore
 from streams.admin import ensure_topics
 from streams.producer import ActionProducer
-from streams.replay import Replay, ReplayCounts, Tick, find_mark
+from streams.replay import TICK_MS, Replay, ReplayCounts, Tick, find_mark
 
 CONCURRENCY = 16
 
@@ -48,6 +48,15 @@ def replay(
     StreamError, StoreError, RequestError.
     """
     return asyncio.run(_Run(settings, timeline, note).run(url))
+
+
+def first_ticks(timeline: Timeline, ticks: int) -> Timeline:
+    """The part of a timeline within its first `ticks` ticks."""
+    times = timeline.actions["time_ms"]
+    begin_ms = int(times[0]) // TICK_MS * TICK_MS if len(times) else 0
+    end_ms = begin_ms + ticks * TICK_MS
+    pages = [page for page in timeline.pages if page.time_ms < end_ms]
+    return replace(timeline, actions=timeline.actions[times < end_ms], pages=pages)
 
 
 class _Run:

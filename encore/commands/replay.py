@@ -38,6 +38,9 @@ def replay(
     last_day_share: Annotated[
         float, typer.Option(min=0, max=1, help="The same on the log's last day.")
     ] = 0.5,
+    ticks: Annotated[
+        int | None, typer.Option(min=1, help="The log's first ticks alone, for a trial.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Replay a log in event time through the running stack.
@@ -51,11 +54,14 @@ def replay(
     call = invocation(context)
     settings = call.connected
     from encore.kuairand import load_timeline
+    from encore.replay import first_ticks
     from encore.replay import replay as run
 
     with Bars() as bars:
         bars.update("reading", 0, 1)
         timeline = load_timeline(file.parent, share, last_day_share)
+        if ticks is not None:
+            timeline = first_ticks(timeline, ticks)
         bars.update("reading", 1, 1, f"{len(timeline.actions):,} actions")
         report = run(
             settings,
