@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aggregation.finalise import Features, Finaliser
 from schemas.layout import RowLayout, layout_of
 from schemas.names import row_keys
-from schemas.plan import Plan, ServicePlan, Side, ViewPlan
+from schemas.plan import Plan, ServicePlan, Side
 from schemas.row import FENCE, NO_OFFSET, decode_rows
 from schemas.status import FAILED, Status
 from schemas.values import (
@@ -54,7 +54,6 @@ class SideBlock:
 class _ViewProgram:
     """One view of a side. columns: (index in the null bitmap, block field, feature) of each."""
 
-    view: ViewPlan
     layout: RowLayout
     finaliser: Finaliser
     columns: tuple[tuple[int, str, str], ...]
@@ -79,7 +78,7 @@ class SideProgram:
                 if each.view.name == view.name
             )
             finaliser = Finaliser(view, {feature for _, _, feature in columns})
-            programs.append(_ViewProgram(view, layout_of(view), finaliser, columns))
+            programs.append(_ViewProgram(layout_of(view), finaliser, columns))
         self._programs = tuple(programs)
 
     def keys(self, entity_ids: list[int]) -> list[str]:
@@ -112,10 +111,7 @@ class SideProgram:
             features = program.finaliser(rows, now_ms)
             # A row beyond its TTL answers as one that is not there; its fence is logged as read.
             found[features.expired & (found == Status.PRESENT)] = Status.NOT_FOUND
-            without = found >= _FIRST_FAILED  # (n,)
-            if program.view.kind == "batch":
-                without = without | (found == Status.NOT_FOUND)
-            _fill(program, features, without, values, null)
+            _fill(program, features, found >= _FIRST_FAILED, values, null)
             status[:, index] = found
             fences["epoch"][:, index], fences["offset"][:, index] = rows.epoch, rows.offset
             newest_ms = max(newest_ms, int(rows.newest_ms.max(initial=0)))
@@ -124,14 +120,17 @@ class SideProgram:
 
 
 def _fill(
-    program: _ViewProgram, features: Features, without: Mask, values: Block, null: Mask
+    program: _ViewProgram, features: Features, failed: Mask, values: Block, null: Mask
 ) -> None:
-    """Copy a view's features into its columns. without: (n,) rows of which all is null."""
-    none_without = not without.any()
+    """Copy a view's features into its columns.
+
+    failed: (n,) rows of which all is null. They and absent rows were finalised as empty rows: zero
+    throughout, and a batch view's features null, so that only the nulls of failed rows are left.
+    """
+    none_failed = not failed.any()
     for at, name, feature in program.columns:
-        # Finalised rows that were not read are zero and empty already: only their nulls differ.
         values[name] = features.values[feature]  # (n,) or (n, L)
         if feature in features.lengths:
             values[name + LENGTH_SUFFIX] = features.lengths[feature]
         missing = features.null[feature]
-        null[:, at] = missing if none_without else missing | without
+        null[:, at] = missing if none_failed else missing | failed

@@ -1,8 +1,8 @@
 """Which actions an accumulator or sequence takes, and what it takes of them.
 
-`delete_user` is an instruction, not behaviour: nothing matches it, `*` included. An action whose
-edge did not know a column (its author, music, position, or a first tag) is counted by counts,
-adds nothing to a sum of that column, and is left out of every sequence that keeps that column.
+`delete_user` is an instruction, not behaviour: it is never folded, so not even `*` counts it. An
+action whose edge did not know a column (its author, music, position, or a first tag) is counted by
+counts, adds nothing to a sum of that column, and is left out of every sequence that keeps it.
 
 Symbols: a actions, m actions in order (those folded, newest first within each row).
 """
@@ -22,7 +22,6 @@ from schemas.actions import (
     KNOWN_MUSIC,
     KNOWN_POSITION,
     KNOWN_TAGS_SHIFT,
-    ActionType,
 )
 from schemas.errors import PlanError
 
@@ -77,7 +76,7 @@ class OrderedActions:
         Raises PlanError for a type or column that no action has.
         """
         if action == ANY_ACTION:
-            taken = self.kind != ActionType.DELETE_USER
+            taken = np.ones(len(self.order), bool)  # (m,)
         elif action in ACTION_TYPES and action != "delete_user":
             taken = self.kind == ACTION_TYPES[action]
         else:

@@ -195,7 +195,7 @@ AUTHOR = TransformPlan("hash", 20_002, buckets=20_000, seed=2, sentinels=(-124.0
 
 
 def demo_plan() -> Plan:
-    """About 30 slots: 23 of the user, 8 of the item, and two sequences."""
+    """31 slots, 22 of the user and 9 of the item (two of one feature), and three sequences."""
     users, activity, videos, popular = (
         users_view(),
         activity_view(),
@@ -218,6 +218,7 @@ def demo_plan() -> Plan:
         _slot(videos, "music_id", TransformPlan("hash", 5_002, buckets=5_000, sentinels=(0.0,))),
         _slot(videos, "video_type", TransformPlan("vocab", 4, values=("NORMAL", "AD"))),
         _slot(videos, "duration", COUNTS),
+        _slot(videos, "duration", TransformPlan("boundaries", 4, boundaries=(60.0,)), "length"),
         _slot(videos, "width", TransformPlan("identity", 2_002, buckets=2_000)),
         _slot(popular, "impression_1d", COUNTS),
         _slot(popular, "click_1d", COUNTS),
@@ -234,5 +235,5 @@ def demo_plan() -> Plan:
 
 
 def _slot(view: ViewPlan, feature: str, transform: TransformPlan, table: str = "") -> SlotPlan:
-    name = f"{view.name}_{feature}"
-    return SlotPlan(name, view.name, feature, transform, table or name)
+    name = table or f"{view.name}_{feature}"
+    return SlotPlan(name, view.name, feature, transform, name)

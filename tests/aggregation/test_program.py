@@ -148,8 +148,8 @@ def test_shapes_and_keys() -> None:
     assert keys[2:5] == [f"videos@1:{{{item}}}" for item in case.items]
     tensors = case.assembled().tensors
     assert tensors.user_slots.shape == (1, 22)
-    assert tensors.item_slots.shape == (3, 8)
-    assert tensors.expand().shape == (3, 30)
+    assert tensors.item_slots.shape == (3, 9)
+    assert tensors.expand().shape == (3, 31)
     assert {name: ids.shape for name, ids in tensors.sequences.items()} == {
         "last_videos": (1, 50),
         "liked_authors": (1, 10),
