@@ -72,8 +72,11 @@ class ActionRun:
 
 def join_runs(runs: Sequence[ActionRun]) -> ActionRun:
     """One run of all; at least one."""
+    if len(runs) == 1:
+        return runs[0]
+    actions = np.empty(sum(len(run) for run in runs), ACTION)  # concatenate would unalign it
     return ActionRun(
-        np.concatenate([run.actions for run in runs]),
+        np.concatenate([run.actions for run in runs], out=actions),
         np.concatenate([run.partition for run in runs]),
         np.concatenate([run.offset for run in runs]),
         np.concatenate([run.index for run in runs]),

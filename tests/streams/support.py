@@ -1,0 +1,262 @@
+"""What the stream tests share: plans, actions, the topics of one test, processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from aiokafka.structs import ConsumerRecord
+from numpy.typing import NDArray
+
+from schemas.actions import ACTION, KNOWN_REQUEST, ActionType, encode_batch
+from schemas.ids import partitions_of
+from schemas.layout import layout_of
+from schemas.names import PLAN_KEY, row_keys
+from schemas.plan import Plan, ViewPlan, dump_plan
+from schemas.row import decode_rows, encode_rows, read_fence
+from store.base import RowStore
+from store.redis_store import RedisRowStore
+from streams.clients import KafkaProducer
+from streams.config import StreamConfig
+from streams.producer import producer_settings
+from tests.aggregation.plans import small_view
+from tests.oracle.fold import as_dicts, rows_of, state_of
+
+T0 = 1_650_800_000_000
+PARTITIONS = 2
+ROOT = Path(__file__).parents[2]
+
+
+def own_plan(topic: str) -> Plan:
+    """The small view of the aggregation tests, fed from `topic`; its rows are the topic's own."""
+    view = replace(small_view(), name=f"v_{topic.replace('-', '_')}", source=topic)
+    return Plan(1, 0, (view,), ())
+
+
+def some_actions(count: int, users: int, seed: int = 0, span_ms: int = 20_000) -> NDArray[np.void]:
+    """(count,) ACTION by time, of `users` users, with everything the edge may know."""
+    random = np.random.default_rng(seed)
+    actions = np.zeros(count, ACTION)
+    actions["user"] = random.integers(1, users + 1, count) * 7_919
+    actions["item"] = random.integers(1, 50, count)
+    actions["time_ms"] = T0 + np.sort(random.integers(0, span_ms, count))
+    actions["value"] = random.integers(0, 1_000, count)
+    actions["author"] = random.integers(1, 9, count)
+    actions["tags"][:, 0] = random.integers(1, 5, count)
+    actions["position"] = random.integers(0, 20, count)
+    actions["request_hi"] = random.integers(0, 2**63, count, np.uint64)
+    actions["request_lo"] = random.integers(0, 2**63, count, np.uint64)
+    kinds = [kind for kind in ActionType if kind != ActionType.DELETE_USER]
+    actions["type"] = random.choice(kinds, count)
+    actions["known"] = random.integers(0, 16, count) | random.integers(0, 2, count) << 4
+    return actions
+
+
+def known_requests(actions: NDArray[np.void]) -> NDArray[np.bool_]:
+    return actions["known"] & KNOWN_REQUEST > 0
+
+
+def user_of(partition: int, nth: int = 0, partitions: int = PARTITIONS) -> int:
+    """The nth user id from 1 on that belongs to a partition."""
+    ids = np.arange(1, 1_000)
+    return int(ids[partitions_of(ids, partitions) == partition][nth])
+
+
+def record(
+    value: bytes | None,
+    offset: int = 0,
+    *,
+    key: bytes | None = None,
+    partition: int = 0,
+    headers: Iterable[tuple[str, bytes]] = (),
+    topic: str = "actions",
+) -> ConsumerRecord:
+    """A record as aiokafka hands it over."""
+    return ConsumerRecord(topic, partition, offset, 0, 0, key, value, 0, 0, 0, tuple(headers))
+
+
+def batch_record(actions: NDArray[np.void], sent_ms: int, offset: int, partition: int = 0) -> Any:
+    key = b"%d" % int(actions["user"][0])
+    return record(encode_batch(actions, sent_ms), offset, key=key, partition=partition)
+
+
+# --- rows -----------------------------------------------------------------------------------
+
+
+def oracle_states(view: ViewPlan, sent: Iterable[tuple[NDArray[np.void], int]]) -> dict[int, Any]:
+    """user → state after exactly these (actions, sent_ms), by the slow oracle."""
+    by_user: dict[int, list[tuple[dict[str, Any], int]]] = {}
+    for actions, sent_ms in sent:
+        for action in as_dicts(actions):
+            by_user.setdefault(action["user"], []).append((action, sent_ms))
+    return {user: state_of(view, history) for user, history in by_user.items()}
+
+
+def assert_rows_equal_oracle(
+    store: RowStore, view: ViewPlan, sent: Iterable[tuple[NDArray[np.void], int]]
+) -> None:
+    """Every user's stored row equals the oracle's to the last byte, but for the fence."""
+    states = oracle_states(view, sent)
+    users = sorted(states)
+    raw = store.read(row_keys(view.name, view.generation, users))
+    want = rows_of(view, users, [states[user] for user in users])
+    assert [row is None for row in raw] == [states[user] is None for user in users]
+    for index, row in enumerate(raw):
+        if row is not None:
+            fence = read_fence(row)
+            assert fence is not None
+            want.epoch[index], want.offset[index] = fence
+    encoded = encode_rows(layout_of(view), want)
+    wrong = [
+        user
+        for user, got, right in zip(users, raw, encoded, strict=True)
+        if got not in (None, right)
+    ]
+    assert wrong == [], describe(view, raw[users.index(wrong[0])], states[wrong[0]])
+
+
+def describe(view: ViewPlan, raw: bytes | None, state: Any) -> str:
+    rows, _ = decode_rows(layout_of(view), [raw], np.zeros(1, np.int64))
+    return f"got { ({k: v[0].tolist() for k, v in rows.values.items()}) }, want {state}"
+
+
+# --- a stack of one test --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The shared broker and store, with topics and rows of this test alone."""
+
+    config: StreamConfig
+    plan: Plan
+
+    @property
+    def view(self) -> ViewPlan:
+        return self.plan.views[0]
+
+    def store(self) -> RedisRowStore:
+        return RedisRowStore(self.config.store_url)
+
+    def publish(self) -> None:
+        """All tests of a worker share one plan key: whoever starts a process publishes first."""
+        with self.store() as store:
+            store.put_text(PLAN_KEY, dump_plan(self.plan))
+
+
+def make_stack(bootstrap: str, store_url: str, data_dir: Path, **overrides: Any) -> Stack:
+    name = f"t{uuid.uuid4().hex[:10]}"
+    config = StreamConfig(
+        bootstrap,
+        store_url,
+        data_dir,
+        group=f"g-{name}",
+        topic=name,
+        rank_topic=f"{name}-rank",
+        partitions=PARTITIONS,
+        session_timeout_s=2.0,
+        commit_interval_s=0.2,
+        patience_ms=5_000,
+    )
+    return Stack(replace(config, **overrides), own_plan(name))
+
+
+@contextmanager
+def raw_producer(bootstrap: str) -> Iterator[Any]:
+    """kafka-python as it is, for messages that our own producer would not send."""
+    producer = KafkaProducer(**producer_settings(bootstrap))
+    try:
+        yield producer
+    finally:
+        producer.close(timeout=1)
+
+
+# --- processes ------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """A stream process. Its log is a file, shown when a test fails."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def terminate(self, timeout_s: float = 30.0) -> int:
+        """SIGTERM, then its exit code."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout_s)
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait(10)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        return self.popen.wait(timeout_s)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+@contextmanager
+def running(kind: str, stack: Stack, fault: str = "") -> Iterator[Process]:
+    """A worker, sink or shipper in a process of its own, gone at the end whatever happens."""
+    process = start(kind, stack, fault)
+    try:
+        yield process
+    except BaseException:
+        print(process.text())
+        raise
+    finally:
+        if process.popen.poll() is None:
+            process.kill()
+
+
+def start(kind: str, stack: Stack, fault: str = "") -> Process:
+    stack.publish()
+    stack.config.data_dir.mkdir(parents=True, exist_ok=True)
+    log = stack.config.data_dir / f"{kind}-{time.monotonic_ns()}.log"
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name in StreamConfig.__dataclass_fields__
+        if (value := getattr(stack.config, name)) is not None
+    }
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.streams.process", kind, json.dumps(settings), fault],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+    return Process(popen, log)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def wait_stored(stack: Stack, ends: dict[int, int], group: str = "", timeout_s: float = 30) -> None:
+    """Until the progress marks reach these offsets."""
+    with stack.store() as store:
+        wait_until(
+            lambda: all(
+                mark is not None and mark.next_offset >= end
+                for marks in [store.get_progress(stack.config.topic, group or stack.config.group)]
+                for partition, end in ends.items()
+                for mark in [marks.get(partition)]
+            ),
+            timeout_s,
+        )
