@@ -11,23 +11,17 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from feast import FeatureStore
-from feast.errors import FeastError
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RepoConfig, load_repo_config
 from feast.repo_contents import RepoContents
 from feast.repo_operations import extract_objects_for_apply_delete
-from pydantic import ValidationError
 
 from catalog.compiler import compile_plan
 from catalog.declare import quiet_feast
@@ -94,8 +88,8 @@ def load_config(repo: Path) -> RepoConfig:
         return load_repo_config(repo, path)
     except FileNotFoundError:
         got, do = "no such file", "name the directory that holds feature_store.yaml"
-    except (FeastError, ValidationError, yaml.YAMLError, TypeError) as error:
-        got, do = str(error).strip().splitlines()[-1], ""
+    except Exception as error:  # of Feast, pydantic or the YAML parser: all say what is wrong
+        got, do = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", ""
     raise DeclarationError(str(path), required="a Feast configuration", got=got, do=do)
 
 
@@ -116,7 +110,7 @@ def _feast_apply(
         copy = Path(directory) / "registry.db"
         if before is not None:
             copy.write_bytes(before.SerializeToString())
-        with quiet_feast(), warnings.catch_warnings():
+        with quiet_feast():
             store = FeatureStore(config=_config_for(repo, copy))
             to_apply, to_delete, _, _ = extract_objects_for_apply_delete(  # type: ignore[no-untyped-call]
                 project, store.registry, contents
@@ -130,9 +124,7 @@ def _feast_apply(
 
 def _config_for(repo: Path, registry: Path) -> RepoConfig:
     """The repo's configuration with another registry and no online store: the plan is its infra."""
-    raw: dict[str, Any] = yaml.safe_load(os.path.expandvars((repo / CONFIG_NAME).read_text()))
-    raw["registry"] = str(registry)
-    raw["online_store"] = None
-    config = RepoConfig(**raw)
-    config.repo_path = repo
+    config = load_config(repo)
+    config.registry_config = str(registry)
+    config.online_config = None
     return config

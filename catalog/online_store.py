@@ -144,7 +144,11 @@ class EncoreOnlineStore(OnlineStore):
         stale = [view.name for view in tables_to_delete if view.name in known]
         for table in tables_to_keep:
             view = known.get(table.name)
-            if view is None or number(compile_view(table, entities), view) != view:
+            if (
+                view is None
+                or not isinstance(table, FeatureView)
+                or number(compile_view(table, entities), view) != view
+            ):
                 stale.append(table.name)
         if stale:
             raise PlanError(

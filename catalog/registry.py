@@ -15,7 +15,6 @@ from feast import Entity, FeatureService, FeatureView
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RepoConfig
-from google.protobuf.message import DecodeError, Message
 
 from catalog.compiler import Definitions
 from catalog.declare import StreamedFeatureView
@@ -41,10 +40,9 @@ def read_registry(path: Path) -> RegistryProto | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    registry = RegistryProto()
     try:
-        registry.ParseFromString(data)
-    except DecodeError:
+        registry: RegistryProto = RegistryProto.FromString(data)
+    except Exception:  # protobuf's DecodeError; Feast does not pass it on
         raise PlanError(
             str(path),
             required="a Feast registry",
@@ -132,7 +130,7 @@ def _content(registry: RegistryProto) -> dict[str, list[bytes]]:
     }
 
 
-def _forget(message: Message) -> None:
+def _forget(message: Any) -> None:
     """Clears what is rewritten, in the message and all within it."""
     for name in _REWRITTEN:
         if name in message.DESCRIPTOR.fields_by_name:

@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from feast import FeatureStore, FeatureView
 from feast.protos.feast.core.StreamFeatureView_pb2 import (
     StreamFeatureView as StreamFeatureViewProto,
 )
 
 from catalog.apply import ApplyResult, apply
 from catalog.lock import LOCK_NAME, read_lock, require_lock, write_lock
+from catalog.online_store import EncoreOnlineStore
 from catalog.publish import publish, published
-from catalog.registry import read_registry
+from catalog.registry import read_registry, registered
 from schemas.errors import DeclarationError, PlanError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
 from schemas.plan import Plan, dump_plan
@@ -147,6 +149,35 @@ def test_a_refusal_leaves_everything_as_it_was(repo: Path) -> None:
 def apply_after(repo: Path) -> ApplyResult:
     edit(repo, "log_buckets(8, low=1, high=2)", 'vocab(["song", "dance"])')
     return apply(repo)
+
+
+def test_a_crash_between_registry_and_lock_is_mended(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    first = apply(repo)
+    add_window(repo)
+    with monkeypatch.context() as patched:
+        patched.setattr("catalog.apply.write_lock", crash)
+        with pytest.raises(KeyboardInterrupt):
+            apply(repo)
+    assert require_lock(repo / LOCK_NAME) == first.plan
+    store = FeatureStore(repo_path=str(repo))
+    held = registered_views(first.registry)
+    with pytest.raises(PlanError, match=r"an older one of user_activity; run `encore apply`"):
+        EncoreOnlineStore().update(store.config, [], held, [], [], True)
+    second = apply(repo)
+    assert second.changed
+    assert not second.registry_changed
+    EncoreOnlineStore().update(store.config, [], held, [], [], True)
+
+
+def registered_views(path: Path) -> list[FeatureView]:
+    registry = read_registry(path)
+    assert registry is not None
+    return list(registered(registry, "small").views)
 
 
 def test_a_module_that_does_not_import_is_named_with_its_line(repo: Path) -> None:

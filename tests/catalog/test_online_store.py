@@ -231,6 +231,15 @@ def test_feasts_materialize_writes_the_same_rows(
     store = RedisRowStore(valkey)
     keys = row_keys(view.name, view.generation, [1, 2, 3])
     before = store.read(keys)
+    older = empty_rows(layout_of(view), np.array([1, 2, 3]))
+    older.offset[:] = 5
+    replaced = [
+        Write(key, old[FENCE_SLICE], new)
+        for key, old, new in zip(keys, before, encode_rows(layout_of(view), older), strict=True)
+        if old is not None
+    ]
+    assert store.compare_and_set(replaced) == [True] * 3
+    assert store.read(keys) != before
     feast.materialize(
         datetime.fromtimestamp(NOW_MS / 1_000 - 60, UTC),
         datetime.fromtimestamp(NOW_MS / 1_000, UTC),
@@ -258,7 +267,7 @@ def feast_apply(repo: Path) -> None:
     """What the `feast apply` command does once it has loaded the repo."""
     store = FeatureStore(repo_path=str(repo))
     contents = load_repo(repo, store.project)
-    apply_total_with_repo_instance(store, store.project, store.registry, contents, True)  # type: ignore[no-untyped-call]
+    apply_total_with_repo_instance(store, store.project, store.registry, contents, True)
 
 
 def test_feast_apply_is_refused_where_the_lock_is_older(
