@@ -28,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from feast import Entity, FeatureView
+from feast.base_feature_view import BaseFeatureView
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -128,7 +129,7 @@ class EncoreOnlineStore(OnlineStore):
         self,
         config: RepoConfig,
         tables_to_delete: Sequence[FeatureView],
-        tables_to_keep: Sequence[FeatureView],
+        tables_to_keep: Sequence[BaseFeatureView],
         entities_to_delete: Sequence[Entity],
         entities_to_keep: Sequence[Entity],
         partial: bool,
