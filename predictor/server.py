@@ -41,6 +41,7 @@ log: Final = logging.getLogger(__name__)
 #: inference thread would wait that long for each of its steps beside a busy event loop.
 SWITCH_INTERVAL_S: Final = 0.0005
 DRAIN_S: Final = 10
+KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections, so that they close first
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=DRAIN_S,
             )
         )

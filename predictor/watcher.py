@@ -1,14 +1,15 @@
 """Follows what is published: plans in the store, model packages in their directory.
 
 One task of the event loop polls both. A new package is checked in a child process, loaded and
-warmed in a thread, and joins by one pointer swap; one that is refused is reported, remembered until
-its pointer names another, and whatever served before goes on.
+warmed in a thread, and joins by one pointer swap; one that is refused is reported and looked at
+again later, and whatever served before goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,11 +30,13 @@ log: Final = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class WatchConfig:
     """packages: the directory, None serves no models. poll_s: pause between looks.
-    verify_timeout_s: bound of one package's check."""
+    verify_timeout_s: bound of one package's check. retry_s: pause before a refused package is
+    looked at again: it may have been repaired in place, or the machine was too busy."""
 
     packages: Path | None
     poll_s: float = 0.5
     verify_timeout_s: float = 60.0
+    retry_s: float = 30.0
 
 
 class Watcher:
@@ -47,6 +50,7 @@ class Watcher:
         self._store = store
         self._config = config
         self._seen: dict[Kind, tuple[str, str]] = {}  # kind -> (fingerprint, version) looked at
+        self._retry_at: dict[Kind, float] = {}  # on the loop's clock
         self._seen_plan = generations.current.plan.version
 
     async def run(self) -> None:
@@ -96,6 +100,7 @@ class Watcher:
         for (kind, _), outcome in zip(news, outcomes, strict=True):
             if isinstance(outcome, PackageError):
                 self._refuse(kind, outcome)
+                self._retry_at[kind] = asyncio.get_running_loop().time() + self._config.retry_s
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
@@ -110,14 +115,20 @@ class Watcher:
         try:
             version = current_version(root, kind)
         except PackageError as error:
-            self._refuse(kind, error, once=True)
+            self._seen.pop(kind, None)
+            self._refuse(kind, error)
             return None
         look = (generation.service.fingerprint, version or "")
-        if version is None or self._seen.get(kind) == look:
+        again = asyncio.get_running_loop().time() >= self._retry_at.get(kind, math.inf)
+        if version is None or (self._seen.get(kind) == look and not again):
             return None
         self._seen[kind] = look
+        self._retry_at.pop(kind, None)
         serving = generation.model(kind)
-        return None if serving is not None and serving.name == version else root / kind / version
+        if serving is not None and serving.name == version:
+            self.refusals.pop(kind, None)  # the pointer came back to what serves
+            return None
+        return root / kind / version
 
     async def _load(self, path: Path, expected: Expected, polite: bool) -> Model:
         await verify_in_process(path, expected, self._config.verify_timeout_s, polite)
@@ -125,9 +136,9 @@ class Watcher:
         await asyncio.to_thread(warm, model)
         return model
 
-    def _refuse(self, what: str, error: EncoreError, *, once: bool = False) -> None:
-        """Report a refusal; with `once`, only if it is another than the last."""
-        if once and self.refusals.get(what) == str(error):
+    def _refuse(self, what: str, error: EncoreError) -> None:
+        """Report a refusal, once until there is another."""
+        if self.refusals.get(what) == str(error):
             return
         self.refused += 1
         self.refusals[what] = str(error)
