@@ -3,12 +3,13 @@
 A row is a plain FlatBuffer followed by a trailer of 28 bytes. Front to back, little endian:
 
     u32            root offset
-    vtable         u16 size, u16 table size, u16 offset of each table slot
     table          i32 distance to the vtable; then, placed so that little padding is needed:
                      slot 0      entity_id i64
                      each group  one struct: its scalars, widest first, then presence bytes
                      each vector u32 offset
     vectors        u32 length, then room for `capacity` elements; unused room is zero
+    vtable         u16 size, u16 table size, u16 offset of each table slot; it lies wherever it
+                   saves most padding: before the table, before a vector, or after the last
     trailer        u32 layout id, u32 epoch, i64 offset, i64 newest event time in ms,
                    u32 crc32 of all bytes before it
 
@@ -118,21 +119,25 @@ def _layout(name: str, fields: tuple[FieldPlan, ...]) -> RowLayout:
     _check(name, fields)
     groups, slots, slot_count = _assign_slots(fields)
     vtable_bytes = 4 + 2 * slot_count
-    table_start = _align(4 + vtable_bytes, 4)
-    places, table_end = _place_inline(table_start + 4, groups, slots)
-    vectors, end = _place_vectors(table_end, fields)
-    size = _align(end, 4) + TRAILER_BYTES
+    place = min(
+        (_place(fields, groups, slots, (vtable_bytes, at)) for at in range(-1, len(slots) + 1)),
+        key=lambda candidate: candidate.end,
+    )
+    places, vectors, table_start = place.inline, place.vectors, place.table
+    size = _align(place.end, 4) + TRAILER_BYTES
     record = _record(fields, groups, places, vectors, size)
     layout_id = _layout_id(fields)
     template = _template(record, layout_id, slots, places, vectors)
     inline = [places[slot] - table_start for slot in range(slot_count)]
-    front = struct.pack(
-        f"<I{2 + slot_count}H", table_start, vtable_bytes, table_end - table_start, *inline
+    vtable = struct.pack(
+        f"<{2 + slot_count}H", vtable_bytes, place.table_end - table_start, *inline
     )
-    template[: len(front)] = np.frombuffer(front, np.uint8)
-    template[table_start : table_start + 4] = np.frombuffer(
-        struct.pack("<i", table_start - 4), np.uint8
-    )
+    for at, part in (
+        (0, struct.pack("<I", table_start)),
+        (table_start, struct.pack("<i", table_start - place.vtable)),
+        (place.vtable, vtable),
+    ):
+        template[at : at + len(part)] = np.frombuffer(part, np.uint8)
     fbs = _fbs(name, fields, groups, slots)
     return RowLayout(name, layout_id, size, fields, groups, slots, record, template, fbs)
 
@@ -213,21 +218,52 @@ def _place_inline(
     return places, position
 
 
-def _place_vectors(
-    position: int, fields: tuple[FieldPlan, ...]
-) -> tuple[dict[str, tuple[int, int]], int]:
-    """Absolute (length, elements) places of each vector, widest elements first."""
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Absolute places: the table and its end, the vtable, each slot's inline bytes, each vector's
+    (length, elements), and the end of all.
+    """
+
+    table: int
+    table_end: int
+    vtable: int
+    inline: dict[int, int]
+    vectors: dict[str, tuple[int, int]]
+    end: int
+
+
+def _place(
+    fields: tuple[FieldPlan, ...],
+    groups: tuple[Group, ...],
+    slots: dict[str, int],
+    vtable: tuple[int, int],
+) -> _Places:
+    """Where all lies. vtable: its bytes, and before which vector it goes; -1 before the table.
+
+    Vectors go widest elements first.
+    """
+    vtable_bytes, vtable_at = vtable
+    vtable_start = 4
+    table = 4 if vtable_at >= 0 else _align(4 + vtable_bytes, 4)
+    inline, table_end = _place_inline(table + 4, groups, slots)
+    position = table_end
     vectors: dict[str, tuple[int, int]] = {}
     wide_first = sorted(
         (plan for plan in fields if plan.capacity > 0),
         key=lambda plan: (-NUMPY[plan.dtype].itemsize, plan.id),
     )
-    for plan in wide_first:
+    for index, plan in enumerate(wide_first):
+        if index == vtable_at:
+            vtable_start = _align(position, 2)
+            position = vtable_start + vtable_bytes
         width = NUMPY[plan.dtype].itemsize
         data = _align(_align(position, 4) + 4, max(width, 4))
         vectors[plan.name] = (data - 4, data)
         position = data + width * plan.capacity
-    return vectors, position
+    if vtable_at == len(wide_first):
+        vtable_start = _align(position, 2)
+        position = vtable_start + vtable_bytes
+    return _Places(table, table_end, vtable_start, inline, vectors, position)
 
 
 def _record(
