@@ -8,7 +8,8 @@ or in which order they came:
 - sequences are the newest K of all matching actions in a total order (`aggregation.sequences`);
 - whether an action is late or from the future depends on it and its own `sent_ms` only.
 
-Symbols: n rows, a actions, m folded actions, T slots of a ring, K capacity of a sequence.
+Symbols: n rows, r of them touched, a actions, m folded actions, T slots of a ring, K capacity of a
+sequence.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.matching import OrderedActions
+from aggregation.matching import OrderedActions, run_numbers, run_starts
 from aggregation.rings import add_counts, add_values, moved_slots
 from aggregation.saturate import saturate
 from aggregation.sequences import Entries, merge
@@ -60,10 +61,11 @@ def fold(
 ) -> FoldReport:
     """Fold actions into rows in place; the fence fields are the caller's.
 
-    view: a streamed view. rows: its n rows; arrays that are read-only or strided are replaced.
-    row_index: (a,) the row of each action, in [0, n). actions: (a,) ACTION, as a decoder passed
-    them. sent_ms: (a,) when the message of each was sent; an action is late when
-    `time_ms < sent_ms - skew_ms`, from the future when `time_ms > sent_ms + future_ms`.
+    view: a streamed view. rows: its n rows; arrays that are read-only are replaced. row_index:
+    (a,) the row of each action, in [0, n). actions: (a,) ACTION, as a decoder passed them. sent_ms:
+    (a,) when the message of each was sent; an action is late when `time_ms < sent_ms - skew_ms`,
+    from the future when `time_ms > sent_ms + future_ms`. The work grows with a and the number of
+    rows touched, not with n.
 
     Raises ValueError for arrays that do not fit, PlanError for a program no action can feed. Rows
     are unchanged after either.
@@ -80,12 +82,12 @@ def fold(
     taken = {columns: ordered.matching(*columns) for columns in _wanted(view)}
     touched = np.zeros(n, bool)
     saturated = 0
-    if len(ordered.starts):
-        touched[ordered.row[ordered.starts]] = True
+    if len(ordered.rows):
+        touched[ordered.rows] = True
         saturated = _fold_rings(view, rows, ordered, taken)
         for sequence in view.sequences:
             _fold_sequence(sequence, rows, ordered, taken[sequence.action, sequence.columns])
-        _advance_clock(view, rows, ordered, touched)
+        _advance_clock(view, rows, ordered)
     return FoldReport(chosen, late, future, touched, saturated)
 
 
@@ -113,72 +115,79 @@ def _columns(ring: AccumulatorPlan) -> tuple[str, ...]:
 def _fold_rings(view: ViewPlan, rows: Rows, ordered: OrderedActions, taken: Taken) -> int:
     """Advance and fill all rings. Returns the number of cells cut off at their maximum."""
     saturated = 0
-    shapes = {(ring.head, ring.hop_ms, ring.tiles): ring for ring in view.accumulators}
+    at = ordered.rows  # (r,)
+    shapes = dict.fromkeys((ring.head, ring.hop_ms, ring.tiles) for ring in view.accumulators)
     for head, hop_ms, tiles in shapes:
-        newest = _new_heads(rows, head, hop_ms, ordered)  # (n,) int64
-        old = np.where(rows.present[head], rows.values[head], newest - tiles)  # (n,)
-        clear = moved_slots(old, newest, tiles)  # (n, T)
+        newest = _new_heads(rows, head, hop_ms, ordered)  # (r,)
+        old = np.where(rows.present[head][at], rows.values[head][at], newest - tiles)  # (r,)
+        clear = moved_slots(old, newest, tiles)  # (r, T)
         tile = ordered.time_ms // hop_ms  # (m,)
-        inside = tile > newest[ordered.row] - tiles  # (m,)
-        cells = ordered.row * tiles + tile % tiles  # (m,)
+        inside = tile > newest[ordered.group] - tiles  # (m,)
+        cells = ordered.group * tiles + tile % tiles  # (m,) in the touched rows' rings
         for ring in view.accumulators:
             if (ring.head, ring.hop_ms, ring.tiles) != (head, hop_ms, tiles):
                 continue
-            state = np.require(rows.values[ring.field], requirements=("C", "W"))  # (n, T)
+            state = rows.values[ring.field][at]  # (r, T), a copy
             np.copyto(state, 0, where=clear)
-            at = taken[ring.action, _columns(ring)]
-            at = at[inside[at]]
+            matching = taken[ring.action, _columns(ring)]
+            matching = matching[inside[matching]]
             if ring.function == "count":
-                saturated += add_counts(state, cells[at])
+                saturated += add_counts(state, cells[matching])
             else:
-                add_values(state, cells[at], ordered.column(ring.column, at))
-            rows.values[ring.field] = state
+                add_values(state, cells[matching], ordered.column(ring.column, matching))
+            _put(rows.values, ring.field, at, state)
     return saturated
 
 
 def _new_heads(rows: Rows, head: str, hop_ms: int, ordered: OrderedActions) -> NDArray[np.int64]:
-    """The heads once all folded actions are in; 0 for a row that has none. Returns (n,) int64."""
-    heads = np.where(rows.present[head], rows.values[head], 0).astype(np.int64)  # (n,)
-    at = ordered.row[ordered.starts]  # (r,)
-    newest = ordered.time_ms[ordered.starts] // hop_ms  # (r,)
-    heads[at] = np.where(rows.present[head][at], np.maximum(heads[at], newest), newest)
-    return heads
+    """The touched rows' heads once all folded actions are in. Returns (r,) int64."""
+    newest: NDArray[np.int64] = ordered.newest_ms // hop_ms  # (r,)
+    held = rows.present[head][ordered.rows]  # (r,)
+    return np.where(held, np.maximum(rows.values[head][ordered.rows], newest), newest)
 
 
-def _fold_sequence(sequence: SequencePlan, rows: Rows, ordered: OrderedActions, at: Index) -> None:
-    """Merge the actions at positions `at` into one sequence."""
-    if len(at) == 0:
+def _fold_sequence(
+    sequence: SequencePlan, rows: Rows, ordered: OrderedActions, matching: Index
+) -> None:
+    """Merge the actions at the positions `matching` (k,), ascending, into one sequence."""
+    if len(matching) == 0:
         return
-    row = ordered.row[at]  # (k,) ascending
-    touched, group = np.unique(row, return_inverse=True)  # (r,), (k,)
+    group = ordered.group[matching]  # (k,)
+    starts = run_starts(group)
+    at = ordered.rows[group[starts]]  # rows that gain an entry
     names = (sequence.time_field, *sequence.fields)
-    held = tuple(rows.values[name][touched] for name in names)  # (r, K) each
+    held = tuple(rows.values[name][at] for name in names)  # (len(at), K) each
     keys = tuple(
-        saturate(ordered.column(column, at), old.dtype)
+        saturate(ordered.column(column, matching), old.dtype)
         for column, old in zip(("time_ms", *sequence.columns), held, strict=True)
     )
-    lengths = rows.lengths[sequence.time_field][touched]  # (r,)
-    merged, lengths = merge(held, lengths, Entries(group, keys))
+    lengths = rows.lengths[sequence.time_field][at]
+    entries = Entries(run_numbers(starts, len(group)), keys)
+    merged, lengths = merge(held, lengths, entries)
     for name, values in zip(names, merged, strict=True):
-        if not rows.values[name].flags.writeable:
-            rows.values[name] = rows.values[name].copy()
-        rows.values[name][touched] = values
-        rows.lengths[name][touched] = lengths
+        _put(rows.values, name, at, values)
+        _put(rows.lengths, name, at, lengths)
 
 
-def _advance_clock(view: ViewPlan, rows: Rows, ordered: OrderedActions, touched: Mask) -> None:
+def _advance_clock(view: ViewPlan, rows: Rows, ordered: OrderedActions) -> None:
     """Heads and newest_ms of the touched rows, and all their state fields present."""
+    at = ordered.rows  # (r,)
     for head, hop_ms in {(ring.head, ring.hop_ms) for ring in view.accumulators}:
-        heads = _new_heads(rows, head, hop_ms, ordered)
-        rows.values[head] = np.where(touched, heads, rows.values[head])  # (n,)
-        rows.present[head] = rows.present[head] | touched
+        _put(rows.values, head, at, _new_heads(rows, head, hop_ms, ordered))
+        _put(rows.present, head, at, True)
     for ring in view.accumulators:
-        rows.present[ring.field] = rows.present[ring.field] | touched
-        rows.lengths[ring.field] = np.where(touched, ring.tiles, rows.lengths[ring.field])
+        _put(rows.present, ring.field, at, True)
+        _put(rows.lengths, ring.field, at, ring.tiles)
     for sequence in view.sequences:
         for name in (sequence.time_field, *sequence.fields):
-            rows.present[name] = rows.present[name] | touched
-    at = ordered.row[ordered.starts]  # (r,)
-    newest = rows.newest_ms.copy()  # (n,)
-    newest[at] = np.maximum(newest[at], ordered.time_ms[ordered.starts])
-    rows.newest_ms = newest
+            _put(rows.present, name, at, True)
+    newest_ms = rows.newest_ms.copy()  # (n,)
+    newest_ms[at] = np.maximum(newest_ms[at], ordered.newest_ms)
+    rows.newest_ms = newest_ms
+
+
+def _put(columns: dict[str, Any], name: str, at: Index, values: Any) -> None:
+    """Write values at rows `at`, into a fresh column where this one is read-only."""
+    if not columns[name].flags.writeable:
+        columns[name] = columns[name].copy()
+    columns[name][at] = values

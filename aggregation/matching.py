@@ -4,7 +4,7 @@
 action whose edge did not know a column (its author, music, position, or a first tag) is counted by
 counts, adds nothing to a sum of that column, and is left out of every sequence that keeps it.
 
-Symbols: a actions, m actions in order (those folded, newest first within each row).
+Symbols: a actions, m folded actions, r rows with at least one of them.
 """
 
 from __future__ import annotations
@@ -48,17 +48,19 @@ Index = NDArray[np.intp]
 class OrderedActions:
     """The folded actions of a call, by row, newest first within a row (ties in any order).
 
-    order: (m,) index of each into `actions`. row, time_ms, kind, known: (m,) of each. starts: (r,)
-    where in order each touched row begins, so `time_ms[starts]` is each row's newest time.
+    rows: (r,) the touched rows, ascending. newest_ms: (r,) the newest action's time of each. order:
+    (m,) index of each action into `actions`. group: (m,) place of its row in `rows`, ascending.
+    time_ms, kind, known: (m,) of each.
     """
 
     actions: NDArray[np.void]
+    rows: Index
+    newest_ms: NDArray[np.int64]
     order: Index
-    row: Index
+    group: Index
     time_ms: NDArray[np.int64]
     kind: NDArray[np.uint8]
     known: NDArray[np.uint8]
-    starts: Index
 
     @classmethod
     def of(cls, actions: NDArray[np.void], row_index: Index, chosen: Index) -> OrderedActions:
@@ -66,9 +68,11 @@ class OrderedActions:
         row = row_index[chosen]  # (m,)
         time_ms = actions["time_ms"][chosen]  # (m,) int64
         by_row = _sorted_by(row, time_ms)
-        row, order = row[by_row], chosen[by_row]
+        row, time_ms, order = row[by_row], time_ms[by_row], chosen[by_row]
+        starts = run_starts(row)  # (r,)
+        group = run_numbers(starts, len(row))  # (m,)
         kind, known = actions["type"][order], actions["known"][order]  # (m,) u1
-        return cls(actions, order, row, time_ms[by_row], kind, known, run_starts(row))
+        return cls(actions, row[starts], time_ms[starts], order, group, time_ms, kind, known)
 
     def matching(self, action: str, columns: Sequence[str] = ()) -> Index:
         """Positions, ascending, of the actions of that type that know all `columns`.
@@ -102,6 +106,11 @@ def run_starts(keys: Array) -> Index:
     if len(keys) == 0:
         return np.zeros(0, np.intp)
     return np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+
+
+def run_numbers(starts: Index, total: int) -> Index:
+    """The number of the run each of `total` elements is in. Returns (total,) ascending."""
+    return np.repeat(np.arange(len(starts)), np.diff(starts, append=total))
 
 
 def _known_bits(column: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.matching import run_starts
+from aggregation.matching import run_numbers, run_starts
 
 Array = NDArray[Any]
 Index = NDArray[np.intp]
@@ -48,9 +48,7 @@ class Entries:
     def newest(self, capacity: int) -> tuple[Entries, Index]:
         """At most `capacity` of each group, and the rank of each within its group, (m,)."""
         starts = run_starts(self.group)
-        rank = np.arange(len(self.group)) - np.repeat(
-            starts, np.diff(starts, append=len(self.group))
-        )
+        rank = np.arange(len(self.group)) - starts[run_numbers(starts, len(self.group))]
         kept = rank < capacity
         if kept.all():
             return self, rank
