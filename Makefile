@@ -50,7 +50,9 @@ demo: install  ## the main job, end to end, on real data
 	$(BIN)/encore demo
 
 bench: install  ## list the benchmarks, or run one: make bench BENCH="format --quick"
-	$(BIN)/python -m bench $(BENCH)
+	@$(BIN)/python -c 'import msgpack' 2>/dev/null || PYTHONWARNINGS="ignore:Editable installation" \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m bench $(BENCH)
 
 clean:  ## remove what was made here, except .venv
 	rm -rf .encore .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info

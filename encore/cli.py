@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from encore.commands import diagnose, feature, local, replay, serving, stream
+from encore.commands import demo, diagnose, feature, local, model, replay, serving, stream
 from encore.context import Invocation
 from encore.output import put, say_error
 from schemas.errors import EncoreError
@@ -62,6 +62,7 @@ def encore(
     context.obj = Invocation(config)
 
 
+app.command()(demo.demo)
 app.command(epilog=local.UP_EPILOG)(local.up)
 app.command(epilog=feature.APPLY_EPILOG)(feature.apply)
 app.command(epilog=feature.LOAD_EPILOG)(feature.load)
@@ -71,6 +72,7 @@ app.command()(stream.stream)
 app.command()(stream.sink)
 app.command()(stream.ship)
 app.command()(serving.serve)
+app.command(epilog=model.TRAIN_EPILOG)(model.train)
 app.command()(diagnose.doctor)
 
 

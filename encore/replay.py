@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
@@ -21,7 +22,9 @@ from streams.admin import ensure_topics
 from streams.producer import ActionProducer
 from streams.replay import TICK_MS, Replay, ReplayCounts, Tick, find_mark
 
-CONCURRENCY = 16
+CONCURRENCY: Final = 16
+#: A replay is in no hurry: a page ranked without its features would be a gap in the log.
+TIMEOUT_MS: Final = 10_000
 
 #: Called after each tick: actions done, actions in all, a few words.
 TickNote = Callable[[int, int, str], None]
@@ -119,4 +122,5 @@ def _request_of(page: Page) -> RankRequest:
         user_id=page.user_id,
         candidate_ids=tuple(page.candidates.tolist()),
         now_ms=page.time_ms,
+        timeout_ms=TIMEOUT_MS,
     )

@@ -83,7 +83,9 @@ class Settings(BaseSettings):
     timeout_ms: Milliseconds = Field(
         500, description="a request is answered within this time unless it says otherwise"
     )
-    store_timeout_ms: Milliseconds = Field(100, description="most time one store call may take")
+    store_timeout_ms: Milliseconds = Field(
+        1_000, description="most time one store call may take; a request's own time bounds it, too"
+    )
     allow_now_ms: bool = Field(
         False, description="take a request's now_ms as its clock: for replays and tests"
     )

@@ -57,7 +57,12 @@ IMPORT_NAMES = {
 }
 
 #: Come with a declared distribution and are part of what it promises.
-COMES_WITH = {"starlette": "fastapi", "pydantic_core": "pydantic"}
+COMES_WITH = {
+    "google": "feast",  # protobuf
+    "pydantic_core": "pydantic",
+    "starlette": "fastapi",
+    "yarl": "faust",
+}
 
 
 def imports_of(path: Path) -> set[tuple[str, int]]:

@@ -120,8 +120,7 @@ def load(
     """
     from dataclasses import asdict
 
-    from catalog.materialize import materialize
-    from encore.lookup import published_plan
+    from encore.load import load_views
     from encore.output import put_json, put_table
     from encore.progress import Bars
     from store.redis_store import RedisRowStore
@@ -132,17 +131,7 @@ def load(
 
         write_sources(kuairand, settings.data_dir / "sources")
     with RedisRowStore(settings.store_url) as store, Bars() as bars:
-        plan = published_plan(store)
-        chosen = [plan.view(view)] if view else [v for v in plan.views if v.kind == "batch"]
-        done = [
-            materialize(
-                each,
-                settings.data_dir,
-                store,
-                progress=lambda rows, total, name=each.name: bars.update(name, rows, total, "rows"),  # type: ignore[misc]
-            )
-            for each in chosen
-        ]
+        done = list(load_views(settings, store, view=view, note=bars.update))
     if as_json:
         put_json([asdict(each) for each in done])
         return

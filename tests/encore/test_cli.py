@@ -108,7 +108,7 @@ def test_a_bad_setting_is_refused_by_every_command(
 ) -> None:
     (nowhere / "encore.toml").write_text("bootstrp = 1\n")
     for command in COMMANDS:
-        arguments = {"features": ["user_id=1"], "replay": ["x.parquet"]}.get(command, [])
+        arguments = {"features": ["user_id=1"], "replay": ["encore.toml"]}.get(command, [])
         code = main([command, *arguments])
         assert code == 1, command
         assert "did you mean bootstrap?" in capsys.readouterr().err, command

@@ -41,7 +41,11 @@ class Up:
         self.data_dir = data_dir
         given = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
         settings = Settings(
-            data_dir=data_dir, repo=ROOT / "feature_repo", http_port=0, allow_now_ms=True
+            data_dir=data_dir,
+            repo=ROOT / "feature_repo",
+            http_port=0,
+            allow_now_ms=True,
+            store_timeout_ms=10_000,
         )
         self.environment = {**given, **settings.environment()}
         self.process = subprocess.Popen(
