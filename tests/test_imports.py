@@ -1,4 +1,4 @@
-"""What may import what: the layers of ARCHITECTURE.md, one home for each library, nothing undeclared.
+"""What may import what: layers, one home for each library, nothing undeclared.
 
 The contracts stand in pyproject.toml, where `lint-imports` reads them. Here they are run as part of
 the suite, and what they cannot see is checked: a library that is not imported anywhere yet is
