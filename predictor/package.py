@@ -43,6 +43,7 @@ from predictor.card import (
 )
 from predictor.networks import Inputs, Network, build_network
 from predictor.requests import (
+    MAX_REQUESTS,
     check_request,
     pack_requests,
     pack_tensors,
@@ -135,10 +136,10 @@ def write_package(root: Path, draft: PackageDraft) -> Path:
 def _check_draft(draft: PackageDraft) -> None:
     spec = draft.network.spec
     tasks = sorted(tasks_of(spec))
-    if sorted(draft.score) != tasks or not draft.requests:
+    if sorted(draft.score) != tasks or not 0 < len(draft.requests) <= MAX_REQUESTS:
         raise PackageError(
             "draft",
-            required=f"at least one request and a score weight for each of {tasks}",
+            required=f"1 to {MAX_REQUESTS} requests and a score weight for each of {tasks}",
             got=f"{len(draft.requests)} requests, weights for {sorted(draft.score)}",
         )
     for place, request in enumerate(draft.requests):
