@@ -105,15 +105,26 @@ class JoinedLog:
 
 
 def join_log(paths: LogPaths, query: JoinQuery) -> JoinedLog:
-    """Join the trees. Raises RecordError when a tree holds no Parquet file."""
-    with duckdb.connect(config={"threads": query.threads}) as connection:
-        for name, path in (("log", paths.requests), ("scored", paths.candidates)):
-            _open(connection, name, path)
-        _open(connection, "actions", paths.actions)
-        _stand(connection, query)
-        requests = _requests(connection, query)
-        candidates = _candidates(connection, query)
-        return JoinedLog(requests, candidates, _counts(connection))
+    """Join the trees, also while the sinks write them: a file is whole or not there.
+
+    Raises RecordError when a tree holds no Parquet file, or files that are no such table.
+    """
+    trees = {"log": paths.requests, "scored": paths.candidates, "actions": paths.actions}
+    try:
+        with duckdb.connect(config={"threads": query.threads}) as connection:
+            for name, path in trees.items():
+                _open(connection, name, path)
+            _stand(connection, query)
+            requests = _requests(connection, query)
+            candidates = _candidates(connection, query)
+            return JoinedLog(requests, candidates, _counts(connection))
+    except duckdb.Error as error:
+        raise RecordError(
+            ", ".join(str(path) for path in trees.values()),
+            required="the Parquet files of the sinks",
+            got=str(error).partition("\n")[0],
+            do="look at what else lies in these directories",
+        ) from error
 
 
 def _open(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
@@ -208,24 +219,24 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> JoinCounts:
     row = connection.execute(
         """
         WITH fine AS (
-            SELECT request_row, item_id, coalesce(exposed, false) AS exposed
+            SELECT request_id, now_ms, item_id, coalesce(exposed, false) AS exposed
             FROM scored JOIN stand USING (request_id, topic_id, "partition", "offset")
             LEFT JOIN outcome USING (request_row, item_id)
             WHERE stage = 'fine'
+        ),
+        matched AS (
+            SELECT count(*) AS impressions
+            FROM actions JOIN fine USING (request_id)
+            WHERE action = $impression AND item = item_id AND time_ms >= now_ms
         )
         SELECT (SELECT count(*) FROM stand),
                (SELECT count(*) FROM asked WHERE copy > 1),
-               count(*),
-               count(*) FILTER (WHERE exposed)
-        FROM fine
-        """
+               (SELECT count(*) FROM fine),
+               (SELECT count(*) FROM fine WHERE exposed),
+               (SELECT count(*) FROM actions WHERE action = $impression)
+                   - (SELECT impressions FROM matched)
+        """,
+        {"impression": LABELS["exposed"]},
     ).fetchone()
-    shown = connection.execute(
-        """
-        SELECT count(*)
-        FROM actions LEFT JOIN stand USING (request_id)
-        WHERE action = 'impression' AND coalesce(time_ms < now_ms, true)
-        """
-    ).fetchone()
-    assert row is not None and shown is not None
-    return JoinCounts(row[0], row[1], row[2], row[3], shown[0])
+    assert row is not None
+    return JoinCounts(*row)
