@@ -30,7 +30,7 @@ from schemas.names import dead_letter_topic
 from store.base import AsyncRowStore
 from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
-from streams.admin import Admin
+from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.archives import ActionArchive, Held, RankArchive, TopicArchive
 from streams.config import StreamConfig
@@ -94,7 +94,9 @@ class Sink:
         self._store: AsyncRowStore = AsyncRedisRowStore(
             StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
         )
-        self._admin = await asyncio.to_thread(Admin, config.bootstrap)
+        self._admin = await asyncio.to_thread(
+            Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
+        )
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         for name in (config.topic, config.rank_topic):
             source = await Source.open(self._admin, facts[name], self._store, config.patience_ms)

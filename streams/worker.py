@@ -36,7 +36,7 @@ from schemas.plan import Plan, ViewPlan, load_plan
 from store.base import AsyncRowStore
 from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
-from streams.admin import Admin
+from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.folding import Folder, OutsideActions
@@ -75,7 +75,9 @@ class Worker:
             StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
         )
         await self._store.check_policy()
-        self._admin = await asyncio.to_thread(Admin, config.bootstrap)
+        self._admin = await asyncio.to_thread(
+            Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
+        )
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
         self._source = await Source.open(self._admin, facts, self._store, config.patience_ms)
         epoch = self._source.epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 from numpy.typing import NDArray
 
@@ -179,6 +181,24 @@ def raw_producer(bootstrap: str) -> Iterator[Any]:
         yield producer
     finally:
         producer.close(timeout=1)
+
+
+def read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
+    """The first `count` records of a topic, in offset order within a partition."""
+    return asyncio.run(asyncio.wait_for(_read_topic(bootstrap, topic, partitions, count), 20))
+
+
+async def _read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic, partition) for partition in range(partitions)]
+        consumer.assign(places)
+        for place in places:
+            consumer.seek(place, 0)
+        return [await consumer.getone() for _ in range(count)]
+    finally:
+        await consumer.stop()
 
 
 # --- processes ------------------------------------------------------------------------------

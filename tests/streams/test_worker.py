@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from schemas.actions import decode_batch, encode_batch
 from schemas.ids import partitions_of
@@ -30,6 +28,7 @@ from tests.streams.support import (
     assert_rows_equal_oracle,
     make_stack,
     raw_producer,
+    read_topic,
     running,
     some_actions,
     user_of,
@@ -44,23 +43,6 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
     made = make_stack(broker, valkey, tmp_path / "data")
     ensure_topics(broker, made.config.topics)
     return made
-
-
-async def _read_all(bootstrap: str, topic: str, count: int) -> list[Any]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        place = TopicPartition(topic, 0)
-        consumer.assign([place])
-        consumer.seek(place, 0)
-        return [await consumer.getone() for _ in range(count)]
-    finally:
-        await consumer.stop()
-
-
-def read_all(bootstrap: str, topic: str, count: int) -> list[Any]:
-    """The first `count` records of a topic of one partition."""
-    return asyncio.run(asyncio.wait_for(_read_all(bootstrap, topic, count), 20))
 
 
 def test_actions_arrive_in_rows(stack: Stack) -> None:
@@ -101,7 +83,7 @@ def test_poison_goes_to_dead_letters_and_the_worker_goes_on(stack: Stack) -> Non
         wait_stored(stack, {0: last.offset + 1})
         with stack.store() as store:
             assert_rows_equal_oracle(store, stack.view, [(actions, T0) for actions, _ in good])
-        dead = read_all(config.bootstrap, dead_letter_topic(config.topic), len(MALFORMED))
+        dead = read_topic(config.bootstrap, dead_letter_topic(config.topic), 1, len(MALFORMED))
         assert worker.terminate() == 0
     for (name, (bad, reason)), letter in zip(MALFORMED.items(), dead, strict=True):
         headers = dict(letter.headers)
@@ -126,7 +108,7 @@ def test_late_and_future_actions_go_to_their_topic(stack: Stack) -> None:
     with running("worker", stack) as worker:
         with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
             wait_stored(stack, producer.send(actions, T0 + 50_000))
-        messages = read_all(config.bootstrap, late_topic(config.topic), 2)
+        messages = read_topic(config.bootstrap, late_topic(config.topic), 1, 2)
         with stack.store() as store:
             assert_rows_equal_oracle(store, stack.view, [(actions, T0 + 50_000)])
         assert worker.terminate() == 0
@@ -214,7 +196,7 @@ def test_a_topic_with_another_partition_count_is_refused(stack: Stack) -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line(stack: Stack) -> None:
-    gone = replace(stack, config=replace(stack.config, bootstrap="127.0.0.1:1"))
+    gone = replace(stack, config=replace(stack.config, bootstrap="127.0.0.1:1", patience_ms=1_000))
     with running("worker", gone) as worker:
         assert worker.wait() == 1
         assert "broker 127.0.0.1:1: needs an answer" in worker.text()
