@@ -1,10 +1,12 @@
-"""What the documents say is so: links, paths, commands, make targets, the settings table.
+"""What the documents say is so: links, paths, commands, settings, examples in docstrings.
 
 `python -m tests.test_docs` writes the settings table of docs/settings.md again.
 """
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 from types import UnionType
@@ -20,6 +22,16 @@ from encore.settings import Settings, variable
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ROOMS = (
+    *("schemas", "store", "aggregation", "catalog", "streams", "predictor"),
+    *("audit", "training", "encore", "bench"),
+)
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for room in ROOMS
+    for path in sorted((ROOT / room).rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 SETTINGS_HEAD = """# Settings
@@ -110,6 +122,13 @@ def test_paths_exist(page: str) -> None:
 def test_variables_exist(page: str) -> None:
     known = {variable(name) for name in Settings.model_fields} | {"ENCORE_CONFIG", "ENCORE_"}
     assert set(re.findall(r"\bENCORE_\w*", (ROOT / page).read_text("utf-8"))) <= known
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_in_docstrings(module: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(module))
+    assert tried > 0
+    assert failed == 0
 
 
 if __name__ == "__main__":
