@@ -186,13 +186,13 @@ class _Demo:
         text.swapped(swap)
 
     def _watch_a_row(self, plan: Plan, final: Timeline) -> None:
-        """One user's row before and after the log's last action."""
-        text.heading("One user's row, before and after one action")
+        """One user's row before and after the last thing that happens in the log."""
+        text.heading("One user's row, before and after what happens last")
         action = final.actions[0]
         user, now_ms = int(action["user"]), int(action["time_ms"])
         before = self._row(plan, user, now_ms)
         replay(self.settings, final, None)
-        text.row_change(action, before, self._row(plan, user, now_ms))
+        text.row_change(final.actions, before, self._row(plan, user, now_ms))
 
     def _row(self, plan: Plan, user: int, now_ms: int) -> Reading:
         entities = {"user_id": user}
@@ -231,13 +231,14 @@ class _Demo:
 
 
 def _split(timeline: Timeline, split_ms: int) -> tuple[Timeline, Timeline, Timeline]:
-    """Before the last day; the last day without its last action; that action."""
+    """Before the last day; the last day without its last moment; the actions of that moment."""
     actions = timeline.actions
     cut = int((actions["time_ms"] < split_ms).sum())
+    end = int((actions["time_ms"] < actions["time_ms"][-1]).sum())
     early = [page for page in timeline.pages if page.time_ms < split_ms]
     late = timeline.pages[len(early) :]
     return (
         replace(timeline, actions=actions[:cut], pages=early),
-        replace(timeline, actions=actions[cut:-1], pages=late),
-        replace(timeline, actions=actions[-1:], pages=[]),
+        replace(timeline, actions=actions[cut:end], pages=late),
+        replace(timeline, actions=actions[end:], pages=[]),
     )

@@ -7,24 +7,23 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import httpx
 import pyarrow.parquet as pq
 
 from audit.join import LogPaths
 from encore.kuairand import Page
 from encore.ranking import RankClient, RankRequest
 from encore.settings import Settings
+from predictor.spec import Kind
 from schemas.errors import LocalError
 
 SWAP_TIMEOUT_S: Final = 60.0
 ARCHIVE_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.2
-AGGREGATE_PATH: Final = "/v2/models/aggregate/infer"
 
 #: The reply's parameter that names the serving package of each kind.
-VERSION_OF: Final = {"two_tower": "coarse_version", "fine": "fine_version"}
+VERSION_OF: Final[dict[Kind, str]] = {"two_tower": "coarse_version", "fine": "fine_version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Swap:
     versions: dict[str, str]
 
 
-def rank_during_swap(url: str, pages: Sequence[Page], wanted: Mapping[str, str]) -> Swap:
+def rank_during_swap(url: str, pages: Sequence[Page], wanted: Mapping[Kind, str]) -> Swap:
     """Rank pages one after the other, under new request ids, until `wanted` (kind → package name)
     serves. Raises RequestError for a request that is not answered, LocalError after a minute."""
     return asyncio.run(_rank_until(url, pages, {VERSION_OF[k]: v for k, v in wanted.items()}))
@@ -70,15 +69,14 @@ def _again(page: Page) -> RankRequest:
     )
 
 
-def served_tensors(url: str, page: Page) -> dict[str, tuple[str, list[int]]]:
-    """The tensors of a page by name: (datatype, shape). Raises LocalError."""
-    body = _again(page).body()
-    body["parameters"].pop("page_size", None)
-    response = httpx.post(url + AGGREGATE_PATH, json=body, timeout=10.0, trust_env=False)
-    data: dict[str, Any] = response.json()
-    if response.status_code != httpx.codes.OK:
-        raise LocalError("aggregate", required="tensors", got=str(data))
-    return {each["name"]: (each["datatype"], each["shape"]) for each in data["outputs"]}
+def served_tensors(url: str, page: Page) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of a page by name: (datatype, shape). Raises RequestError."""
+
+    async def ask() -> dict[str, tuple[str, tuple[int, ...]]]:
+        async with RankClient(url) as client:
+            return await client.shapes(_again(page))
+
+    return asyncio.run(ask())
 
 
 def wait_archived(settings: Settings, requests: int, note: Callable[[int], None]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from encore.output import put
 from schemas.actions import ActionType
@@ -87,13 +90,14 @@ def swapped(swap: Swap) -> None:
     )
 
 
-def row_change(action: Any, before: Reading, after: Reading) -> None:
-    """Which features of a row one action changed."""
-    kind = ActionType(int(action["type"])).name.lower()
-    line(f"user {action['user']}: {kind} of video {action['item']}, {action['value'] / 1000:.1f} s")
-    line(
-        f"row {after.key}: fence ({before.epoch}, {before.offset}) → ({after.epoch}, {after.offset})"
-    )
+def row_change(actions: NDArray[np.void], before: Reading, after: Reading) -> None:
+    """Which features of a row some actions of its user changed. actions: (a,) of dtype ACTION."""
+    for action in actions:
+        kind = ActionType(int(action["type"])).name.lower()
+        played = f", {action['value'] / 1000:.1f} s" if action["value"] else ""
+        line(f"user {action['user']}: {kind} of video {action['item']}{played}")
+    fences = f"({before.epoch}, {before.offset}) → ({after.epoch}, {after.offset})"
+    line(f"row {after.key}, fence {fences}")
     for name, value in after.values.items():
         if before.values[name] != value:
             line(f"  {name:<16} {_short(before.values[name])} → {_short(value)}")
@@ -106,10 +110,10 @@ def _short(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def page(asked: Page, reply: RankReply, tensors: dict[str, tuple[str, list[int]]]) -> None:
+def page(asked: Page, reply: RankReply, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     """A page as it was answered, and the tensors behind it."""
     for name, (datatype, shape) in tensors.items():
-        line(f"{name:<28} {datatype:<6} {tuple(shape)}")
+        line(f"{name:<38} {datatype:<6} {shape}")
     line(
         f"user {asked.user_id}, {len(asked.candidates)} candidates → page of {len(reply.page_ids)}"
     )

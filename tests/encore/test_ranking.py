@@ -30,7 +30,7 @@ def reply(request: dict[str, object]) -> bytes:
 
 
 async def read_request(reader: asyncio.StreamReader) -> dict[str, object]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = next(int(line.split(":")[1]) for line in head.splitlines() if "content-length" in line)
     data: dict[str, object] = json.loads(await reader.readexactly(length))
     return data
@@ -133,7 +133,6 @@ def test_a_refusal_keeps_its_parts() -> None:
         b"",
         b"HTTP/1.1 200",
         b"SSH-2.0-OpenSSH\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{}",
         b"x" * 200_000,
@@ -150,7 +149,9 @@ def test_what_is_no_answer_is_an_error(answer: bytes) -> None:
     assert error.value.status == 503
 
 
-@pytest.mark.parametrize(("status", "body"), [("200 OK", b"[]"), ("502 Bad", b"<html>")])
+@pytest.mark.parametrize(
+    ("status", "body"), [("200 OK", b"[]"), ("200 OK", b"{}"), ("502 Bad", b"<html>")]
+)
 def test_an_answer_of_another_program_is_an_error(status: str, body: bytes) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -174,11 +175,11 @@ def test_a_service_that_is_away_is_an_error() -> None:
         async with RankClient("http://127.0.0.1:9") as client:
             await client.rank(RankRequest(uuid.uuid4(), 1, (1,)))
 
-    with pytest.raises(RequestError, match="needs an answer, got ConnectionRefusedError"):
+    with pytest.raises(RequestError, match="needs an answer, got ClientConnectorError"):
         asyncio.run(run())
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "https://h", "http://"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://h", "http://"])
 def test_urls(url: str) -> None:
     with pytest.raises(RequestError, match="http://host:port"):
         RankClient(url)
