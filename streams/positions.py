@@ -45,6 +45,11 @@ class Positions:
         self._stored.clear()
         return {tp: ends.get(tp.partition, 0) for tp in tps}
 
+    def goes_back(self, fetched: Fetched) -> bool:
+        """It begins before what came by: a repetition, or a new log under the old name."""
+        first = int(fetched.records[0].offset)
+        return first < self._next.get(fetched.tp.partition, first)
+
     def unseen(self, fetched: Fetched) -> tuple[ConsumerRecord, ...]:
         """The records that did not come by yet. Raises StreamError where some are missing.
 

@@ -121,7 +121,9 @@ class Sink:
         return places
 
     async def idle(self) -> None:
-        """Write what is old enough."""
+        """Write what is old enough, and look whether the logs are still the same."""
+        for topic in self._topics.values():
+            await topic.source.watch()
         await self._write_old()
 
     async def close(self) -> None:
@@ -137,6 +139,8 @@ class Sink:
         """Hold back; write what is full or old."""
         for fetched in lists:
             topic = self._topics[fetched.tp.topic]
+            if topic.positions.goes_back(fetched):
+                await topic.source.check()
             records = topic.positions.unseen(fetched)
             if not records:
                 continue

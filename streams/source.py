@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from typing import Final
 
 from schemas.errors import StreamError
 from store.base import AsyncRowStore
 from streams.admin import Admin, TopicFacts
 from streams.patience import patiently
+
+log = logging.getLogger("encore.streams")
+
+WATCH_S: Final = 2.0
 
 
 class Source:
@@ -15,6 +22,7 @@ class Source:
 
     def __init__(self, admin: Admin, facts: TopicFacts, epoch: int, patience_ms: int) -> None:
         self._admin, self._patience_ms = admin, patience_ms
+        self._next_watch_s = 0.0
         self.topic, self.topic_id, self.epoch = facts.name, facts.topic_id, epoch
 
     @classmethod
@@ -36,6 +44,22 @@ class Source:
             self._patience_ms,
             (StreamError,),
         )
+        self._require_same(facts)
+
+    async def watch(self) -> None:
+        """`check` now and then while nothing comes; a broker that is away is waited for."""
+        clock_s = time.monotonic()
+        if clock_s < self._next_watch_s:
+            return
+        self._next_watch_s = clock_s + WATCH_S
+        try:
+            facts = await asyncio.to_thread(self._admin.describe, self.topic)
+        except StreamError as error:
+            log.warning("%s", error)
+            return
+        self._require_same(facts)
+
+    def _require_same(self, facts: TopicFacts | None) -> None:
         if facts is None or facts.topic_id != self.topic_id:
             raise StreamError(
                 f"topic {self.topic}",

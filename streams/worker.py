@@ -96,7 +96,8 @@ class Worker:
         return self._positions.begin(tps, await self._positions.marks())
 
     async def idle(self) -> None:
-        """Now and then say what was done."""
+        """Now and then say what was done, and look whether the log is still the same."""
+        await self._source.watch()
         self._report()
 
     async def close(self) -> None:
@@ -109,6 +110,8 @@ class Worker:
 
     async def handle(self, lists: list[Fetched]) -> None:
         """Micro-batches of whole lists; each is stored and marked before the next."""
+        if any(self._positions.goes_back(fetched) for fetched in lists):
+            await self._source.check()
         for batch in self._batches(lists):
             await self._store_batch(*batch)
         self._report()

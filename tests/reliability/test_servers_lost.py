@@ -1,0 +1,161 @@
+"""The broker loses its log, the store its memory, or stands still: each under a running worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from encore.local import Server, start_broker, start_store
+from streams.admin import ensure_topics
+from streams.producer import ActionProducer
+from tests.streams.support import (
+    PARTITIONS,
+    T0,
+    Stack,
+    assert_rows_equal_oracle,
+    make_stack,
+    running,
+    some_actions,
+    wait_stored,
+    wait_until,
+)
+
+pytestmark = pytest.mark.kill
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "broker").mkdir()
+    server = start_broker(tmp_path / "broker")
+    yield server
+    server.child.kill()
+
+
+@pytest.fixture
+def own_store(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "store").mkdir()
+    server = start_store(tmp_path / "store")
+    yield server
+    server.child.kill()
+
+
+def test_a_broker_that_lost_its_log(own_broker: Server, valkey: str, tmp_path: Path) -> None:
+    """The same topic name, offsets from 0 again: a new epoch, and every action once."""
+    stack = make_stack(own_broker.address, valkey, tmp_path / "data")
+    config = stack.config
+    sent = []
+
+    def send(count: int) -> dict[int, int]:
+        ends: dict[int, int] = {}
+        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
+            for _ in range(count):
+                sent.append((some_actions(30, 20, len(sent)), T0 + 20_000))
+                ends |= producer.send(*sent[-1])
+        return ends
+
+    ensure_topics(config.bootstrap, config.topics)
+    with running("worker", stack) as worker:
+        wait_stored(stack, send(20))
+        own_broker.child.kill()
+        second = start_broker(tmp_path / "broker", own_broker.port)
+        try:
+            ensure_topics(config.bootstrap, config.topics)
+            ends = send(5)  # fewer than before: the old positions lie beyond the new log
+            assert worker.wait() == 1
+            assert "the broker lost its log" in worker.text()
+            with running("worker", stack) as successor:
+                wait_epoch(stack, 2, ends)
+                assert successor.terminate() == 0
+        finally:
+            second.child.kill()
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, stack.view, sent)
+
+
+def wait_epoch(stack: Stack, epoch: int, ends: dict[int, int]) -> None:
+    def reached() -> bool:
+        with stack.store() as store:
+            marks = store.get_progress(stack.config.topic, stack.config.group)
+        return all(
+            marks[p].epoch == epoch and marks[p].next_offset >= end for p, end in ends.items()
+        )
+
+    wait_until(reached)
+
+
+def test_a_store_that_stands_still_is_waited_for(
+    broker: str, own_store: Server, tmp_path: Path
+) -> None:
+    stack = make_stack(
+        broker, f"redis://{own_store.address}/0", tmp_path / "data", store_timeout_ms=200
+    )
+    config = stack.config
+    ensure_topics(broker, config.topics)
+    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(20)]
+    with (
+        running("worker", stack) as worker,
+        ActionProducer(broker, config.topic, PARTITIONS) as producer,
+    ):
+        for part in sent[:10]:
+            ends = producer.send(*part)
+        wait_stored(stack, ends)
+        os.kill(own_store.child.pid, signal.SIGSTOP)
+        for part in sent[10:]:
+            ends = producer.send(*part)
+        wait_until(lambda: "failed, again in" in worker.text())
+        os.kill(own_store.child.pid, signal.SIGCONT)
+        wait_stored(stack, ends)
+        assert worker.terminate() == 0
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, stack.view, sent)
+
+
+def test_a_store_that_went_back_is_folded_again(
+    broker: str, own_store: Server, tmp_path: Path
+) -> None:
+    """Rows and marks of an earlier moment: what a failover to a lagging replica leaves."""
+    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    config = stack.config
+    ensure_topics(broker, config.topics)
+    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(30)]
+    with ActionProducer(broker, config.topic, PARTITIONS) as producer:
+        with running("worker", stack) as worker:
+            for part in sent[:10]:
+                ends = producer.send(*part)
+            wait_stored(stack, ends)
+            earlier = dump_keys(own_store)
+            for part in sent[10:20]:
+                ends = producer.send(*part)
+            wait_stored(stack, ends)
+            restore_keys(own_store, earlier)
+            for part in sent[20:]:
+                ends = producer.send(*part)
+            assert worker.wait() == 1
+            assert "the store went back" in worker.text()
+        with running("worker", stack) as worker:
+            wait_stored(stack, ends)
+            assert worker.terminate() == 0
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, stack.view, sent)
+
+
+def dump_keys(server: Server) -> dict[bytes, Any]:
+    """Everything the store holds, in its own serialisation."""
+    with Redis(port=server.port) as client:
+        keys = list(client.scan_iter(count=10_000))
+        return dict(zip(keys, [client.dump(key) for key in keys], strict=True))
+
+
+def restore_keys(server: Server, keys: dict[bytes, Any]) -> None:
+    """Back to that moment, in one transaction."""
+    with Redis(port=server.port) as client, client.pipeline() as transaction:
+        transaction.flushall()
+        for key, value in keys.items():
+            transaction.restore(key, 0, value)
+        transaction.execute()
