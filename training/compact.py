@@ -12,6 +12,7 @@ Symbols: k tables, E embedding width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from aggregation.tensors import Ids, Tensors
 from predictor.networks import Network, build_network
 from predictor.spec import InputSpec
 from training.dataset import Dataset
+
+START: Final = 0.01  # standard deviation of a fresh embedding
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ def compact(dataset: Dataset, full: InputSpec) -> Compact:
     return Compact(replace(dataset, tensors=renumbered), replace(full, tables=tables), full, ids)
 
 
-def forget_unseen(network: Network, dataset: Dataset, requests: NDArray[np.int64]) -> None:
-    """Zero the embeddings that no candidate or user of `requests` touches; call before training."""
+def start_embeddings(network: Network, dataset: Dataset, requests: NDArray[np.int64]) -> None:
+    """Small values for the ids that `requests` touch, zero for all others. Call before training.
+
+    Small, so that an id met once adds next to nothing to what its attributes say.
+    """
     inputs = network.spec.inputs
     tensors = dataset.tensors
     items = np.unique(dataset.item_row[dataset.candidates(requests)])
@@ -76,6 +82,7 @@ def forget_unseen(network: Network, dataset: Dataset, requests: NDArray[np.int64
     for start, table in zip(starts, _columns(seen, inputs), strict=False):
         for ids in table:
             touched[start + np.unique(ids)] = True
+    torch.nn.init.normal_(network.embeddings.weight, std=START)
     with torch.no_grad():
         network.embeddings.weight[torch.from_numpy(~touched)] = 0.0
 

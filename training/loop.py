@@ -16,9 +16,11 @@ from torch import Tensor
 from predictor.networks import Network
 from predictor.spec import InputSpec
 from schemas.errors import RecordError
+from schemas.ranklog import TASKS
 from training.dataset import Dataset
+from training.evaluate import auc, gauc
 
-SCORING_BATCH: Final = 16_384  # candidates scored at once
+CLICK: Final = TASKS.index("click")
 
 
 class Progress(Protocol):
@@ -53,7 +55,12 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. batch: rows a step; patience: epochs without a better AUC."""
+    """How long and how fast.
+
+    learning_rate: of the dense layers; embeddings learn embedding_speed times as fast, since a row
+    of theirs is in few batches. batch: rows a step. patience: epochs without a better validation.
+    memory: of the moving average of weights, per step; the average is what is kept.
+    """
 
     learning_rate: float
     batch: int
@@ -61,14 +68,27 @@ class Schedule:
     patience: int
     weight_decay: float = 1e-2
     embedding_decay: float = 0.3
+    embedding_speed: float = 10.0
+    memory: float = 0.98
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training part. loss: its mean; validation_auc: of clicks, after it."""
+    """One pass over the training part.
+
+    loss: its mean. validation_auc, validation_gauc: of clicks, by the averaged weights after it;
+    NaN where the validation part does not define them.
+    """
 
     loss: float
     validation_auc: float
+    validation_gauc: float
+
+    @property
+    def quality(self) -> float:
+        """What epochs are compared by: half telling users apart, half ranking within a user."""
+        known = [v for v in (self.validation_auc, self.validation_gauc) if not np.isnan(v)]
+        return sum(known) / len(known) if known else float("nan")
 
 
 @dataclass(frozen=True)
@@ -83,13 +103,13 @@ class Fit:
 class Step:
     """What one kind of training does. rows: what is shuffled and cut into batches.
 
-    loss: of a batch of rows. validate: the AUC of clicks on the validation part, as it is now.
+    loss: of a batch of rows. score: the click score of given candidates, as the network is now.
     """
 
     stage: str
     rows: NDArray[np.int64]
     loss: Callable[[NDArray[np.int64]], Tensor]
-    validate: Callable[[], float]
+    score: Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 def fit(network: Network, lesson: Lesson, schedule: Schedule, step: Step) -> Fit:
@@ -106,6 +126,7 @@ def fit(network: Network, lesson: Lesson, schedule: Schedule, step: Step) -> Fit
         )
     optimizer = optimiser(network, schedule)
     stop = _EarlyStop(network, schedule.patience)
+    average = _Average(network, schedule.memory)
     for number in range(schedule.epochs):
         network.train()
         total = 0.0
@@ -114,13 +135,23 @@ def fit(network: Network, lesson: Lesson, schedule: Schedule, step: Step) -> Fit
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
+            average.update()
             total += float(loss.detach()) * len(rows)
-        epoch = Epoch(total / len(step.rows), step.validate())
+        with average.applied():
+            epoch = _validated(total / len(step.rows), lesson, step)
+            done = stop.add(epoch)
         note = f"loss {epoch.loss:.4f}, validation AUC {epoch.validation_auc:.4f}"
         lesson.progress(step.stage, number + 1, schedule.epochs, note)
-        if stop.add(epoch):
+        if done:
             break
     return stop.restore()
+
+
+def _validated(loss: float, lesson: Lesson, step: Step) -> Epoch:
+    dataset = lesson.dataset
+    rows = dataset.examples(lesson.split.validation)  # (v,) i64
+    clicks, scores = dataset.labels[rows, CLICK], step.score(rows)  # (v,) bool, (v,) f32
+    return Epoch(loss, auc(clicks, scores), gauc(clicks, scores, dataset.users_of(rows)))
 
 
 def shuffled(
@@ -145,12 +176,11 @@ class _EarlyStop:
     def add(self, epoch: Epoch) -> bool:
         """Note an epoch; True when training should end.
 
-        An AUC of NaN (a validation part of one class) never beats a number, so that the last epoch
-        of a run without a validation part is kept.
+        Without a validation part every quality is NaN, and the last epoch is kept.
         """
         self._epochs.append(epoch)
-        best = self._epochs[self._best].validation_auc if self._best >= 0 else np.nan
-        if np.isnan(best) or epoch.validation_auc > best:
+        best = self._epochs[self._best].quality if self._best >= 0 else np.nan
+        if np.isnan(best) or epoch.quality > best:
             self._best = len(self._epochs) - 1
             self._weights = copy.deepcopy(self._network.state_dict())
         return len(self._epochs) - 1 - self._best >= self._patience
@@ -162,6 +192,39 @@ class _EarlyStop:
         return Fit(tuple(self._epochs), self._best)
 
 
+class _Average:
+    """The moving average of a network's weights: flatter and better than the last step's.
+
+    Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992).
+    """
+
+    def __init__(self, network: Network, memory: float) -> None:
+        self._weights = list(network.parameters())
+        self._memory = memory
+        self._average = [weight.detach().clone() for weight in self._weights]
+
+    def update(self) -> None:
+        """After each step."""
+        with torch.no_grad():
+            for average, weight in zip(self._average, self._weights, strict=True):
+                average.lerp_(weight, 1 - self._memory)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the network has the averaged weights; training goes on from its own."""
+        own = [weight.detach().clone() for weight in self._weights]
+        self._put(self._average)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self._weights, values, strict=True):
+                weight.copy_(value)
+
+
 def optimiser(network: Network, schedule: Schedule) -> torch.optim.Optimizer:
     """AdamW with a decay of its own for the embeddings: most of their rows get few gradients."""
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
@@ -169,7 +232,11 @@ def optimiser(network: Network, schedule: Schedule) -> torch.optim.Optimizer:
         groups[name.startswith("embeddings.")].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": schedule.embedding_decay},
+            {
+                "params": groups[True],
+                "lr": schedule.learning_rate * schedule.embedding_speed,
+                "weight_decay": schedule.embedding_decay,
+            },
             {"params": groups[False], "weight_decay": schedule.weight_decay},
         ],
         lr=schedule.learning_rate,

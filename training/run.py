@@ -26,9 +26,9 @@ from schemas.plan import Plan
 from training.batches import request_inputs
 from training.compact import Compact, compact, widen
 from training.dataset import Dataset, dataset_of
-from training.loop import Fit, Lesson, Progress, Split, reproducible, silent
+from training.loop import CLICK, Fit, Lesson, Progress, Split, reproducible, silent
 from training.student import StudentConfig, train_student
-from training.teacher import CLICK, TeacherConfig, rescore, train_teacher
+from training.teacher import TeacherConfig, rescore, train_teacher
 
 DAY_MS: Final = 86_400_000
 GOLDEN_REQUESTS: Final = 8
@@ -161,7 +161,11 @@ def _write(
             fingerprint=config.plan.service(config.service).fingerprint,
             requests=requests,
             trained_ms=config.trained_ms,
-            metrics={"validation_auc": best.validation_auc, "train_loss": best.loss},
+            metrics={
+                "train_loss": best.loss,
+                "validation_auc": best.validation_auc,
+                "validation_gauc": best.validation_gauc,
+            },
             score=config.page_weights if kind == "fine" else {},
         )
         packages[kind] = write_package(config.packages, draft)

@@ -23,11 +23,10 @@ from torch.nn import functional
 from predictor.networks import TwoTower
 from predictor.spec import TowerSpec
 from training.batches import page_inputs, pair_inputs
-from training.compact import forget_unseen
+from training.compact import start_embeddings
 from training.dataset import Dataset
-from training.evaluate import auc
-from training.loop import Fit, Lesson, Schedule, Step, fit, log_odds
-from training.teacher import CLICK, SCORING_BATCH
+from training.loop import CLICK, Fit, Lesson, Schedule, Step, fit, log_odds
+from training.teacher import SCORING_BATCH
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,10 @@ class StudentConfig:
     hidden: tuple[int, ...] = (64,)
     dimension: int = 32
     dropout: float = 0.3
-    schedule: Schedule = field(default_factory=lambda: Schedule(2e-3, 512, epochs=4, patience=1))
-    share: float = 0.5
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(2e-3, 256, 5, 2, embedding_speed=3.0, memory=0.99)
+    )
+    share: float = 0.8
     temperature: float = 2.0
 
 
@@ -64,20 +65,18 @@ def train_student(
             dropout=config.dropout,
         )
     )
-    forget_unseen(network, dataset, split.train)
+    start_embeddings(network, dataset, split.train)
     examples = dataset.examples(split.train)  # (n,) i64
     _start_bias(network, float(log_odds(dataset.labels[examples])[CLICK]))
-    validation = dataset.examples(split.validation)  # (v,) i64
 
     def loss(requests: NDArray[np.int64]) -> Tensor:
         return _loss(network, dataset, np.sort(requests), config, taught)
 
-    def validate() -> float:
-        clicks = coarse_scores(network, dataset, validation)  # (v,) f32
-        return auc(dataset.labels[validation, CLICK], clicks)
+    def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return coarse_scores(network, dataset, rows)  # (v,) f32
 
     rows = split.train if len(examples) else split.train[:0]
-    fitted = fit(network, lesson, config.schedule, Step("student", rows, loss, validate))
+    fitted = fit(network, lesson, config.schedule, Step("student", rows, loss, score))
     return network, fitted
 
 

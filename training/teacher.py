@@ -21,12 +21,10 @@ from predictor.networks import FineNet
 from predictor.spec import FineSpec
 from schemas.ranklog import TASKS
 from training.batches import pair_inputs
-from training.compact import forget_unseen
+from training.compact import start_embeddings
 from training.dataset import Dataset
-from training.evaluate import auc
-from training.loop import Fit, Lesson, Schedule, Step, fit, log_odds
+from training.loop import CLICK, Fit, Lesson, Schedule, Step, fit, log_odds
 
-CLICK: Final = TASKS.index("click")
 SCORING_BATCH: Final = 16_384  # candidates scored at once
 
 
@@ -40,7 +38,7 @@ class TeacherConfig:
     shared_experts: int = 2
     expert: int = 32
     dropout: float = 0.3
-    schedule: Schedule = field(default_factory=lambda: Schedule(1e-3, 512, epochs=6, patience=2))
+    schedule: Schedule = field(default_factory=lambda: Schedule(5e-4, 512, epochs=4, patience=1))
 
 
 def train_teacher(lesson: Lesson, config: TeacherConfig) -> tuple[FineNet, Fit]:
@@ -57,21 +55,19 @@ def train_teacher(lesson: Lesson, config: TeacherConfig) -> tuple[FineNet, Fit]:
             dropout=config.dropout,
         )
     )
-    forget_unseen(network, dataset, split.train)
+    start_embeddings(network, dataset, split.train)
     examples = dataset.examples(split.train)  # (n,) i64
     network.bias.data = torch.from_numpy(log_odds(dataset.labels[examples]))  # (T,)
-    validation = dataset.examples(split.validation)  # (v,) i64
 
     def loss(rows: NDArray[np.int64]) -> Tensor:
         logits = network(pair_inputs(dataset, rows))  # (N, T)
         labels = torch.from_numpy(dataset.labels[rows]).float()  # (N, T)
         return masked_loss(logits, labels, torch.from_numpy(dataset.exposed[rows]))
 
-    def validate() -> float:
-        clicks = rescore(network, dataset, validation)[:, CLICK]  # (v,) f32
-        return auc(dataset.labels[validation, CLICK], clicks)
+    def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return rescore(network, dataset, rows)[:, CLICK]  # (v,) f32
 
-    fitted = fit(network, lesson, config.schedule, Step("teacher", examples, loss, validate))
+    fitted = fit(network, lesson, config.schedule, Step("teacher", examples, loss, score))
     return network, fitted
 
 
