@@ -104,7 +104,12 @@ def disk(data_dir: Path) -> Check:
 def http_port(settings: Settings) -> Check:
     """The ranking service's port is free, or the ranking service is what answers there."""
     from encore.stack import answers
+    from encore.stack_file import running_stack
 
+    stack = running_stack(settings.runs)
+    if stack is not None and stack.url:
+        host, _, port = stack.url.removeprefix("http://").rpartition(":")
+        settings = settings.model_copy(update={"http_host": host, "http_port": int(port)})
     address = f"{settings.http_host}:{settings.http_port}"
     if not settings.http_port:
         return Check("http port", "ok", "any free one")
@@ -147,8 +152,8 @@ def _topic(name: str, found: int | None, wanted: int) -> Check:
         return Check(f"topic {name}", "warn", "not there yet", "the first worker makes it")
     if found != wanted:
         do = "set partitions back: the count of a topic never changes"
-        return Check(f"topic {name}", "fail", f"{found} partitions, {wanted} are set", do)
-    return Check(f"topic {name}", "ok", f"{found} partitions")
+        return Check(f"topic {name}", "fail", f"partitions: {found}, set are {wanted}", do)
+    return Check(f"topic {name}", "ok", f"partitions: {found}")
 
 
 def store(settings: Settings) -> Iterator[Check]:

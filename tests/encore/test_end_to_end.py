@@ -118,7 +118,12 @@ def rank(url: str, *requests: RankRequest) -> list[RankReply]:
 def test_doctor_finds_everything_running(up: Up) -> None:
     checks = {check["name"]: check for check in up.json("doctor")}
     assert {name for name, check in checks.items() if check["state"] not in ("ok", "skip")} == set()
+    assert up.wait(serving=True).url.endswith(checks["http port"]["found"].split()[0])
     assert checks["plan"]["state"] == checks["broker"]["state"] == checks["store"]["state"] == "ok"
+
+
+def test_nothing_to_learn_from_is_said(up: Up) -> None:
+    assert "needs Parquet files, got none" in up.run("train", "--no-publish", code=1)
 
 
 def test_batch_rows_are_loaded_once(up: Up) -> None:
