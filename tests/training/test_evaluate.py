@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.evaluate import auc, evaluate, gauc, user_aucs
+from training.evaluate import _replicate, auc, evaluate, gauc, user_aucs
 
 
 def naive_auc(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
@@ -71,8 +71,6 @@ def test_a_replicate_equals_the_oracle_on_repeated_users(
     rows = [np.flatnonzero(users == user) for user in drawn]
     at = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     copies = np.repeat(np.arange(len(drawn)), [len(r) for r in rows])
-    from training.evaluate import _replicate
-
     draws = np.array([[(drawn == user).sum() for user in ids]], float)
     index = np.unique(users, return_inverse=True)[1]
     aucs, gaucs = _replicate(labels, scores, index, draws)
