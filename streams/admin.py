@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from schemas.errors import StreamError
-from streams.clients import KafkaAdminClient, KafkaError
+from streams.clients import KafkaAdminClient, KafkaError, require_broker
 
 REQUEST_TIMEOUT_MS: Final = 10_000
 NO_ERROR: Final = 0
@@ -33,6 +33,7 @@ class Admin:
 
     def __init__(self, bootstrap: str, timeout_ms: int = REQUEST_TIMEOUT_MS) -> None:
         self.bootstrap = bootstrap
+        require_broker(bootstrap, timeout_ms)
         try:
             self._client: Any = KafkaAdminClient(
                 bootstrap_servers=bootstrap,

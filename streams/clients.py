@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import socket
+import time
 import warnings
+
+from schemas.errors import StreamError
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="(read|open)_text is deprecated")
     from kafka import KafkaAdminClient, KafkaProducer
-    from kafka.errors import KafkaError, MessageSizeTooLargeError
+    from kafka.errors import KafkaError
 
-__all__ = ["KafkaAdminClient", "KafkaError", "KafkaProducer", "MessageSizeTooLargeError"]
+__all__ = ["KafkaAdminClient", "KafkaError", "KafkaProducer", "require_broker"]
+
+PROBE_S = 0.1
+
+
+def require_broker(bootstrap: str, timeout_ms: int) -> None:
+    """Return once a host of `bootstrap` (`host:port`, comma separated) accepts a connection.
+
+    kafka-python would go on for half a minute with growing pauses, and leave sockets open when it
+    gives up. Raises StreamError.
+    """
+    places = [place.rpartition(":") for place in bootstrap.split(",")]
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        for host, _, port in places:
+            try:
+                with socket.create_connection((host, int(port)), timeout=timeout_ms / 1000):
+                    return
+            except (OSError, ValueError) as error:
+                last = error
+        if time.monotonic() >= deadline:
+            raise StreamError(
+                f"broker {bootstrap}",
+                required="an answer",
+                got=str(last),
+                do="check that the broker runs and the bootstrap setting names it",
+            ) from last
+        time.sleep(PROBE_S)

@@ -74,7 +74,7 @@ def join_runs(runs: Sequence[ActionRun]) -> ActionRun:
     """One run of all; at least one."""
     if len(runs) == 1:
         return runs[0]
-    actions = np.empty(sum(len(run) for run in runs), ACTION)  # concatenate would unalign it
+    actions = np.zeros(sum(len(run) for run in runs), ACTION)  # concatenate would unalign it
     return ActionRun(
         np.concatenate([run.actions for run in runs], out=actions),
         np.concatenate([run.partition for run in runs]),
@@ -130,7 +130,7 @@ def _run(partition: int, records: list[ConsumerRecord], batches: list[ActionBatc
     sizes = np.array([len(batch.actions) for batch in batches], np.int64)  # (m,)
     total = int(sizes.sum())
     starts = np.cumsum(sizes) - sizes  # (m,)
-    actions = np.empty(total, ACTION)
+    actions = np.zeros(total, ACTION)
     for start, batch in zip(starts.tolist(), batches, strict=True):
         actions[start : start + len(batch.actions)] = batch.actions
     return ActionRun(

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from schemas.actions import encode_batch
 from schemas.errors import StreamError
 from schemas.ids import partitions_of
-from streams.clients import KafkaError, KafkaProducer
+from streams.clients import KafkaError, KafkaProducer, require_broker
 
 SEND_TIMEOUT_S: Final = 30.0
+CONNECT_TIMEOUT_MS: Final = 10_000
 #: Actions in one message at most; 96 bytes each.
 MESSAGE_ACTIONS: Final = 5_000
 
@@ -27,6 +28,7 @@ def producer_settings(bootstrap: str) -> dict[str, Any]:
     """What every producer of encore sets."""
     return {
         "bootstrap_servers": bootstrap,
+        "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
         "acks": -1,
         "enable_idempotence": False,
         "max_in_flight_requests_per_connection": 1,
@@ -46,6 +48,7 @@ class ActionProducer:
         """Raises StreamError where the broker does not answer."""
         self._topic, self._partitions = topic, partitions
         self._waiting: list[Any] = []
+        require_broker(bootstrap, CONNECT_TIMEOUT_MS)
         try:
             self._producer: Any = KafkaProducer(**producer_settings(bootstrap))
         except (KafkaError, OSError) as error:

@@ -29,9 +29,9 @@ from schemas.ids import partition_of
 from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE, dead_letter_topic
 from schemas.ranklog import decode_record
 from schemas.spool import SEGMENT_SUFFIX, read_frames, segment_name
-from streams.clients import KafkaError, KafkaProducer
+from streams.clients import KafkaError, KafkaProducer, require_broker
 from streams.config import StreamConfig
-from streams.producer import SEND_TIMEOUT_S, producer_settings
+from streams.producer import CONNECT_TIMEOUT_MS, SEND_TIMEOUT_S, producer_settings
 
 log = logging.getLogger("encore.streams")
 
@@ -87,6 +87,7 @@ class Shipper:
         self._place = self._read_place()
         self._remove_shipped()
         self.shipped = 0
+        require_broker(config.bootstrap, CONNECT_TIMEOUT_MS)
         try:
             self._producer: Any = KafkaProducer(**producer_settings(config.bootstrap))
         except (KafkaError, OSError) as error:

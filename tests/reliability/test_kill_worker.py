@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_killed_while_folding(stack: Stack) -> None:
         for _ in range(KILLS):
             with running("worker", stack) as worker:
                 reached = stored_messages(stack)
-                wait_until(lambda reached=reached: stored_messages(stack) > reached)
+                wait_until(partial(stored_more, stack, reached))
                 time.sleep(dice.uniform(0, 0.3))
                 worker.kill()
     finally:
@@ -70,6 +71,10 @@ def test_killed_while_folding(stack: Stack) -> None:
         assert_rows_equal_oracle(store, stack.view, sent)
         users = np.unique(np.concatenate([actions["user"] for actions, _ in sent])).tolist()
         assert all(store.read(row_keys(stack.view.name, 1, users)))
+
+
+def stored_more(stack: Stack, reached: int) -> bool:
+    return stored_messages(stack) > reached
 
 
 def stored_messages(stack: Stack) -> int:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from redis import Redis
 
 from encore.local import Server, start_broker, start_store
@@ -25,6 +27,8 @@ from tests.streams.support import (
     wait_stored,
     wait_until,
 )
+
+Sent = tuple[NDArray[np.void], int]
 
 pytestmark = pytest.mark.kill
 
@@ -49,7 +53,7 @@ def test_a_broker_that_lost_its_log(own_broker: Server, valkey: str, tmp_path: P
     """The same topic name, offsets from 0 again: a new epoch, and every action once."""
     stack = make_stack(own_broker.address, valkey, tmp_path / "data")
     config = stack.config
-    sent = []
+    sent: list[Sent] = []
 
     def send(count: int) -> dict[int, int]:
         ends: dict[int, int] = {}

@@ -21,7 +21,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 from numpy.typing import NDArray
 
-from schemas.actions import ACTION, KNOWN_REQUEST, ActionType, encode_batch
+from schemas.actions import ACTION, ActionType, encode_batch
 from schemas.ids import partitions_of
 from schemas.layout import layout_of
 from schemas.names import PLAN_KEY, row_keys
@@ -65,8 +65,9 @@ def some_actions(count: int, users: int, seed: int = 0, span_ms: int = 20_000) -
     return actions
 
 
-def known_requests(actions: NDArray[np.void]) -> NDArray[np.bool_]:
-    return actions["known"] & KNOWN_REQUEST > 0
+def plain(actions: NDArray[np.void]) -> bytes:
+    """Every field's bytes, without the padding between records."""
+    return b"".join(actions[name].tobytes() for name in ACTION.names or ())
 
 
 def user_of(partition: int, nth: int = 0, partitions: int = PARTITIONS) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,7 @@ def test_what_is_held_back_is_written_on_sigterm_and_not_before(stack: Stack) ->
     with running("sink", stack) as sink:
         with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
             producer.send(actions, T0 + 20_000)
-        wait_until(lambda: "reading" in sink.text())
+        wait_until(partial(is_reading, sink))
         wait_until(lambda: settled(sink))
         assert not list(config.archive_dir.rglob("*.parquet"))
         assert sink.terminate() == 0
@@ -125,8 +127,6 @@ def test_what_is_held_back_is_written_on_sigterm_and_not_before(stack: Stack) ->
 
 def settled(sink: Process) -> bool:
     """Half a second after it began to read, everything sent before has been fetched."""
-    import time
-
     time.sleep(0.5)
     return sink.popen.poll() is None
 
@@ -187,7 +187,7 @@ def test_after_a_kill_no_offset_is_missing_or_covered_twice(stack: Stack) -> Non
     with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
         for turn in range(4):
             with running("sink", stack) as sink:
-                wait_until(lambda sink=sink: "reading" in sink.text())
+                wait_until(partial(is_reading, sink))
                 for seed in range(12):
                     ends = producer.send(some_actions(40, 30, sent + seed), T0 + 20_000)
                 rank_ends = send_records(stack, records[turn * 30 : turn * 30 + 30])
@@ -197,11 +197,7 @@ def test_after_a_kill_no_offset_is_missing_or_covered_twice(stack: Stack) -> Non
                     wait_archived(stack, rank_ends, config.rank_topic)
                     assert sink.terminate() == 0
                 else:
-                    wait_until(
-                        lambda turn=turn: (
-                            len(list(config.archive_dir.rglob("*.parquet"))) > 3 * turn
-                        )
-                    )
+                    wait_until(partial(has_files, stack, 3 * turn + 1))
                     sink.kill()
             if turn < 3:
                 plant_leftovers(stack)
@@ -214,6 +210,14 @@ def test_after_a_kill_no_offset_is_missing_or_covered_twice(stack: Stack) -> Non
         ]
     requests = archive_of(stack, config.rank_topic, "requests")
     assert sorted(requests["request_id"].to_pylist()) == sorted(str(r.request_id) for r in records)
+
+
+def is_reading(sink: Process) -> bool:
+    return "reading" in sink.text()
+
+
+def has_files(stack: Stack, count: int) -> bool:
+    return len(list(stack.config.archive_dir.rglob("*.parquet"))) >= count
 
 
 def plant_leftovers(stack: Stack) -> None:
