@@ -56,6 +56,8 @@ ACTION: Final = np.dtype(
     }
 )
 
+PADDING_START: Final = 94
+
 _SENT_MS: Final = struct.Struct("<q")
 
 
@@ -90,7 +92,10 @@ class ActionBatch:
 
 def encode_batch(actions: NDArray[np.void], sent_ms: int) -> bytes:
     """A batch as a FlatBuffer. actions: (a,) of dtype ACTION, all of one partition."""
-    raw = np.ascontiguousarray(actions, ACTION).tobytes()
+    packed = np.ascontiguousarray(actions, ACTION).view(np.uint8).reshape(-1, ACTION.itemsize)
+    packed = packed.copy()  # (a, 96)
+    packed[:, PADDING_START:] = 0  # or equal actions would have unequal bytes
+    raw = packed.tobytes()
     builder = flatbuffers.Builder(len(raw) + 64)
     builder.StartVector(ACTION.itemsize, len(actions), 8)
     builder.head -= len(raw)

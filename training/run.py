@@ -8,6 +8,7 @@ The log is split by time, never at random: the networks learn from the first par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,17 +156,19 @@ def _write(
     packages: dict[Kind, Path] = {}
     for kind, (network, fitted) in trained.items():
         best = fitted.epochs[fitted.best]
+        measured = {
+            "train_loss": best.loss,
+            "validation_auc": best.validation_auc,
+            "validation_gauc": best.validation_gauc,
+        }
         draft = PackageDraft(
             network=widen(network, small),
             service=config.service,
             fingerprint=config.plan.service(config.service).fingerprint,
             requests=requests,
             trained_ms=config.trained_ms,
-            metrics={
-                "train_loss": best.loss,
-                "validation_auc": best.validation_auc,
-                "validation_gauc": best.validation_gauc,
-            },
+            # A validation part of one class has no AUC, and a package no figure for it.
+            metrics={name: value for name, value in measured.items() if math.isfinite(value)},
             score=config.page_weights if kind == "fine" else {},
         )
         packages[kind] = write_package(config.packages, draft)

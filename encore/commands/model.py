@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from training.loop import Fit
     from training.run import TrainReport
 
+DAY_MS = 86_400_000
 TRAIN_EPILOG = """\b
 Examples:
   encore train
@@ -28,6 +29,9 @@ def train(
     end_ms: Annotated[
         int, typer.Option(min=1, help="Learn from requests before this, ms since 1970.")
     ] = 1 << 62,
+    validation_ms: Annotated[
+        int, typer.Option(min=1, help="The last part of it says when to stop learning.")
+    ] = DAY_MS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Let running services take them over.")
@@ -59,6 +63,7 @@ def train(
         trained_ms=time.time_ns() // 1_000_000,
         start_ms=start_ms,
         end_ms=end_ms,
+        validation_ms=validation_ms,
         seed=seed,
         publish=publish,
     )

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,19 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from aggregation.program import ServiceProgram
+from audit.join import JoinQuery, LogPaths, join_log
+from audit.rebuild import rebuild
+from encore.demo_live import rank_during_swap, wait_archived
+from encore.kuairand import Timeline, load_timeline
 from encore.ranking import RankClient, RankReply, RankRequest
+from encore.replay import first_ticks
 from encore.settings import Settings
 from encore.stack_file import StackFile, running_stack
+from predictor.spec import Kind
 from schemas.errors import RequestError
+from schemas.plan import load_plan
+from training.assess import load_models
 
 ROOT = Path(__file__).parents[2]
 KUAIRAND = ROOT / "examples" / "kuairand"
@@ -35,7 +45,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.xdist_grou
 
 
 class Up:
-    """An `encore up` in a process of its own, and commands beside it."""
+    """An `encore up` in a process of its own, and commands beside it.
+
+    answered: rank requests sent so far. packages: what was trained.
+    """
+
+    packages: Mapping[Kind, Path]
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -46,7 +61,10 @@ class Up:
             http_port=0,
             allow_now_ms=True,
             store_timeout_ms=10_000,
+            sink_roll_ms=1_000,
         )
+        self.settings = settings
+        self.answered = 0
         self.environment = {**given, **settings.environment()}
         self.process = subprocess.Popen(
             self._command("up"),
@@ -140,6 +158,7 @@ def test_replay_folds_ranks_and_logs(up: Up) -> None:
     assert report["actions"] > 1_000
     assert sum(report["replies"].values()) == report["requests"] > 50
     assert set(report["replies"]) == {"no_model"}, "no models yet, and nothing else is missing"
+    up.answered += report["requests"]
 
 
 def test_features_show_what_was_folded(up: Up) -> None:
@@ -159,11 +178,37 @@ def test_the_service_answers_and_refuses(up: Up) -> None:
     url = up.wait(serving=True).url
     request = RankRequest(uuid.uuid4(), user_id=1, candidate_ids=(5, 6, 7), page_size=2)
     reply = rank(url, request)[0]
+    up.answered += 1
     assert reply.request_id == request.request_id
     assert reply.page_ids == [5, 6], "the caller's order, without models"
     with pytest.raises(RequestError, match="each candidate once") as refused:
         rank(url, RankRequest(uuid.uuid4(), user_id=1, candidate_ids=(5, 5)))
     assert refused.value.status == 400
+
+
+def test_what_is_learnt_from_the_log_serves_without_a_failed_request(up: Up) -> None:
+    """The newest request has today's clock, so the hour that says when to stop holds nothing: the
+    packages come without an AUC."""
+    wait_archived(up.settings, up.answered, lambda _: None)
+    trained = up.json("train", "--validation-ms", str(3_600_000))
+    assert trained["examples"] > 50
+    assert trained["requests"] == up.answered
+    packages: dict[Kind, Path] = {kind: Path(path) for kind, path in trained["packages"].items()}
+    pages = replayed().pages
+    kinds: tuple[Kind, ...] = ("fine", "two_tower")
+    wanted = {kind: packages[kind].name for kind in kinds}
+    url = up.wait(serving=True).url
+    swap = rank_during_swap(url, pages, wanted)
+    assert swap.answered >= 1
+    page = pages[-1]
+    again = RankRequest(
+        uuid.uuid4(), page.user_id, tuple(page.candidates.tolist()), now_ms=page.time_ms
+    )
+    reply = rank(url, again)[0]
+    assert reply.degraded == ""
+    assert reply.outputs["page_scores"] == sorted(reply.outputs["page_scores"], reverse=True)
+    up.answered += swap.answered + 1
+    up.packages = packages
 
 
 def test_one_stack_a_directory(up: Up) -> None:
@@ -192,18 +237,26 @@ def test_the_archive_holds_every_action_and_request(up: Up) -> None:
     requests = pq.ParquetDataset(
         sorted((archive / "rank-log" / "requests").rglob("*.parquet"))
     ).read(columns=["request_id"])
-    timeline_actions, timeline_pages = expected()
-    assert actions == timeline_actions
-    assert requests.num_rows == len(set(requests["request_id"].to_pylist())) == timeline_pages + 1
+    assert actions == len(replayed().actions)
+    assert requests.num_rows == len(set(requests["request_id"].to_pylist())) == up.answered
 
 
-def expected() -> tuple[int, int]:
-    """Actions and pages of the replayed part; one request more came from a test."""
-    from encore.kuairand import load_timeline
-    from encore.replay import first_ticks
+def test_what_the_models_saw_is_rebuilt_from_the_archive(up: Up) -> None:
+    """Tensors from logged values, scores from tensors: as served, for every request."""
+    plan = load_plan((ROOT / "feature_repo" / "plan.lock.json").read_text())
+    program = ServiceProgram(plan, "ranking")
+    log = join_log(LogPaths.under(up.data_dir), JoinQuery("ranking", program.service.fingerprint))
+    models = load_models(program, up.packages)
+    report = rebuild(log, program, list(models.values()))
+    assert report.requests == up.answered
+    assert report.values > 0, "some requests were ranked by the packages"
+    assert report.mismatches == ()
 
-    timeline = first_ticks(load_timeline(KUAIRAND, 0.2, 0.5), TICKS)
-    return len(timeline.actions), len(timeline.pages)
+
+@cache
+def replayed() -> Timeline:
+    """The part of the log that the module replays."""
+    return first_ticks(load_timeline(KUAIRAND, 0.2, 0.5), TICKS)
 
 
 @pytest.mark.kill
