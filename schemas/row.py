@@ -10,12 +10,12 @@ wrong value.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from isal.isal_zlib import crc32  # 5 times as fast as zlib on rows of this size
 from numpy.typing import NDArray
 
 from schemas.errors import RowError
@@ -112,7 +112,6 @@ def encode_rows(layout: RowLayout, rows: Rows) -> list[bytes]:
 def _sealed(out: NDArray[np.void], size: int) -> list[bytes]:
     """Cut the buffer into rows, each with its checksum at the end."""
     buffer = memoryview(out.tobytes())
-    crc32 = zlib.crc32
     fronts = [buffer[start : start + size - 4] for start in range(0, len(buffer), size)]
     return [b"".join((front, crc32(front).to_bytes(4, "little"))) for front in fronts]
 
@@ -126,7 +125,7 @@ def seal(front: bytes, layout_id: int, fence: tuple[int, int], newest_ms: int) -
     trailer["layout"], trailer["newest_ms"] = layout_id, newest_ms
     trailer["epoch"], trailer["offset"] = fence
     row = front + trailer.tobytes()[:-4]
-    return row + zlib.crc32(row).to_bytes(4, "little")
+    return row + crc32(row).to_bytes(4, "little")
 
 
 def decode_rows(
@@ -165,7 +164,7 @@ def _triage(
 ) -> tuple[bytearray, list[int], list[bytes]]:
     """Status byte of each row, which rows are of another size, and n parts of our own size."""
     empty = layout.template.tobytes()
-    size, crc32 = layout.size, zlib.crc32
+    size = layout.size
     statuses = bytearray(len(raw))
     foreign: list[int] = []
     parts: list[bytes] = []
