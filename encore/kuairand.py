@@ -15,6 +15,7 @@ page's actions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from schemas.actions import (
     MAX_TAGS,
     ActionType,
 )
+from schemas.errors import CodecError
 from schemas.ids import hash64
 
 PAGE_MS: Final = 60 * 60_000
@@ -44,6 +46,21 @@ RECENT_IMPRESSIONS: Final = 2_000
 FINISHED: Final = 0.95
 UNKNOWN_MUSIC: Final = 0
 SHARE_PARTS: Final = 10_000
+FLAGS: Final[dict[str, ActionType]] = {
+    "is_click": ActionType.CLICK,
+    "is_like": ActionType.LIKE,
+    "is_follow": ActionType.FOLLOW,
+    "is_comment": ActionType.COMMENT,
+    "is_forward": ActionType.SHARE,
+    "is_hate": ActionType.DISLIKE,
+    "is_profile_enter": ActionType.PROFILE,
+}
+INTERACTION_COLUMNS: Final = (
+    *("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "long_view", "tab"),
+    *FLAGS,
+)
+VIDEO_COLUMNS: Final = ("video_id", "author_id", "music_id", "tag")
+SOURCE_COLUMNS: Final = {"users": ("user_id",), "videos": VIDEO_COLUMNS}
 BEFORE_THE_LOG: Final = datetime(2022, 4, 24, tzinfo=UTC)
 
 Array = NDArray[Any]
@@ -85,7 +102,7 @@ def write_sources(data: Path, out: Path) -> dict[str, int]:
     begin = pa.scalar(BEFORE_THE_LOG, pa.timestamp("us", "UTC"))
     counts: dict[str, int] = {}
     for name in ("users", "videos"):
-        table = pq.read_table(data / f"{name}.parquet").replace_schema_metadata(None)
+        table = _read(data / f"{name}.parquet", SOURCE_COLUMNS[name])
         if name == "videos":
             tags = pa.array(_tag_lists(table["tag"]), pa.list_(pa.int64()))
             table = table.set_column(table.column_names.index("tag"), "tag", tags)
@@ -93,6 +110,23 @@ def write_sources(data: Path, out: Path) -> dict[str, int]:
         pq.write_table(table.append_column("event_timestamp", stamps), out / f"{name}.parquet")
         counts[name] = table.num_rows
     return counts
+
+
+def _read(path: Path, columns: Collection[str]) -> pa.Table:
+    """A whole table that has at least these columns. Raises CodecError."""
+    try:
+        table = pq.read_table(path).replace_schema_metadata(None)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise CodecError(str(path), required="a Parquet file", got=reason) from None
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise CodecError(
+            str(path),
+            required=f"KuaiRand's columns {', '.join(columns)}",
+            got=f"no {', '.join(missing)}",
+            do="name the file that examples/kuairand/README.md describes",
+        )
+    return table
 
 
 def _tag_lists(column: pa.ChunkedArray) -> list[list[int] | None]:
@@ -127,7 +161,7 @@ def load_timeline(data: Path, share: float, last_day_share: float) -> Timeline:
 
 def _interactions(data: Path) -> tuple[pa.Table, int]:
     """Impressions by (time, user, video), exact duplicates dropped, and how many those were."""
-    table = pq.read_table(data / "interactions.parquet").replace_schema_metadata(None)
+    table = _read(data / "interactions.parquet", INTERACTION_COLUMNS)
     kept = table.group_by(table.column_names).aggregate([])
     order = [("time_ms", "ascending"), ("user_id", "ascending"), ("video_id", "ascending")]
     rest = [(name, "ascending") for name in table.column_names if name not in dict(order)]
@@ -137,9 +171,7 @@ def _interactions(data: Path) -> tuple[pa.Table, int]:
 
 def _video_columns(data: Path, video_ids: Array) -> dict[str, Array]:
     """What the edge knows of each row's video: author, music, tags, and how many tags."""
-    videos = pq.read_table(
-        data / "videos.parquet", columns=["video_id", "author_id", "music_id", "tag"]
-    )
+    videos = _read(data / "videos.parquet", VIDEO_COLUMNS)
     ids = videos["video_id"].to_numpy()
     order = np.argsort(ids)
     place = order[np.minimum(np.searchsorted(ids, video_ids, sorter=order), len(ids) - 1)]
@@ -185,14 +217,8 @@ def _actions(columns: dict[str, Array]) -> NDArray[np.void]:
         (ActionType.IMPRESSION, every, time_ms),
         (ActionType.PLAY, play_ms > 0, ended),
         (ActionType.FINISH, finished, ended),
-        (ActionType.CLICK, columns["is_click"] == 1, time_ms),
         (ActionType.LONG_VIEW, columns["long_view"] == 1, ended),
-        (ActionType.LIKE, columns["is_like"] == 1, time_ms),
-        (ActionType.FOLLOW, columns["is_follow"] == 1, time_ms),
-        (ActionType.COMMENT, columns["is_comment"] == 1, time_ms),
-        (ActionType.SHARE, columns["is_forward"] == 1, time_ms),
-        (ActionType.DISLIKE, columns["is_hate"] == 1, time_ms),
-        (ActionType.PROFILE, columns["is_profile_enter"] == 1, time_ms),
+        *((kind, columns[name] == 1, time_ms) for name, kind in FLAGS.items()),
     )
     parts = [_of_type(columns, kind, np.flatnonzero(mask), when) for kind, mask, when in kinds]
     rows = np.concatenate([np.flatnonzero(mask) for _, mask, _ in kinds])

@@ -11,6 +11,7 @@ import pytest
 
 from encore.kuairand import PAGE_MS, Timeline, last_day_ms, load_timeline, write_sources
 from schemas.actions import KNOWN_REQUEST, ActionType, decode_batch, encode_batch
+from schemas.errors import CodecError
 
 DATA = Path(__file__).parents[2] / "examples" / "kuairand"
 
@@ -120,3 +121,24 @@ def test_sources_are_ready_for_feast(tmp_path: Path) -> None:
     assert videos["tag"].to_pylist() == expected
     assert str(videos.schema.field("event_timestamp").type) == "timestamp[us, tz=UTC]"
     assert pq.read_table(tmp_path / "users.parquet").num_columns == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "needs a Parquet file"),
+        (b"PAR1 but not really", "needs a Parquet file"),
+        (None, "got no time_ms, play_time_ms, duration_ms, long_view, tab, is_click"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "interactions.parquet"
+    if content is None:
+        pq.write_table(pq.read_table(DATA / "interactions.parquet").select([0, 1]), file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(CodecError, match=message) as refused:
+        load_timeline(tmp_path, 0.1, 0.1)
+    assert refused.value.where == str(file)
