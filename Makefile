@@ -24,9 +24,9 @@ $(STAMP):
 	done; \
 	test -n "$$python" || { echo "make install: needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	test -x $(BIN)/python || $$python -m venv $(VENV); \
-	echo "installing into $(VENV) …"
+	echo "installing into $(VENV); takes a minute or two …"
 	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	    $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 lint: install  ## ruff: rules and format
@@ -51,7 +51,7 @@ demo: install  ## the main job, end to end, on real data
 
 bench: install  ## list the benchmarks, or run one: make bench BENCH="format --quick"
 	@$(BIN)/python -c 'import msgpack' 2>/dev/null || PYTHONWARNINGS="ignore:Editable installation" \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	    $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m bench $(BENCH)
 
 clean:  ## remove what was made here, except .venv
