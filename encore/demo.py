@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +35,7 @@ from schemas.errors import LocalError
 from schemas.plan import Plan
 from store.redis_store import RedisRowStore
 from training.assess import POPULARITY, AssessConfig, Assessment, assess, load_models
+from training.loop import Progress
 from training.run import TrainConfig, TrainReport, train
 
 SHARE: Final = 0.1
@@ -81,17 +85,18 @@ def demo_settings(settings: Settings) -> Settings:
     )
 
 
-def run_demo(settings: Settings, kuairand: Path) -> DemoReport:
+def run_demo(settings: Settings, kuairand: Path, go_on: Callable[[], None]) -> DemoReport:
     """Run it all in `settings.data_dir`, which is emptied first.
 
-    Raises EncoreError when a part fails; processes are stopped in any case.
+    go_on: called every so often; what it raises ends the demo. Raises EncoreError when a part
+    fails. Processes are stopped in any case.
     """
     began = time.monotonic()
     if settings.data_dir.exists():
         shutil.rmtree(settings.data_dir)
     text.heading("Start the stack")
     with running(settings, note=text.line) as stack:
-        report = _Demo(stack, kuairand).run(began)
+        report = _Demo(stack, kuairand, go_on).run(began)
         text.heading("Stop the stack")
     text.end(report.seconds, settings.data_dir, report.failures)
     return report
@@ -100,10 +105,11 @@ def run_demo(settings: Settings, kuairand: Path) -> DemoReport:
 class _Demo:
     """The demo against a running stack. answered: rank requests sent so far."""
 
-    def __init__(self, stack: RunningStack, kuairand: Path) -> None:
+    def __init__(self, stack: RunningStack, kuairand: Path, go_on: Callable[[], None]) -> None:
         self.settings = stack.settings
         self.stack = stack
         self.kuairand = kuairand
+        self.go_on = go_on
         self.answered = 0
 
     def run(self, began: float) -> DemoReport:
@@ -112,24 +118,41 @@ class _Demo:
             plan = published_plan(store)
         timeline = self._load(plan)
         split_ms = last_day_ms(timeline.actions)
-        early, late, final = _split(timeline, split_ms)
-        text.heading("Replay all days but the last: actions into rows, requests into the rank log")
+        early, late, final = split_timeline(timeline, split_ms)
+        self._step("Replay all days but the last: actions into rows, requests into the rank log")
         self._replay("replay", early)
         self._archived()
         trained = self._train(plan, split_ms)
         self._swap(trained, early)
-        text.heading("Replay the last day, ranked by the models")
+        self._step("Replay the last day, ranked by the models")
         last = self._replay("last day", late)
         self._watch_a_row(plan, final)
         self._show_a_page(last)
         self._archived()
-        text.heading("Judge the models on the last day, and rebuild what they saw")
+        self._step("Judge the models on the last day, and rebuild what they saw")
         assessed = self._assess(plan, trained, split_ms)
         rebuilt = self._rebuild(plan, trained, split_ms)
         return DemoReport(time.monotonic() - began, trained, assessed, rebuilt)
 
+    def _step(self, title: str) -> None:
+        """A new step begins."""
+        self.go_on()
+        self.stack.processes.check()
+        text.heading(title)
+
+    @contextmanager
+    def _bars(self) -> Iterator[Progress]:
+        """Progress bars, as a function (stage, done, total, note)."""
+        with Bars() as bars:
+
+            def tell(stage: str, done: int, total: int, note: str) -> None:
+                self.go_on()
+                bars.update(stage, done, total, note)
+
+            yield tell
+
     def _load(self, plan: Plan) -> Timeline:
-        text.heading("Load batch features")
+        self._step("Load batch features")
         data_dir = self.settings.data_dir
         write_sources(self.kuairand, data_dir / "sources")
         with RedisRowStore(self.settings.store_url) as store:
@@ -141,30 +164,24 @@ class _Demo:
         return timeline
 
     def _replay(self, stage: str, part: Timeline) -> ReplayReport:
-        with Bars() as bars:
-            report = replay(
-                self.settings,
-                part,
-                self.stack.url,
-                lambda done, total, words: bars.update(stage, done, total, words),
-            )
-        self.stack.processes.check()
+        with self._bars() as tell:
+            report = replay(self.settings, part, self.stack.url, partial(tell, stage))
         self.answered += report.counts.requests
         text.replayed(report)
         return report
 
     def _archived(self) -> None:
         """Wait until every answered request is in the Parquet log."""
-        with Bars() as bars:
+        with self._bars() as tell:
             wait_archived(
                 self.settings,
                 self.answered,
-                lambda done: bars.update("archive", done, self.answered, "requests in Parquet"),
+                lambda done: tell("archive", done, self.answered, "requests in Parquet"),
             )
         text.archived(self.answered)
 
     def _train(self, plan: Plan, split_ms: int) -> TrainReport:
-        text.heading("Train the teacher and the two-tower student from the log, and swap them in")
+        self._step("Train the teacher and the two-tower student from the log, and swap them in")
         config = TrainConfig(
             data_dir=self.settings.data_dir,
             packages=self.settings.packages,
@@ -173,8 +190,8 @@ class _Demo:
             trained_ms=time.time_ns() // 1_000_000,
             end_ms=split_ms,
         )
-        with Bars() as bars:
-            report = train(config, bars.update)
+        with self._bars() as tell:
+            report = train(config, tell)
         text.trained(report)
         return report
 
@@ -187,7 +204,7 @@ class _Demo:
 
     def _watch_a_row(self, plan: Plan, final: Timeline) -> None:
         """One user's row before and after the last thing that happens in the log."""
-        text.heading("One user's row, before and after what happens last")
+        self._step("One user's row, before and after what happens last")
         action = final.actions[0]
         user, now_ms = int(action["user"]), int(action["time_ms"])
         before = self._row(plan, user, now_ms)
@@ -201,7 +218,7 @@ class _Demo:
             return read_features(store, views, entities, now_ms)[0]
 
     def _show_a_page(self, last: ReplayReport) -> None:
-        text.heading("The last ranked page, and its tensors")
+        self._step("The last ranked page, and its tensors")
         if last.last is None:
             raise LocalError("demo.replay", required="a ranked page", got="none")
         page, reply = last.last
@@ -230,7 +247,7 @@ class _Demo:
         return rebuilt
 
 
-def _split(timeline: Timeline, split_ms: int) -> tuple[Timeline, Timeline, Timeline]:
+def split_timeline(timeline: Timeline, split_ms: int) -> tuple[Timeline, Timeline, Timeline]:
     """Before the last day; the last day without its last moment; the actions of that moment."""
     actions = timeline.actions
     cut = int((actions["time_ms"] < split_ms).sum())

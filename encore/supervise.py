@@ -82,9 +82,10 @@ class Supervisor:
                     do=f"read {child.spec.log}",
                 )
 
-    def watch(self, interval_s: float = 0.2) -> None:
-        """Block until a process ends by itself; raises the LocalError of `check`."""
+    def watch(self, go_on: Callable[[], None], interval_s: float = 0.2) -> None:
+        """Block until a process ends by itself, the LocalError of `check`, or `go_on` raises."""
         while True:
+            go_on()
             self.check()
             time.sleep(interval_s)
 

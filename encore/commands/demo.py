@@ -37,11 +37,11 @@ def demo(
     from encore.signals import terminate_as_interrupt
 
     settings = invocation(context).settings
-    with terminate_as_interrupt():
+    with terminate_as_interrupt() as interruption:
         try:
             from encore.demo import demo_settings, run_demo
 
-            report = run_demo(demo_settings(settings), kuairand)
+            report = run_demo(demo_settings(settings), kuairand, interruption.check)
         except KeyboardInterrupt:
             say("stopped")
             raise typer.Exit(130) from None

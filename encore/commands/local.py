@@ -26,11 +26,11 @@ def up(context: typer.Context) -> None:
     from encore.stack import running
 
     settings = invocation(context).settings
-    with terminate_as_interrupt():
+    with terminate_as_interrupt() as interruption:
         try:
             with running(settings, note=say) as stack:
                 say(f"logs      {settings.runs}/*.log")
                 say("ready; Ctrl-C stops everything")
-                stack.processes.watch()
+                stack.processes.watch(interruption.check)
         except KeyboardInterrupt:
             say("stopped")

@@ -34,6 +34,7 @@ from encore.stack_file import StackFile, running_stack
 from predictor.spec import Kind
 from schemas.errors import RequestError
 from schemas.plan import load_plan
+from tests.encore.terminal import hear_interrupts
 from training.assess import load_models
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,7 @@ class Up:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hear_interrupts,
         )
 
     def _command(self, *arguments: str) -> list[str]:

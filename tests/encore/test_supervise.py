@@ -62,5 +62,5 @@ def test_watch_ends_when_one_ends(tmp_path: Path) -> None:
         processes.start("version", ["--version"])
         began = time.monotonic()
         with pytest.raises(LocalError, match="exit code 0"):
-            processes.watch(interval_s=0.01)
+            processes.watch(lambda: None, interval_s=0.01)
         assert time.monotonic() - began < 20
