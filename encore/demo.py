@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ SHARE: Final = 0.1
 LAST_DAY_SHARE: Final = 0.5
 ROLL_MS: Final = 2_000
 SWAP_PAGES: Final = 200
+STACK_NOTES: Final = 4  # broker, store, plan, service
 JUDGED_TASK: Final = "click"
 
 
@@ -95,11 +96,29 @@ def run_demo(settings: Settings, kuairand: Path, go_on: Callable[[], None]) -> D
     if settings.data_dir.exists():
         shutil.rmtree(settings.data_dir)
     text.heading("Start the stack")
-    with running(settings, note=text.line) as stack:
+    with _starting(settings) as stack:
         report = _Demo(stack, kuairand, go_on).run(began)
         text.heading("Stop the stack")
     text.end(report.seconds, settings.data_dir, report.failures)
     return report
+
+
+@contextmanager
+def _starting(settings: Settings) -> Iterator[RunningStack]:
+    """The running stack; a bar shows that its start goes on."""
+    with ExitStack() as stack:
+        with Bars() as bars:
+            notes = 0
+
+            def note(words: str) -> None:
+                nonlocal notes
+                notes += 1
+                bars.update("starting", notes, STACK_NOTES)
+                text.line(words)
+
+            bars.update("starting", 0, STACK_NOTES)
+            started = stack.enter_context(running(settings, note=note))
+        yield started
 
 
 class _Demo:
@@ -198,7 +217,13 @@ class _Demo:
     def _swap(self, trained: TrainReport, early: Timeline) -> None:
         """Rank pages while the service takes the packages over."""
         wanted = {kind: path.name for kind, path in trained.packages.items()}
-        swap = rank_during_swap(self.stack.url, early.pages[-SWAP_PAGES:], wanted)
+        with self._bars() as tell:
+            swap = rank_during_swap(
+                self.stack.url,
+                early.pages[-SWAP_PAGES:],
+                wanted,
+                lambda done, total: tell("swap", done, total, "models taken over"),
+            )
         self.answered += swap.answered
         text.swapped(swap)
 
@@ -225,24 +250,32 @@ class _Demo:
         text.page(page, reply, served_tensors(self.stack.url, page))
 
     def _assess(self, plan: Plan, trained: TrainReport, split_ms: int) -> Assessment:
-        config = AssessConfig(
+        with self._bars() as tell:
+            tell("judge", 0, 1, "both models and popularity, 1,000 resamples of the users")
+            assessed = assess(self._assess_config(plan, trained, split_ms))
+            tell("judge", 1, 1, f"{assessed.joined.exposed:,} shown candidates")
+        text.assessed(assessed, JUDGED_TASK)
+        return assessed
+
+    def _assess_config(self, plan: Plan, trained: TrainReport, split_ms: int) -> AssessConfig:
+        return AssessConfig(
             data_dir=self.settings.data_dir,
             plan=plan,
             service=self.settings.service,
             packages=trained.packages,
             split_ms=split_ms,
         )
-        assessed = assess(config)
-        text.assessed(assessed, JUDGED_TASK)
-        return assessed
 
     def _rebuild(self, plan: Plan, trained: TrainReport, split_ms: int) -> RebuildReport:
         """Tensors and scores of the last day's requests again, from the log alone."""
         program = ServiceProgram(plan, self.settings.service)
         query = JoinQuery(self.settings.service, program.service.fingerprint, split_ms)
-        log = join_log(LogPaths.under(self.settings.data_dir), query)
-        models = list(load_models(program, trained.packages).values())
-        rebuilt = rebuild(log, program, models)
+        with self._bars() as tell:
+            tell("rebuild", 0, 1, "tensors and scores from logged values")
+            log = join_log(LogPaths.under(self.settings.data_dir), query)
+            models = list(load_models(program, trained.packages).values())
+            rebuilt = rebuild(log, program, models)
+            tell("rebuild", 1, 1, f"{rebuilt.requests:,} requests")
         text.rebuilt(rebuilt)
         return rebuilt
 

@@ -37,13 +37,27 @@ class Swap:
     versions: dict[str, str]
 
 
-def rank_during_swap(url: str, pages: Sequence[Page], wanted: Mapping[Kind, str]) -> Swap:
+def rank_during_swap(
+    url: str,
+    pages: Sequence[Page],
+    wanted: Mapping[Kind, str],
+    note: Callable[[int, int], None],
+) -> Swap:
     """Rank pages one after the other, under new request ids, until `wanted` (kind → package name)
-    serves. Raises RequestError for a request that is not answered, LocalError after a minute."""
-    return asyncio.run(_rank_until(url, pages, {VERSION_OF[k]: v for k, v in wanted.items()}))
+    serves. note: told how many of how many packages serve.
+
+    Raises RequestError for a request that is not answered, LocalError after a minute.
+    """
+    names = {VERSION_OF[kind]: name for kind, name in wanted.items()}
+    return asyncio.run(_rank_until(url, pages, names, note))
 
 
-async def _rank_until(url: str, pages: Sequence[Page], wanted: Mapping[str, str]) -> Swap:
+async def _rank_until(
+    url: str,
+    pages: Sequence[Page],
+    wanted: Mapping[str, str],
+    note: Callable[[int, int], None],
+) -> Swap:
     began, answered, slowest_s = time.monotonic(), 0, 0.0
     async with RankClient(url) as client:
         while time.monotonic() - began < SWAP_TIMEOUT_S:
@@ -52,6 +66,7 @@ async def _rank_until(url: str, pages: Sequence[Page], wanted: Mapping[str, str]
             slowest_s = max(slowest_s, time.monotonic() - sent)
             answered += 1
             serving = {name: str(reply.parameters.get(name, "")) for name in wanted}
+            note(sum(serving[name] == wanted[name] for name in wanted), len(wanted))
             if serving == wanted:
                 return Swap(answered, time.monotonic() - began, slowest_s * 1000, serving)
             await asyncio.sleep(0.005)

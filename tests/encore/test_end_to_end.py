@@ -200,7 +200,7 @@ def test_what_is_learnt_from_the_log_serves_without_a_failed_request(up: Up) -> 
     kinds: tuple[Kind, ...] = ("fine", "two_tower")
     wanted = {kind: packages[kind].name for kind in kinds}
     url = up.wait(serving=True).url
-    swap = rank_during_swap(url, pages, wanted)
+    swap = rank_during_swap(url, pages, wanted, lambda done, total: None)
     assert swap.answered >= 1
     page = pages[-1]
     again = RankRequest(
