@@ -42,7 +42,7 @@ imports: install  ## the layers of ARCHITECTURE.md and the home of each library
 	$(BIN)/lint-imports --no-logo
 
 unit: install  ## pytest alone
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 test: lint types imports unit  ## the whole suite
 

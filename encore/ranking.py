@@ -68,6 +68,11 @@ class RankReply:
         return self.outputs["page_ids"]
 
     @property
+    def newest_ms(self) -> int:
+        """The newest event in any row that the reply was made of, 0 for none."""
+        return int(self.parameters.get("newest_ms", 0))
+
+    @property
     def degraded(self) -> str:
         """What was missing, "" for nothing."""
         return str(self.parameters.get("degraded", ""))

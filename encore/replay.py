@@ -16,6 +16,7 @@ from typing import Final
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
 from encore.settings import Settings
+from schemas.errors import StreamError
 from schemas.names import ACTIONS_TOPIC
 from store.redis_store import AsyncRedisRowStore
 from streams.admin import ensure_topics
@@ -107,6 +108,7 @@ class _Run:
             tasks = [group.create_task(client.rank(_request_of(page))) for page in pages]
         for page, task in zip(pages, tasks, strict=True):
             reply = task.result()
+            check_clock(page, reply)
             self._degraded[reply.degraded] += 1
             self._last = page, reply
 
@@ -114,6 +116,17 @@ class _Run:
         if self._note is not None:
             words = f"actions, {counts.requests:,} requests"
             self._note(counts.actions, len(self._timeline.actions), words)
+
+
+def check_clock(page: Page, reply: RankReply) -> None:
+    """Raises StreamError where a page was ranked with rows that know what came after it."""
+    if reply.newest_ms > page.time_ms:
+        raise StreamError(
+            f"request {reply.request_id}",
+            required=f"rows no newer than the request's clock, {page.time_ms}",
+            got=f"an event at {reply.newest_ms}",
+            do="replay into an empty store: one that was replayed into already knows the future",
+        )
 
 
 def _request_of(page: Page) -> RankRequest:

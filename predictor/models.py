@@ -55,6 +55,7 @@ class Answer:
             **self.generation.versions(),
             "degraded": degraded_text(self.degraded),
             "now_ms": query.now_ms,
+            "newest_ms": self.assembled.newest_ms,
             "statuses": ",".join(f"{name}={count}" for name, count in counts.items()),
         }
 
