@@ -6,6 +6,7 @@ die with their worker.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,11 @@ from encore.local import start_broker, start_store
 
 settings.register_profile("encore", deadline=None, print_blob=True)
 settings.load_profile("encore")
+
+
+def pytest_unconfigure() -> None:
+    """Feast opens files for its metrics when it is imported, and never closes them."""
+    warnings.simplefilter("ignore", ResourceWarning)
 
 
 @pytest.fixture(scope="session")
