@@ -10,15 +10,13 @@ Symbols: `n` rows, `W` bytes of the longest row, `C` capacity of a vector.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.layout import ENTITY_SLOT, NUMPY, TRAILER, TRAILER_BYTES, RowLayout
-
-if TYPE_CHECKING:
-    from schemas.row import Rows
+from schemas.rows import Rows
 
 Bytes2D = NDArray[np.uint8]
 Places = NDArray[np.int64]
