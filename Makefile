@@ -50,7 +50,7 @@ demo: install  ## the main job, end to end, on real data
 	$(BIN)/encore demo
 
 bench: install  ## list the benchmarks, or run one: make bench BENCH="format --quick"
-	@$(BIN)/python -c 'import msgpack' 2>/dev/null || PYTHONWARNINGS="ignore:Editable installation" \
+	@$(BIN)/python -c 'import msgpack, sklearn' 2>/dev/null || PYTHONWARNINGS="ignore:Editable installation" \
 	    $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m bench $(BENCH)
 
