@@ -334,12 +334,21 @@ def _fbs(
     for group in groups:
         lines.append(f"struct {title}G{group.number} {{")
         lines += [f"  {member}: {_FBS_NAMES[by_name[member].dtype]};" for member in group.offsets]
-        lines += [f"  present_{index}: ubyte;" for index in range(group.present_bytes)]
+        lines += [_present_line(group, index) for index in range(group.present_bytes)]
         lines += ["}", ""]
         members[group.slot] = f"g{group.number}: {title}G{group.number}"
+    room = {slots[plan.name]: f"  // at most {plan.capacity}" for plan in fields if plan.capacity}
     for vector, slot in slots.items():
         members[slot] = f"{vector}: [{_FBS_NAMES[by_name[vector].dtype]}]"
     lines.append(f"table {title} {{")
-    lines += [f"  {members[slot]} (id: {slot});" for slot in sorted(members)]
+    lines += [f"  {members[slot]} (id: {slot});{room.get(slot, '')}" for slot in sorted(members)]
     lines += ["}", "", f"root_type {title};", ""]
     return "\n".join(lines)
+
+
+def _present_line(group: Group, index: int) -> str:
+    """A byte of presence bits, with what each bit stands for: readers take nulls from this."""
+    bits = {bit: name for name, bit in group.bits.items()}
+    here = range(8 * index, min(8 * index + 8, len(bits)))
+    named = ", ".join(f"{1 << bit % 8} {bits[bit]}" for bit in here)
+    return f"  present_{index}: ubyte;  // set where not null: {named}"
