@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from encore.commands import demo, diagnose, feature, local, model, replay, serving, stream
+from encore.commands import contract, demo, diagnose, feature, local, model, replay, serving, stream
 from encore.context import Invocation
 from encore.output import put, say_error
 from schemas.errors import EncoreError
@@ -67,6 +67,7 @@ app.command(epilog=local.UP_EPILOG)(local.up)
 app.command(epilog=feature.APPLY_EPILOG)(feature.apply)
 app.command(epilog=feature.LOAD_EPILOG)(feature.load)
 app.command(epilog=feature.FEATURES_EPILOG)(feature.features)
+app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
 app.command()(stream.stream)
 app.command()(stream.sink)
