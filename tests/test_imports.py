@@ -54,6 +54,7 @@ IMPORT_NAMES = {
     "mode-streaming": "mode",
     "prometheus-client": "prometheus_client",
     "pydantic-settings": "pydantic_settings",
+    "scikit-learn": "sklearn",
 }
 
 #: Come with a declared distribution and are part of what it promises.
