@@ -124,6 +124,18 @@ def test_an_older_row_reads_under_a_newer_schema(example: Example, tmp_path: Pat
     assert found == expected
 
 
+def test_a_newer_row_reads_under_an_older_schema(example: Example, tmp_path: Path) -> None:
+    """What the older schema does not know is passed over."""
+    older, newer = layout_of(OLDER), layout_of(SAMPLE)
+    rows = random_rows(newer, 6, 1)
+    (tmp_path / "row.bin").write_bytes(encode_rows(newer, rows)[0])
+    (tmp_path / "older.fbs").write_text(older.fbs)
+    found = example.json("row", tmp_path / "older.fbs", tmp_path / "row.bin")
+    expected = row_json(newer, rows)
+    del expected["row"]["later"], expected["row"]["v_later"]
+    assert found == expected
+
+
 def test_a_damaged_row_is_refused(example: Example, tmp_path: Path) -> None:
     raw = bytearray((GOLDEN / "user_row.bin").read_bytes())
     raw[40] ^= 1
