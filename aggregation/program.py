@@ -5,8 +5,8 @@
 `tensors` is a pure function of the value blocks, and the blocks are what the rank log keeps: a
 tensor rebuilt from the log equals the served one bit for bit.
 
-Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side, Su and Si slots, L
-sequence capacity, k features of a block, g slots that one transform takes.
+Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side, Su and Si slots (crosses
+last), L sequence capacity, k features of a block, g slots that one transform takes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.block import SideProgram
+from aggregation.crossing import CrossProgram, Records
 from aggregation.tensors import Ids, Tensors
 from schemas.errors import PlanError
 from schemas.ids import to_ids
 from schemas.plan import Plan, SequenceSlotPlan, SlotPlan, TransformPlan
 from schemas.status import Status
-from schemas.values import LENGTH_SUFFIX, Block, null_mask, value_name, value_names
+from schemas.values import LENGTH_SUFFIX, Block, value_name, value_names
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -83,6 +84,10 @@ class ServiceProgram:
             self._check_vector(sequence)
         self._user_groups = _grouped(self.service.user_slots, self.user_dtype)
         self._item_groups = _grouped(self.service.item_slots, self.item_dtype)
+        self._crosses = CrossProgram(
+            plan, self.service, {"user": self.user_dtype, "item": self.item_dtype}
+        )
+        self._widths = len(self.service.slots("user")), len(self.service.slots("item"))
 
     def _check_scalar(self, slot: SlotPlan) -> None:
         stored = self.plan.view(slot.view).feature(slot.feature).capacity
@@ -154,47 +159,55 @@ class ServiceProgram:
             user_fences=user.fences[0],
             item_fences=item.fences,
             newest_ms=max(user.newest_ms, item.newest_ms),
-            tensors=self._tensors(user.values, user.null, item.values, item.null),
+            tensors=self._tensors(
+                Records(user.values, user.null), Records(item.values, item.null), None
+            ),
         )
 
-    def tensors(self, user_values: Block, item_values: Block) -> Tensors:
+    def tensors(
+        self, user_values: Block, item_values: Block, user_of: NDArray[np.integer] | None = None
+    ) -> Tensors:
         """Value blocks → tensors: a pure function of the blocks and the plan.
 
         user_values: (U,) of `user_dtype`. item_values: (N,) of `item_dtype`. A request has one
-        user; training passes many requests' blocks at once, and each row of the result depends on
-        its own record only.
+        user; training passes many requests' blocks at once, and with them user_of, (N,), the record
+        of each candidate's user. Each row of the result depends on its own record only, a
+        candidate's crosses on its user's too. Raises ValueError for crosses of many users without
+        user_of.
         """
-        user_null, item_null = null_mask(user_values), null_mask(item_values)
-        return self._tensors(user_values, user_null, item_values, item_null)
+        return self._tensors(Records.of(user_values), Records.of(item_values), user_of)
 
     def _tensors(
-        self, user_values: Block, user_null: Mask, item_values: Block, item_null: Mask
+        self, user: Records, item: Records, user_of: NDArray[np.integer] | None
     ) -> Tensors:
         sequences: dict[str, Ids] = {}
         lengths: dict[str, Ids] = {}
         for slot in self.service.sequences:
             name = value_name(slot.view, slot.feature)
-            there = np.minimum(user_values[name + LENGTH_SUFFIX], slot.capacity)  # (U,) u2
+            there = np.minimum(user.values[name + LENGTH_SUFFIX], slot.capacity)  # (U,) u2
             behind = np.arange(slot.capacity) >= there[:, None]  # (U, L)
-            values = user_values[name][:, : slot.capacity]  # (U, L)
+            values = user.values[name][:, : slot.capacity]  # (U, L)
             sequences[slot.name] = to_ids(values, behind, slot.transform)  # (U, L) int32
             lengths[slot.name] = there.astype(np.int32)  # (U,) int32
-        return Tensors(
-            _slot_ids(user_values, user_null, self._user_groups, len(self.service.user_slots)),
-            _slot_ids(item_values, item_null, self._item_groups, len(self.service.item_slots)),
-            sequences,
-            lengths,
-        )
+        user_slots = _slot_ids(user, self._user_groups, self._widths[0])  # (U, Su)
+        item_slots = _slot_ids(item, self._item_groups, self._widths[1])  # (N, Si)
+        self._crosses.fill_user(user, user_slots)
+        self._crosses.fill_item(user, item, user_of, item_slots)
+        return Tensors(user_slots, item_slots, sequences, lengths)
 
 
-def _slot_ids(values: Block, null: Mask, groups: tuple[_SlotGroup, ...], width: int) -> Ids:
-    """The slots of one side. values: (n,) block. null: (n, k). Returns (n, S) int32."""
-    ids = np.zeros((len(values), width), np.int32)  # (n, S) int32
+def _slot_ids(records: Records, groups: tuple[_SlotGroup, ...], width: int) -> Ids:
+    """The slots of one side that are features; the crosses behind them are still 0.
+
+    records: n of k features. Returns (n, S) int32.
+    """
+    n = len(records.values)
+    ids = np.zeros((n, width), np.int32)  # (n, S) int32
     for group in groups:
-        columns = np.empty((len(values), len(group.fields)), group.dtype)  # (n, g)
+        columns = np.empty((n, len(group.fields)), group.dtype)  # (n, g)
         for place, field in enumerate(group.fields):
-            columns[:, place] = values[field]
-        ids[:, group.slots] = to_ids(columns, null[:, group.nulls], group.transform)
+            columns[:, place] = records.values[field]
+        ids[:, group.slots] = to_ids(columns, records.null[:, group.nulls], group.transform)
     return ids
 
 

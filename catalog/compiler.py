@@ -17,6 +17,7 @@ from feast import Entity, FeatureService, FeatureView
 from feast.stream_feature_view import StreamFeatureView
 
 from catalog.batch import compile_batch
+from catalog.crossed import crossed
 from catalog.drafts import ViewDraft
 from catalog.fields import check_unique
 from catalog.numbering import number
@@ -51,7 +52,7 @@ def compile_plan(definitions: Definitions, parent: Plan | None = None) -> Plan:
     before = {view.name: view for view in parent.views} if parent is not None else {}
     views = {name: number(draft, before.get(name)) for name, draft in drafts.items()}
     services = tuple(
-        compile_service(service, drafts, views)
+        crossed(service, compile_service(service, drafts, views), drafts, views)
         for service in sorted(definitions.services, key=lambda service: service.name)
     )
     version = parent.version if parent is not None else 0

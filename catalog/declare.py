@@ -12,7 +12,9 @@
         last_n("last_videos", "play.item", 50, shares="videos:video_id"),
     ])
 
-    ranking = feature_service("ranking", [users, activity, videos])
+    ranking = feature_service("ranking", [users, activity, videos], crosses=[
+        cross("video_seen", contains("user_activity:last_videos", "videos:video_id"), identity(2)),
+    ])
 
 A windowed feature more is one line more. A feature that has a transform (or shares another's) can
 be a slot of a service; one without can only be read. Nothing is checked here: `catalog.compiler`
@@ -39,6 +41,18 @@ from feast.stream_feature_view import StreamFeatureView
 from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String
 
 from catalog import tags as names
+from catalog.crosses import (
+    Cross,
+    contains,
+    cross,
+    crosses_tag,
+    difference,
+    dot,
+    equals,
+    position,
+    ratio,
+    share,
+)
 from catalog.durations import to_ms
 from catalog.transforms import (
     Transform,
@@ -68,8 +82,13 @@ __all__ = [
     "actions",
     "batch_view",
     "boundaries",
+    "contains",
     "count",
+    "cross",
+    "difference",
+    "dot",
     "entity_id",
+    "equals",
     "feature",
     "feature_service",
     "hashed",
@@ -77,6 +96,9 @@ __all__ = [
     "item_entity",
     "last_n",
     "log_buckets",
+    "position",
+    "ratio",
+    "share",
     "streamed_view",
     "total",
     "user_entity",
@@ -319,12 +341,16 @@ def streamed_view(
     )
 
 
-def feature_service(name: str, features: Sequence[FeatureView | str]) -> FeatureService:
+def feature_service(
+    name: str, features: Sequence[FeatureView | str], *, crosses: Sequence[Cross] = ()
+) -> FeatureService:
     """One model input: all slots of the views, or of the chosen features, in this order.
 
-    features: a view, `view[["feature", …]]`, or "view:feature".
+    features: a view, `view[["feature", …]]`, or "view:feature". crosses: slots computed from two
+    features each, behind the other slots of their side.
     """
-    return FeatureService(name=name, features=list(features))
+    tags = {names.CROSSES: crosses_tag(crosses)} if crosses else {}
+    return FeatureService(name=name, features=list(features), tags=tags)
 
 
 def _field(

@@ -39,14 +39,14 @@ class _Table:
 def compile_service(
     service: FeatureService, drafts: Drafts, views: Mapping[str, ViewPlan]
 ) -> ServicePlan:
-    """One service's plan. Raises DeclarationError."""
+    """One service's plan, without crosses. Raises DeclarationError."""
     check_name(service.name, service.name)
     user: list[SlotPlan] = []
     item: list[SlotPlan] = []
     sequences: list[SequenceSlotPlan] = []
     for draft, slot in _chosen(service, drafts):
         name = value_name(draft.name, slot.feature)
-        transform, table = _resolve(draft, slot, drafts)
+        transform, table = resolve(draft, slot, drafts)
         if slot.length == 0:
             side = user if draft.entity == "user" else item
             side.append(SlotPlan(name, draft.name, slot.feature, transform, table))
@@ -70,11 +70,12 @@ def compile_service(
 def check_sharing(drafts: Drafts) -> None:
     """Raises DeclarationError for any slot, used or not, whose shared ids do not fit."""
     for draft in drafts.values():
-        for slot in _all_slots(draft):
-            _resolve(draft, slot, drafts)
+        for slot in all_slots(draft):
+            resolve(draft, slot, drafts)
 
 
-def _all_slots(draft: ViewDraft) -> Iterator[SlotDraft]:
+def all_slots(draft: ViewDraft) -> Iterator[SlotDraft]:
+    """Every feature that can be a slot, the entity's own id first."""
     if draft.key is not None:
         yield draft.key
     for slots in draft.slots.values():
@@ -145,8 +146,8 @@ def _selections(service: FeatureService, drafts: Drafts) -> list[tuple[str, Sequ
 # --- tables ---------------------------------------------------------------------------------
 
 
-def _resolve(draft: ViewDraft, slot: SlotDraft, drafts: Drafts) -> tuple[TransformPlan, str]:
-    """The slot's transform and table name."""
+def resolve(draft: ViewDraft, slot: SlotDraft, drafts: Drafts) -> tuple[TransformPlan, str]:
+    """The slot's transform and table name. Raises DeclarationError."""
     table = _table(draft, slot, drafts, ())
     ids = table.ids if slot.ids is None else slot.ids
     return (stored_transform(ids) if slot.stored else ids), table.name
@@ -192,9 +193,7 @@ def _owner(where: str, reference: tuple[str, str], drafts: Drafts) -> tuple[View
             return draft, draft.key
         if name in draft.slots:
             return draft, draft.slots[name][0]
-    known = [
-        f"{each.name}:{slot.declared}" for each in drafts.values() for slot in _all_slots(each)
-    ]
+    known = [f"{each.name}:{slot.declared}" for each in drafts.values() for slot in all_slots(each)]
     raise DeclarationError(
         f"{where}.shares",
         required=f"a feature with a transform, one of {', '.join(dict.fromkeys(known))}",

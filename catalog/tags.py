@@ -4,6 +4,7 @@ On a Field:        `encore.transform` JSON (see transforms.py), `encore.shares` 
                    `encore.capacity` most elements of an Array, `encore.length` of a sequence slot.
 On an Entity:      `encore.side` "user" or "item".
 On a FeatureView:  `encore.skew_ms`, `encore.future_ms` of a streamed view.
+On a FeatureService: `encore.crosses` JSON (see crosses.py).
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ LENGTH: Final = "encore.length"
 SIDE: Final = "encore.side"
 SKEW_MS: Final = "encore.skew_ms"
 FUTURE_MS: Final = "encore.future_ms"
+CROSSES: Final = "encore.crosses"
 
 FIELD_TAGS: Final = (TRANSFORM, SHARES, CAPACITY, LENGTH)
 ENTITY_TAGS: Final = (SIDE,)
 VIEW_TAGS: Final = (SKEW_MS, FUTURE_MS)
+SERVICE_TAGS: Final = (CROSSES,)
 
 _WHOLE: Final = re.compile(r"-?[0-9]{1,18}")
 

@@ -129,8 +129,8 @@ class AggregateModel:
         """user_slots (1, Su), item_slots (N, Si), sequence.<name> (1, L), length.<name> (1,)."""
         service = generation.service
         signature: Signature = {
-            "user_slots": ("INT32", (1, len(service.user_slots))),
-            "item_slots": ("INT32", (-1, len(service.item_slots))),
+            "user_slots": ("INT32", (1, len(service.slots("user")))),
+            "item_slots": ("INT32", (-1, len(service.slots("item")))),
         }
         for sequence in service.sequences:
             signature[f"sequence.{sequence.name}"] = ("INT32", (1, sequence.capacity))

@@ -60,6 +60,7 @@ class Embeddings(nn.Module):
             offsets = torch.tensor([starts[table] for table in tables], device="cpu")
             self.register_buffer(f"{name}_offsets", offsets, persistent=False)
         self.sequence_specs = spec.sequences
+        self.tower_slots = len(spec.tower_slots)
         nn.init.normal_(self.weight, std=0.05)
 
     user_offsets: Tensor
@@ -72,6 +73,11 @@ class Embeddings(nn.Module):
     def item(self, inputs: Inputs) -> Tensor:
         """(N, Si, E)."""
         return functional.embedding(inputs.item_slots + self.item_offsets, self.weight)
+
+    def tower_item(self, inputs: Inputs) -> Tensor:
+        """(N, Si - pairs, E): without the crosses of candidate and user."""
+        slots = inputs.item_slots[:, : self.tower_slots] + self.item_offsets[: self.tower_slots]
+        return functional.embedding(slots, self.weight)
 
     def sequences(self, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
         """Per sequence (U, l, E) and its mask (U, l, 1), l the longest of the batch."""
@@ -103,7 +109,8 @@ class TwoTower(nn.Module):
     """The coarse ranker: score = user vector · item vector.
 
     The user vector's last element is the constant 1, so the item vector's last element is the
-    item's bias and the score stays a plain dot product, which an index can search.
+    item's bias and the score stays a plain dot product, which an index can search. Crosses of
+    candidate and user are no input of it: an item has one vector for all users.
     """
 
     def __init__(self, spec: TowerSpec) -> None:
@@ -114,7 +121,7 @@ class TwoTower(nn.Module):
         fields = len(inputs.user_slots) + len(inputs.sequences)
         self.user_mlp = _mlp(fields * width, spec.hidden, spec.dimension - 1, spec.dropout)
         self.item_mlp = _mlp(
-            len(inputs.item_slots) * width, spec.hidden, spec.dimension, spec.dropout
+            len(inputs.tower_slots) * width, spec.hidden, spec.dimension, spec.dropout
         )
 
     def user_vectors(self, inputs: Inputs) -> Tensor:
@@ -126,7 +133,7 @@ class TwoTower(nn.Module):
 
     def item_vectors(self, inputs: Inputs) -> Tensor:
         """(N, D)."""
-        vectors: Tensor = self.item_mlp(self.embeddings.item(inputs).flatten(1))
+        vectors: Tensor = self.item_mlp(self.embeddings.tower_item(inputs).flatten(1))
         return vectors
 
     def forward(self, inputs: Inputs) -> Tensor:

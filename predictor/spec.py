@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from schemas.errors import PackageError, PlanError
-from schemas.plan import SequenceSlotPlan, ServicePlan, SlotPlan
+from schemas.plan import CrossPlan, ServicePlan, SlotPlan
 from schemas.ranklog import TASKS
 
 STRICT: Final = ConfigDict(extra="forbid")
@@ -39,13 +39,20 @@ class InputSpec:
     """The tensors of one feature service.
 
     tables: (name, size) of each embedding table. user_slots, item_slots: per slot, the index of
-    its table.
+    its table, crosses last. pairs: how many of the last item slots cross the candidate with the
+    user; the fine network takes them, an item's tower cannot.
     """
 
     tables: tuple[tuple[str, int], ...]
     user_slots: tuple[int, ...]
     item_slots: tuple[int, ...]
     sequences: tuple[SequenceInput, ...]
+    pairs: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def tower_slots(self) -> tuple[int, ...]:
+        """The item slots that depend on the candidate alone."""
+        return self.item_slots[: len(self.item_slots) - self.pairs]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,8 +91,8 @@ _ADAPTER: Final[TypeAdapter[NetworkSpec]] = TypeAdapter(
 def input_spec(service: ServicePlan) -> InputSpec:
     """The inputs of a service. Raises PlanError where slots of one table differ in size."""
     sizes: dict[str, int] = {}
-    slots: list[SlotPlan | SequenceSlotPlan] = [*service.user_slots, *service.item_slots]
-    for slot in slots + list(service.sequences):
+    user_slots, item_slots = service.slots("user"), service.slots("item")
+    for slot in (*user_slots, *item_slots, *service.sequences):
         size = sizes.setdefault(slot.table, slot.transform.size)
         if size != slot.transform.size:
             raise PlanError(
@@ -96,10 +103,10 @@ def input_spec(service: ServicePlan) -> InputSpec:
             )
     index = {name: place for place, name in enumerate(sizes)}
     queries: dict[str, int] = {}
-    for place, item_slot in enumerate(service.item_slots):
+    for place, item_slot in enumerate(item_slots):
         queries.setdefault(item_slot.table, place)
 
-    def tables_of(slots: tuple[SlotPlan, ...]) -> tuple[int, ...]:
+    def tables_of(slots: tuple[SlotPlan | CrossPlan, ...]) -> tuple[int, ...]:
         return tuple(index[slot.table] for slot in slots)
 
     sequences = tuple(
@@ -107,9 +114,8 @@ def input_spec(service: ServicePlan) -> InputSpec:
         for each in service.sequences
     )
     tables = tuple(sizes.items())
-    return InputSpec(
-        tables, tables_of(service.user_slots), tables_of(service.item_slots), sequences
-    )
+    pairs = len(service.crosses_of("pair"))
+    return InputSpec(tables, tables_of(user_slots), tables_of(item_slots), sequences, pairs)
 
 
 def dump_spec(spec: NetworkSpec) -> dict[str, Any]:

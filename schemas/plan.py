@@ -26,6 +26,8 @@ PLAN_FORMAT: Final = 1
 
 Dtype = Literal["bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f32", "f64"]
 Side = Literal["user", "item"]
+CrossOperator = Literal["contains", "share", "position", "ratio", "difference", "equals", "dot"]
+Scope = Literal["user", "item", "pair"]
 STRICT: Final = ConfigDict(extra="forbid")
 
 
@@ -144,6 +146,33 @@ class SequenceSlotPlan:
 
 
 @dataclass(frozen=True, config=STRICT)
+class OperandPlan:
+    """A feature that a cross reads. sentinels: values of a scalar that mean missing."""
+
+    view: str
+    feature: str
+    sentinels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class CrossPlan:
+    """One int-ID column computed from two features: `aggregation.crosses` says how.
+
+    scope: `user` where both operands are the user's, `item` where both are the candidate's, `pair`
+        where it takes both. prior, weight: of a ratio, (a + prior * weight) / (b + weight).
+    """
+
+    name: str
+    scope: Scope
+    operator: CrossOperator
+    operands: tuple[OperandPlan, OperandPlan]
+    transform: TransformPlan
+    table: str
+    prior: float = 0.0
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
 class ViewPlan:
     """One feature view.
 
@@ -183,9 +212,10 @@ class ViewPlan:
 class ServicePlan:
     """One feature service: the slots of its tensors, in order.
 
-    user_slots (1, Su), item_slots (N, Si), sequences (1, L) each. `fingerprint` is over all that
-    changes a tensor (slots, transforms, and the definition of each feature used), so a model
-    trained for it can be checked, and an unrelated feature never retires the model.
+    `slots` has the columns of a side's tensor: the features, then the crosses (user_slots (1, Su),
+    item_slots (N, Si)); sequences are (1, L) each. `fingerprint` is over all that changes a tensor
+    (slots, transforms, and the definition of each feature used), so a model trained for it can be
+    checked, and an unrelated feature never retires the model.
     """
 
     name: str
@@ -193,11 +223,27 @@ class ServicePlan:
     item_slots: tuple[SlotPlan, ...]
     sequences: tuple[SequenceSlotPlan, ...]
     fingerprint: str  # 16 hex digits
+    crosses: tuple[CrossPlan, ...] = ()
+
+    def crosses_of(self, scope: Scope) -> tuple[CrossPlan, ...]:
+        """The crosses of one scope, in the declared order."""
+        return tuple(cross for cross in self.crosses if cross.scope == scope)
+
+    def slots(self, side: Side) -> tuple[SlotPlan | CrossPlan, ...]:
+        """The columns of a side's tensor, in order: crosses last, and of the candidate's those of
+        the pair behind those that need no user."""
+        if side == "user":
+            return self.user_slots + self.crosses_of("user")
+        return self.item_slots + self.crosses_of("item") + self.crosses_of("pair")
 
     def views(self, plan: Plan, side: Side) -> tuple[ViewPlan, ...]:
         """The views this service reads for one side, in order of first use."""
         slots = self.item_slots if side == "item" else self.user_slots + self.sequences
-        return tuple(plan.view(name) for name in dict.fromkeys(slot.view for slot in slots))
+        found = [plan.view(slot.view) for slot in slots]
+        for cross in self.crosses:
+            operands = [plan.view(operand.view) for operand in cross.operands]
+            found += [view for view in operands if view.entity == side]
+        return tuple({view.name: view for view in found}.values())
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -273,6 +319,7 @@ def service_fingerprint(
     user_slots: tuple[SlotPlan, ...],
     item_slots: tuple[SlotPlan, ...],
     sequences: tuple[SequenceSlotPlan, ...],
+    crosses: tuple[CrossPlan, ...] = (),
 ) -> str:
     """16 hex digits over the slots and the definition of each feature they use."""
     slots: list[dict[str, Any]] = []
@@ -282,6 +329,9 @@ def service_fingerprint(
             slots.append(
                 {"side": side, "slot": asdict(slot), "feature": _definition(view, slot.feature)}
             )
+    for cross in crosses:
+        used = [_definition(views[each.view], each.feature) for each in cross.operands]
+        slots.append({"side": "cross", "slot": asdict(cross), "features": used})
     canonical = json.dumps(slots, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -6,7 +6,8 @@ stores their bytes, and training reads them back, so a tensor is rebuilt bit for
 
     view__feature        the value; a vector feature has shape (L,), zero behind its length
     view__feature__len   u2, only behind a vector feature: how many elements are there
-    …                    one feature after the other, in the order the slots first use them
+    …                    one feature after the other, in the order the slots first use them, then
+                         those that only crosses read
     __null               u1[ceil(k / 8)]: feature i of the k is null where bit i % 8 (the lowest
                          is 0) of byte i // 8 is set
 
@@ -26,11 +27,28 @@ from numpy.typing import NDArray
 
 from schemas.errors import PlanError, RecordError
 from schemas.layout import NUMPY
-from schemas.plan import FeaturePlan, Plan, ServicePlan, Side, ViewPlan
+from schemas.plan import (
+    FeaturePlan,
+    OperandPlan,
+    Plan,
+    Scope,
+    SequenceSlotPlan,
+    ServicePlan,
+    Side,
+    SlotPlan,
+    ViewPlan,
+)
 
 NULL_FIELD: Final = "__null"
 LENGTH_SUFFIX: Final = "__len"
 MAX_LENGTH: Final = 65_535
+
+#: The sides whose values a cross of each scope reads.
+SIDES_OF: Final[dict[Scope, set[Side]]] = {
+    "user": {"user"},
+    "item": {"item"},
+    "pair": {"user", "item"},
+}
 
 Array = NDArray[Any]
 Block = NDArray[np.void]
@@ -68,27 +86,46 @@ def value_name(view: str, feature: str) -> str:
 
 
 def value_features(plan: Plan, service: ServicePlan, side: Side) -> tuple[ValueFeature, ...]:
-    """The features of one side, each once, in the order the slots first use them.
+    """The features of one side, each once, in the order the slots first use them; behind them those
+    that only crosses read.
 
-    Raises PlanError for a slot that names an unknown view or feature, or a view of the other side.
+    Raises PlanError for a slot that names an unknown view or feature, or a view of the other side,
+    and for a cross whose operands do.
     """
     slots = service.item_slots if side == "item" else service.user_slots + service.sequences
     found: dict[str, ValueFeature] = {}
     for slot in slots:
-        view = plan.view(slot.view)
         where = f"{service.name}.{slot.name}"
-        if view.entity != side:
+        used = _value_feature(plan, where, slot)
+        if used.view.entity != side:
             required = f"a feature of a view keyed by {side}"
-            raise PlanError(where, required=required, got=f"{slot.view}, keyed by {view.entity}")
-        try:
-            feature = view.feature(slot.feature)
-        except KeyError:
-            known = ", ".join(feature.name for feature in view.features)
-            got = f"{slot.view}.{slot.feature}"
-            raise PlanError(where, required=f"one of {known}", got=got) from None
-        name = value_name(view.name, feature.name)
-        found.setdefault(name, ValueFeature(name, view, feature))
+            got = f"{slot.view}, keyed by {used.view.entity}"
+            raise PlanError(where, required=required, got=got)
+        found.setdefault(used.name, used)
+    for cross in service.crosses:
+        where = f"{service.name}.{cross.name}"
+        operands = [_value_feature(plan, where, operand) for operand in cross.operands]
+        sides = {used.view.entity for used in operands}
+        if sides != SIDES_OF[cross.scope]:
+            required = f"operands keyed by {' and '.join(sorted(SIDES_OF[cross.scope]))}"
+            raise PlanError(where, required=required, got=" and ".join(sorted(sides)))
+        for used in operands:
+            if used.view.entity == side:
+                found.setdefault(used.name, used)
     return tuple(found.values())
+
+
+def _value_feature(
+    plan: Plan, where: str, slot: SlotPlan | SequenceSlotPlan | OperandPlan
+) -> ValueFeature:
+    view = plan.view(slot.view)
+    try:
+        feature = view.feature(slot.feature)
+    except KeyError:
+        known = ", ".join(feature.name for feature in view.features)
+        got = f"{slot.view}.{slot.feature}"
+        raise PlanError(where, required=f"one of {known}", got=got) from None
+    return ValueFeature(value_name(view.name, feature.name), view, feature)
 
 
 def value_dtype(plan: Plan, service: ServicePlan, side: Side) -> np.dtype[np.void]:

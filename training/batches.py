@@ -24,15 +24,17 @@ def pair_inputs(dataset: Dataset, candidates: NDArray[np.int64]) -> Inputs:
 def page_inputs(
     dataset: Dataset, requests: NDArray[np.int64]
 ) -> tuple[Inputs, NDArray[np.int64], Tensor]:
-    """Whole requests for the two towers: every user and every distinct item row once.
+    """Whole requests for the two towers: every user and every distinct row of an item once.
 
     Returns (inputs with item_slots (D', Si), candidates (N,), item_of (N,) i64 into D'); `user_of`
-    is (N,) and names each candidate's user.
+    is (N,) and names each candidate's user. Crosses with the user are those of any candidate of
+    the row: no tower reads them.
     """
     candidates = dataset.candidates(requests)  # (N,) i64
     counts = dataset.first[requests + 1] - dataset.first[requests]  # (U,) i64
     user_of = torch.from_numpy(np.repeat(np.arange(len(requests)), counts))  # (N,) i64
-    items, item_of = np.unique(dataset.item_row[candidates], return_inverse=True)
+    rows = dataset.tower_row[dataset.item_row[candidates]]  # (N,) i32
+    items, item_of = np.unique(rows, return_inverse=True)
     inputs = _inputs(dataset, requests, items, user_of)
     return inputs, candidates, torch.from_numpy(item_of)
 

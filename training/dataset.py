@@ -4,8 +4,8 @@ Symbols: R requests, C candidates (of the fine stage), D distinct item rows, Su 
 sequence capacity, T tasks.
 
 A request's user part is held once. Candidates repeat across requests with equal values, so item
-rows are held once too and candidates point at them: 20 times less memory, and a tower runs once a
-row.
+rows are held once too and candidates point at them: 20 times less memory where no slot crosses the
+candidate with its user. An item's tower takes no such cross, so it runs once a `tower_row`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Dataset:
 
     user_ids, now_ms: (R,) i64. tensors: user_slots (R, Su), item_slots (D, Si), sequences (R, L),
     lengths (R,). first: (R + 1,) i64, request r owns candidates [first[r], first[r + 1]).
-    request_row: (C,) i32 into R. item_row: (C,) i32 into D. item_ids: (C,) i64.
+    request_row: (C,) i32 into R. item_row: (C,) i32 into D. tower_row: (D,) i32 into D, the first
+    row that is equal but for the crosses with the user. item_ids: (C,) i64.
     exposed: (C,) bool, had an impression. labels: (C, T) bool in the order of TASKS, meaningful
     where exposed.
     """
@@ -42,6 +43,7 @@ class Dataset:
     first: NDArray[np.int64]
     request_row: NDArray[np.int32]
     item_row: NDArray[np.int32]
+    tower_row: NDArray[np.int32]
     item_ids: NDArray[np.int64]
     exposed: NDArray[np.bool_]
     labels: NDArray[np.bool_]
@@ -74,11 +76,14 @@ def dataset_of(log: JoinedLog, program: ServiceProgram) -> Dataset:
     """
     requests, candidates = log.requests, log.candidates
     _check_fingerprint(requests, program)
+    request_row = candidates.column("request_row").to_numpy()  # (C,) i32
     tensors = program.tensors(
-        block_of(requests, program.user_dtype), block_of(candidates, program.item_dtype)
+        block_of(requests, program.user_dtype),
+        block_of(candidates, program.item_dtype),
+        request_row,
     )
     distinct, item_row = distinct_rows(tensors.item_slots)  # (D, Si), (C,)
-    request_row = candidates.column("request_row").to_numpy()  # (C,) i32
+    pairs = len(program.service.crosses_of("pair"))
     counts = np.bincount(request_row, minlength=len(requests))  # (R,) i64
     return Dataset(
         user_ids=requests.column("user_id").to_numpy(),
@@ -87,6 +92,7 @@ def dataset_of(log: JoinedLog, program: ServiceProgram) -> Dataset:
         first=np.concatenate([[0], np.cumsum(counts)]),  # (R + 1,) i64
         request_row=request_row,
         item_row=item_row,
+        tower_row=_tower_rows(distinct, pairs),
         item_ids=candidates.column("item_id").to_numpy(),
         exposed=candidates.column("exposed").to_numpy(),
         labels=np.stack([candidates.column(task).to_numpy() for task in TASKS], axis=1),  # (C, T)
@@ -106,6 +112,16 @@ def distinct_rows(rows: Ids) -> tuple[Ids, NDArray[np.int32]]:
     if not np.array_equal(distinct[place], rows):  # two rows with one hash: the slow, certain way
         distinct, place = np.unique(rows, axis=0, return_inverse=True)
     return distinct, place.astype(np.int32)
+
+
+def _tower_rows(rows: Ids, pairs: int) -> NDArray[np.int32]:
+    """(D, Si) rows, the last `pairs` slots crosses with the user → (D,) i32, see `Dataset`."""
+    if pairs == 0:
+        return np.arange(len(rows), dtype=np.int32)
+    plain, place = distinct_rows(rows[:, : rows.shape[1] - pairs])  # (P, Si - pairs), (D,)
+    first = np.full(len(plain), len(rows), np.int32)  # (P,)
+    np.minimum.at(first, place, np.arange(len(rows), dtype=np.int32))
+    return first[place]
 
 
 def _check_fingerprint(requests: pa.Table, program: ServiceProgram) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from schemas.ids import log_boundaries
 from schemas.plan import (
     AccumulatorPlan,
+    CrossPlan,
     Dtype,
     FeaturePlan,
     FieldPlan,
+    OperandPlan,
     Plan,
     SequencePlan,
     SequenceSlotPlan,
@@ -195,7 +197,8 @@ AUTHOR = TransformPlan("hash", 20_002, buckets=20_000, seed=2, sentinels=(-124.0
 
 
 def demo_plan() -> Plan:
-    """31 slots, 22 of the user and 9 of the item (two of one feature), and three sequences."""
+    """31 slots, 22 of the user and 9 of the item (two of one feature), 10 crosses, of which 2 are
+    the user's and 1 the item's, and three sequences."""
     users, activity, videos, popular = (
         users_view(),
         activity_view(),
@@ -229,9 +232,47 @@ def demo_plan() -> Plan:
         SequenceSlotPlan("interests", "users", "interests", 3, AUTHOR, "author"),
     )
     views = {view.name: view for view in (users, activity, videos, popular)}
-    fingerprint = service_fingerprint(views, user_slots, item_slots, sequences)
-    service = ServicePlan("ranking", user_slots, item_slots, sequences, fingerprint)
+    crosses = demo_crosses()
+    fingerprint = service_fingerprint(views, user_slots, item_slots, sequences, crosses)
+    service = ServicePlan("ranking", user_slots, item_slots, sequences, fingerprint, crosses)
     return Plan(1, 0, tuple(views.values()), (service,))
+
+
+FLAG = TransformPlan("identity", 4, buckets=2)
+RATES = TransformPlan("boundaries", 6, boundaries=(0.01, 0.25, 0.5))
+PLACES = TransformPlan("boundaries", 7, boundaries=(0.0, 1.0, 4.0, 16.0))
+
+
+def demo_crosses() -> tuple[CrossPlan, ...]:
+    """Each operator, and each scope; `friends` and `interests` are read by crosses alone or too."""
+    clicks, seen = _of("user_activity:click_7d"), _of("user_activity:impression_7d")
+    video, author = _of("videos:video_id"), _of("videos:author_id", -124.0)
+    watched, liked = _of("user_activity:videos_item"), _of("user_activity:liked_author")
+    flow = (_of("video_activity:click_1d"), _of("video_activity:impression_1d"))
+    return (
+        CrossPlan("click_rate", "user", "ratio", (clicks, seen), RATES, "click_rate", 0.3, 10),
+        CrossPlan("watched", "pair", "contains", (watched, video), FLAG, "watched"),
+        CrossPlan("own_dot", "user", "dot", (_of("users:interests"),) * 2, PLACES, "own_dot"),
+        CrossPlan("video_rate", "item", "ratio", flow, RATES, "video_rate"),
+        CrossPlan("watched_at", "pair", "position", (watched, video), PLACES, "watched_at"),
+        CrossPlan("author_liked", "pair", "contains", (liked, author), FLAG, "author_liked"),
+        CrossPlan("author_share", "pair", "share", (liked, author), RATES, "author_share"),
+        CrossPlan("own_video", "pair", "equals", (_of("users:user_id"), author), FLAG, "own_video"),
+        CrossPlan(
+            "fame",
+            "pair",
+            "difference",
+            (_of("users:friends"), _of("videos:duration")),
+            PLACES,
+            "fame",
+        ),
+        CrossPlan("width", "pair", "ratio", (_of("videos:width"), clicks), RATES, "width"),
+    )
+
+
+def _of(reference: str, *sentinels: float) -> OperandPlan:
+    view, _, feature = reference.partition(":")
+    return OperandPlan(view, feature, sentinels)
 
 
 def _slot(view: ViewPlan, feature: str, transform: TransformPlan, table: str = "") -> SlotPlan:

@@ -126,7 +126,8 @@ def test_many_requests_at_once_equal_each_alone() -> None:
     served = [world(seed).assembled() for seed in range(8)]
     users = np.concatenate([each.user_values for each in served])
     items = np.concatenate([each.item_values for each in served])
-    together = PROGRAM.tensors(users, items)
+    user_of = np.repeat(np.arange(8), [len(each.item_values) for each in served])
+    together = PROGRAM.tensors(users, items, user_of)
     assert np.array_equal(
         together.user_slots, np.concatenate([each.tensors.user_slots for each in served])
     )
@@ -138,6 +139,8 @@ def test_many_requests_at_once_equal_each_alone() -> None:
         assert np.array_equal(together.sequences[slot.name], np.concatenate(alone))
     with pytest.raises(ValueError, match="one user, got 8"):
         together.expand()
+    with pytest.raises(ValueError, match="needs user_of for crosses of 8 users, got none"):
+        PROGRAM.tensors(users, items)
 
 
 def test_shapes_and_keys() -> None:
@@ -147,9 +150,9 @@ def test_shapes_and_keys() -> None:
     assert keys[:2] == [f"users@1:{{{USER}}}", f"user_activity@1:{{{USER}}}"]
     assert keys[2:5] == [f"videos@1:{{{item}}}" for item in case.items]
     tensors = case.assembled().tensors
-    assert tensors.user_slots.shape == (1, 22)
-    assert tensors.item_slots.shape == (3, 9)
-    assert tensors.expand().shape == (3, 31)
+    assert tensors.user_slots.shape == (1, 24)
+    assert tensors.item_slots.shape == (3, 17)
+    assert tensors.expand().shape == (3, 41)
     assert {name: ids.shape for name, ids in tensors.sequences.items()} == {
         "last_videos": (1, 50),
         "liked_authors": (1, 10),

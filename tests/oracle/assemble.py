@@ -9,16 +9,24 @@ import numpy as np
 
 from schemas.layout import layout_of
 from schemas.names import row_key
-from schemas.plan import Plan, SequenceSlotPlan, ServicePlan, SlotPlan
+from schemas.plan import (
+    CrossPlan,
+    OperandPlan,
+    Plan,
+    SequenceSlotPlan,
+    ServicePlan,
+    SlotPlan,
+)
 from schemas.row import decode_rows
 from schemas.status import Status
+from tests.oracle.crosses import cross_value
 from tests.oracle.finalise import row_of, value_of
 from tests.oracle.ids import id_of
 
 
 def feature_value(
     plan: Plan,
-    slot: SlotPlan | SequenceSlotPlan,
+    slot: SlotPlan | SequenceSlotPlan | OperandPlan,
     stored: Mapping[str, bytes],
     entity_id: int,
     now_ms: int,
@@ -64,5 +72,25 @@ def expanded(
 ) -> list[list[int]]:
     """(N, Su + Si) for a request of (user, candidates)."""
     user_id, item_ids = request
-    user = slots_of(plan, service.user_slots, stored, user_id, now_ms)
-    return [user + slots_of(plan, service.item_slots, stored, i, now_ms) for i in item_ids]
+    rows = []
+    for item_id in item_ids:
+        ids = {"user": user_id, "item": item_id}
+        user = slots_of(plan, service.user_slots, stored, user_id, now_ms)
+        item = slots_of(plan, service.item_slots, stored, item_id, now_ms)
+        for scope, columns in (("user", user), ("item", item), ("pair", item)):
+            for cross in service.crosses:
+                if cross.scope == scope:
+                    columns.append(cross_id(plan, cross, stored, ids, now_ms))
+        rows.append(user + item)
+    return rows
+
+
+def cross_id(
+    plan: Plan, cross: CrossPlan, stored: Mapping[str, bytes], ids: Mapping[str, int], now_ms: int
+) -> int:
+    """The id of a cross. ids: of the user and the item, by side."""
+    left, right = (
+        feature_value(plan, operand, stored, ids[plan.view(operand.view).entity], now_ms)
+        for operand in cross.operands
+    )
+    return id_of(cross_value(cross, left, right), cross.transform)

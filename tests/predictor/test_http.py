@@ -92,7 +92,8 @@ def test_metadata(running: RunningServer) -> None:
     assert data["parameters"]["fingerprint"] == SERVICE.fingerprint
     assert data["parameters"]["item_views"] == ",".join(ITEM_VIEWS)
     aggregate = running.client.get("/v2/models/aggregate").json()
-    item_slots = {"name": "item_slots", "datatype": "INT32", "shape": [-1, len(SERVICE.item_slots)]}
+    width = len(SERVICE.slots("item"))
+    item_slots = {"name": "item_slots", "datatype": "INT32", "shape": [-1, width]}
     assert item_slots in aggregate["outputs"]
 
 

@@ -102,6 +102,19 @@ def test_attention_equals_its_definition() -> None:
         torch.testing.assert_close(found[n], weights @ keys[0, :4])
 
 
+@torch.inference_mode()
+def test_a_tower_takes_no_cross_of_candidate_and_user() -> None:
+    tower, fine, request = network_of(SPECS[0]), network_of(SPECS[1]), random_inputs(9)
+    pairs = len(SERVICE.crosses_of("pair"))
+    slots = request.item_slots.clone()
+    slots[:, -pairs:] = 0
+    other = dataclasses.replace(request, item_slots=slots)
+    assert torch.equal(tower(request), tower(other))
+    assert not torch.equal(fine(request), fine(other))
+    slots[:, -pairs - 1] += 1  # the candidate's own cross, which the tower takes
+    assert not torch.equal(tower(request), tower(other))
+
+
 def test_gradients_reach_every_parameter() -> None:
     batch = joined([random_inputs(6, 1), random_inputs(7, 2)])
     for spec in SPECS:

@@ -147,7 +147,9 @@ def test_plans_are_followed(rows: RedisRowStore, predictor_url: str, tmp_path: P
 
         slots = SERVICE.item_slots[:-1]
         views = {view.name: view for view in PLAN.views}
-        fingerprint = service_fingerprint(views, SERVICE.user_slots, slots, SERVICE.sequences)
+        fingerprint = service_fingerprint(
+            views, SERVICE.user_slots, slots, SERVICE.sequences, SERVICE.crosses
+        )
         service = dataclasses.replace(SERVICE, item_slots=slots, fingerprint=fingerprint)
         other = dataclasses.replace(PLAN, version=4, parent=2, services=(service,))
         publish_plan(rows, other)

@@ -60,7 +60,12 @@ def test_sizes_and_labels(dataset: Dataset) -> None:
     assert dataset.exposed.sum() == requests * SHOWN
     assert not dataset.labels[~dataset.exposed].any()
     assert 0.3 < dataset.labels[dataset.exposed, 0].mean() < 0.7
-    assert len(dataset.tensors.item_slots) == 40  # one row a video, however often it was ranked
+    tower = np.unique(dataset.tower_row)
+    assert len(tower) == 40  # one row a video, however often it was ranked
+    assert len(dataset.tensors.item_slots) > 40  # its crosses differ from user to user
+    own = input_spec(PROGRAM.service).tower_slots
+    plain = dataset.tensors.item_slots[:, : len(own)]
+    assert np.array_equal(plain[dataset.tower_row], plain)
 
 
 def test_requests_candidates_examples(dataset: Dataset) -> None:
@@ -91,7 +96,9 @@ def test_batches_pair_each_candidate_with_its_own_user(dataset: Dataset) -> None
     assert np.array_equal(candidates, dataset.candidates(requests))
     assert np.array_equal(requests[pages.user_of.numpy()], dataset.request_row[candidates])
     items = dataset.tensors.item_slots[dataset.item_row[candidates]]
-    assert np.array_equal(pages.item_slots[item_of].numpy(), items)
+    own = len(input_spec(PROGRAM.service).tower_slots)
+    assert np.array_equal(pages.item_slots[item_of].numpy()[:, :own], items[:, :own])
+    assert len(pages.item_slots) == len(np.unique(items[:, :own], axis=0))
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), max_size=50))

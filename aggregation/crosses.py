@@ -1,0 +1,201 @@
+"""Crosses: one value from two features, by a closed table of operators.
+
+| operator | of | value | where there is nothing |
+|---|---|---|---|
+| `contains(s, x)` | sequence, scalar | whether x is an entry of s | empty s: False |
+| `share(s, x)` | sequence, scalar | entries equal to x / entries of s | empty s: 0 |
+| `position(s, x)` | sequence, scalar | place of the newest x in s, from 0 | none there: -1 |
+| `equals(a, b)` | scalar, scalar | whether a = b | |
+| `difference(a, b)` | scalar, scalar | a - b | |
+| `ratio(a, b)` | scalar, scalar | (a + prior * weight) / (b + weight) | b + weight = 0: missing |
+| `dot(u, v)` | vector, vector | sum of u[i] * v[i], 0 behind a length | an empty vector: 0 |
+
+A missing operand (null, NaN, a sentinel of the feature's transform) makes the result missing, and a
+NaN result is missing: id 0. An empty sequence is no missing one.
+
+`contains`, `share`, `position` and `equals` compare ids, so both operands are integers (or both
+bools, for `equals`). `difference`, `ratio` and `dot` take integers and floats and compute in f64.
+
+Values are a pure function of logged values. Symbols: n results, L capacity of a sequence or vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.plan import CrossOperator, CrossPlan, Dtype, FeaturePlan
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+Result = tuple[Array, Mask | None]
+
+Shape = Literal["scalar", "sequence", "vector"]
+INTEGERS: Final = frozenset(("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64"))
+NUMBERS: Final = INTEGERS | {"f32", "f64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One operand of n results, or of one row that all results share.
+
+    values: (n,) or (1,) of a scalar, (n, L) or (1, L) of a sequence or vector, zero behind a
+    length. lengths: (n,) or (1,), None of a scalar. null: (n,) or (1,) bool.
+    """
+
+    values: Array
+    lengths: Array | None
+    null: Mask
+
+    def take(self, rows: Array) -> Operand:
+        """The operand of other results: row rows[i] for result i."""
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return Operand(self.values[rows], lengths, self.null[rows])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two operands, and what several operators need of them."""
+
+    left: Operand
+    right: Operand
+
+    @cached_property
+    def null(self) -> Mask:
+        """Where either is missing, (n,) or (1,)."""
+        return self.left.null | self.right.null
+
+    @cached_property
+    def matches(self) -> tuple[Array, Array]:
+        """Of the scalar on the right in the sequence on the left: how often, and first where (-1
+        for nowhere). (n,) or (1,) int64 each."""
+        sequence, lengths = self.left.values, self.left.lengths
+        assert lengths is not None
+        wanted = self.right.values.astype(np.int64, copy=False)
+        if len(sequence) == 1 and len(wanted) > 1:
+            return _found(sequence[0, : int(lengths[0])].astype(np.int64, copy=False), wanted)
+        return _matched(sequence.astype(np.int64, copy=False), lengths, wanted)
+
+
+def _found(entries: Array, wanted: Array) -> tuple[Array, Array]:
+    """One sequence for all results. entries: (l,). wanted: (n,)."""
+    if len(entries) == 0:
+        return np.zeros(len(wanted), np.int64), np.full(len(wanted), -1, np.int64)
+    known, first, counts = np.unique(entries, return_index=True, return_counts=True)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)  # (n,)
+    there = known[place] == wanted
+    return np.where(there, counts[place], 0), np.where(there, first[place], -1)
+
+
+def _matched(sequence: Array, lengths: Array, wanted: Array) -> tuple[Array, Array]:
+    """A sequence a result. sequence: (n, L) or (1, L). lengths, wanted: (n,) or (1,)."""
+    inside = np.arange(sequence.shape[1]) < lengths[:, None]
+    equal = (sequence == wanted[:, None]) & inside  # (n, L)
+    counts = np.count_nonzero(equal, axis=1)
+    return counts, np.where(counts > 0, equal.argmax(axis=1), -1)
+
+
+# --- the operators --------------------------------------------------------------------------
+
+
+def _contains(pair: Pair, cross: CrossPlan) -> Result:
+    return pair.matches[0] > 0, None
+
+
+def _share(pair: Pair, cross: CrossPlan) -> Result:
+    lengths = pair.left.lengths
+    assert lengths is not None
+    return pair.matches[0] / np.maximum(lengths, 1), None
+
+
+def _position(pair: Pair, cross: CrossPlan) -> Result:
+    return pair.matches[1], None
+
+
+def _equals(pair: Pair, cross: CrossPlan) -> Result:
+    left, right = (each.values.astype(np.int64, copy=False) for each in (pair.left, pair.right))
+    return left == right, None
+
+
+def _difference(pair: Pair, cross: CrossPlan) -> Result:
+    return pair.left.values.astype(np.float64) - pair.right.values.astype(np.float64), None
+
+
+def _ratio(pair: Pair, cross: CrossPlan) -> Result:
+    above = pair.left.values.astype(np.float64) + cross.prior * cross.weight
+    below = pair.right.values.astype(np.float64) + cross.weight
+    zero = below == 0
+    return above / np.where(zero, 1.0, below), zero
+
+
+def _dot(pair: Pair, cross: CrossPlan) -> Result:
+    left, right = (each.values.astype(np.float64) for each in (pair.left, pair.right))
+    return (left * right).sum(axis=1), None  # rows sum alike, whatever n is
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One row of the table.
+
+    shapes, dtypes: what both operands are. result: dtype of the value, which the transform takes.
+    compute: (pair, cross) → values and where they are missing for a reason of their own, (n,) or
+    (1,) each.
+    """
+
+    shapes: tuple[Shape, Shape]
+    dtypes: frozenset[str]
+    result: Dtype
+    compute: Callable[[Pair, CrossPlan], Result]
+
+
+_IN_SEQUENCE: Final[tuple[Shape, Shape]] = ("sequence", "scalar")
+_SCALARS: Final[tuple[Shape, Shape]] = ("scalar", "scalar")
+
+OPERATORS: Final[dict[CrossOperator, Operator]] = {
+    "contains": Operator(_IN_SEQUENCE, INTEGERS, "bool", _contains),
+    "share": Operator(_IN_SEQUENCE, INTEGERS, "f64", _share),
+    "position": Operator(_IN_SEQUENCE, INTEGERS, "i64", _position),
+    "equals": Operator(_SCALARS, INTEGERS | {"bool"}, "bool", _equals),
+    "difference": Operator(_SCALARS, NUMBERS, "f64", _difference),
+    "ratio": Operator(_SCALARS, NUMBERS, "f64", _ratio),
+    "dot": Operator(("vector", "vector"), NUMBERS, "f64", _dot),
+}
+
+
+def evaluate(pair: Pair, cross: CrossPlan) -> tuple[Array, Mask]:
+    """A cross's values and where they are missing, (n,) or (1,) each."""
+    with np.errstate(all="ignore"):  # an overflow is an infinity, which has its bucket
+        values, missing = OPERATORS[cross.operator].compute(pair, cross)
+    null = pair.null if missing is None else pair.null | missing
+    return values, null
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why an operator cannot take two features."""
+
+    required: str
+    got: str
+
+
+def misfit(operator: CrossOperator, left: FeaturePlan, right: FeaturePlan) -> Misfit | None:
+    """None where the operator takes these two features."""
+    row = OPERATORS[operator]
+    for shape, feature in zip(row.shapes, (left, right), strict=True):
+        if (shape == "scalar") == (feature.capacity > 0):
+            is_a = f"a vector of {feature.capacity}" if feature.capacity else "a scalar"
+            return Misfit(f"({', '.join(row.shapes)})", f"{feature.name}, {is_a}")
+    for feature in (left, right):
+        if feature.dtype not in row.dtypes:
+            kinds = "numbers" if row.dtypes is NUMBERS else "ids: integers"
+            return Misfit(kinds, f"{feature.name} of {feature.dtype}")
+    if operator == "equals" and (left.dtype == "bool") != (right.dtype == "bool"):
+        return Misfit("operands of one kind", f"{left.dtype} and {right.dtype}")
+    if operator == "dot" and left.capacity != right.capacity:
+        return Misfit("vectors of one capacity", f"{left.capacity} and {right.capacity}")
+    return None

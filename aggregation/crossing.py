@@ -1,0 +1,173 @@
+"""The crosses of a service: value blocks → the crossed columns of its tensors.
+
+Symbols: U users (1 in a request), N candidates, n rows of a result, k features of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.crosses import Operand, Pair, evaluate, misfit
+from aggregation.tensors import Ids
+from schemas.errors import PlanError
+from schemas.ids import to_ids
+from schemas.plan import CrossPlan, OperandPlan, Plan, Scope, ServicePlan, Side
+from schemas.values import LENGTH_SUFFIX, Block, null_mask, value_name, value_names
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+SCOPES: Final[tuple[Scope, ...]] = ("user", "item", "pair")
+_CHUNK: Final = 8_192  # candidates of many users crossed at once: their sequences fit the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """One side's block. values: (n,). null: (n, k) bool, the block's null bitmap unpacked."""
+
+    values: Block
+    null: Mask
+
+    @classmethod
+    def of(cls, values: Block) -> Records:
+        """A block as it was logged."""
+        return cls(values, null_mask(values))
+
+
+Blocks = Mapping[Side, Records]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where an operand lies. field: of the block. null: place in the null bitmap."""
+
+    side: Side
+    field: str
+    null: int
+    vector: bool
+    sentinels: tuple[float, ...]
+
+    def read(self, blocks: Blocks) -> Operand:
+        """The operand of every record of its side."""
+        records = blocks[self.side]
+        values, null = records.values[self.field], records.null[:, self.null]
+        if self.vector:
+            return Operand(values, records.values[self.field + LENGTH_SUFFIX], null)
+        if values.dtype.kind == "f":
+            null = null | np.isnan(values)
+        for sentinel in self.sentinels:
+            null = null | (values == sentinel)
+        return Operand(values, None, null)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Crosses of the same two operands. members: (column of the tensor, cross)."""
+
+    left: _Source
+    right: _Source
+    members: tuple[tuple[int, CrossPlan], ...]
+
+
+class CrossProgram:
+    """The compiled crosses of one service. Immutable; safe to share between threads.
+
+    Raises PlanError for a cross whose operands do not fit its operator.
+    """
+
+    def __init__(
+        self, plan: Plan, service: ServicePlan, dtypes: Mapping[Side, np.dtype[np.void]]
+    ) -> None:
+        for cross in service.crosses:
+            _check(plan, service, cross)
+        first: dict[Scope, int] = {
+            "user": len(service.user_slots),
+            "item": len(service.item_slots),
+            "pair": len(service.item_slots) + len(service.crosses_of("item")),
+        }
+        self._groups = {
+            scope: tuple(_grouped(plan, service.crosses_of(scope), first[scope], dtypes))
+            for scope in SCOPES
+        }
+
+    def fill_user(self, user: Records, out: Ids) -> None:
+        """The user's crosses. out: (U, Su), whose last columns are set."""
+        _fill(self._groups["user"], {"user": user}, None, out)
+
+    def fill_item(self, user: Records, item: Records, user_of: Array | None, out: Ids) -> None:
+        """The candidates' crosses. out: (N, Si), whose last columns are set.
+
+        user_of: (N,) record of each candidate's user, None where there is one user. Raises
+        ValueError where it is needed and not there.
+        """
+        _fill(self._groups["item"], {"item": item}, None, out)
+        pairs = self._groups["pair"]
+        if not pairs:
+            return
+        blocks: Blocks = {"user": user, "item": item}
+        if len(user.values) == 1:
+            _fill(pairs, blocks, None, out)
+        elif user_of is None:
+            raise ValueError(
+                f"tensors: needs user_of for crosses of {len(user.values)} users, got none"
+            )
+        else:
+            _fill(pairs, blocks, user_of, out)
+
+
+def _fill(groups: tuple[_Group, ...], blocks: Blocks, user_of: Array | None, out: Ids) -> None:
+    for group in groups:
+        left, right = group.left.read(blocks), group.right.read(blocks)
+        if user_of is None:
+            _write(group, Pair(left, right), out)
+            continue
+        for start in range(0, len(out), _CHUNK):
+            items = np.arange(start, min(start + _CHUNK, len(out)))  # (n,)
+            rows = {"user": user_of[items], "item": items}
+            pair = Pair(left.take(rows[group.left.side]), right.take(rows[group.right.side]))
+            _write(group, pair, out[start : start + _CHUNK])
+
+
+def _write(group: _Group, pair: Pair, out: Ids) -> None:
+    for column, cross in group.members:
+        values, null = evaluate(pair, cross)
+        out[:, column] = to_ids(values, null, cross.transform)
+
+
+def _check(plan: Plan, service: ServicePlan, cross: CrossPlan) -> None:
+    left, right = (plan.view(each.view).feature(each.feature) for each in cross.operands)
+    found = misfit(cross.operator, left, right)
+    if found is not None:
+        where = f"{service.name}.{cross.name}.{cross.operator}"
+        raise PlanError(where, required=found.required, got=found.got, do="run `encore apply`")
+
+
+def _grouped(
+    plan: Plan,
+    crosses: tuple[CrossPlan, ...],
+    first: int,
+    dtypes: Mapping[Side, np.dtype[np.void]],
+) -> Iterator[_Group]:
+    """Crosses by their operands. first: column of the first."""
+    members: dict[tuple[OperandPlan, OperandPlan], list[tuple[int, CrossPlan]]] = {}
+    for column, cross in enumerate(crosses, first):
+        members.setdefault(cross.operands, []).append((column, cross))
+    for (left, right), group in members.items():
+        yield _Group(_source(plan, left, dtypes), _source(plan, right, dtypes), tuple(group))
+
+
+def _source(plan: Plan, operand: OperandPlan, dtypes: Mapping[Side, np.dtype[np.void]]) -> _Source:
+    view = plan.view(operand.view)
+    field = value_name(operand.view, operand.feature)
+    return _Source(
+        side=view.entity,
+        field=field,
+        null=value_names(dtypes[view.entity]).index(field),
+        vector=view.feature(operand.feature).capacity > 0,
+        sentinels=operand.sentinels,
+    )
