@@ -23,6 +23,7 @@ from schemas.plan import (
     FeaturePlan,
     OperandPlan,
     Plan,
+    Side,
     SlotPlan,
 )
 from schemas.values import from_columns, to_columns, value_features
@@ -154,9 +155,14 @@ def small_plan(*crosses: CrossPlan) -> Plan:
 def made(
     operator: CrossOperator, left: str, right: str, scope: Any = "pair", **more: Any
 ) -> CrossPlan:
-    operands = [OperandPlan(*each.split(":")) for each in (left, right)]
-    transform = more.pop("transform", FLAG if operator in ("contains", "equals") else RATES)
-    return CrossPlan(operator, scope, operator, tuple(operands), transform, operator, **more)
+    operands = _operand(left), _operand(right)
+    transform = FLAG if operator in ("contains", "equals") else RATES
+    return CrossPlan(operator, scope, operator, operands, transform, operator, **more)
+
+
+def _operand(reference: str) -> OperandPlan:
+    view, _, name = reference.partition(":")
+    return OperandPlan(view, name)
 
 
 SMALL = small_plan(
@@ -209,8 +215,12 @@ def test_columns_equal_the_oracle_for_one_user_and_for_many(
     user, item = small_blocks(program, users, items, seed)
     user_of = np.random.default_rng(seed).integers(0, users, items)
     tensors = program.tensors(user, item, user_of)
-    for side, slots in (("user", tensors.user_slots), ("item", tensors.item_slots)):
-        own = program.service.slots(side)  # type: ignore[arg-type]
+    both: tuple[tuple[Side, Any], ...] = (
+        ("user", tensors.user_slots),
+        ("item", tensors.item_slots),
+    )
+    for side, slots in both:
+        own = program.service.slots(side)
         assert slots.shape[1] == len(own)
         for column, cross in enumerate(own):
             if not isinstance(cross, CrossPlan):
@@ -241,8 +251,9 @@ def test_crosses_come_last_and_their_operands_are_logged() -> None:
     assert [slot.name for slot in service.slots("user")] == ["u__a", "share"]
     names = ["i__a", "ratio", "contains", "position", "dot", "difference"]
     assert [slot.name for slot in service.slots("item")] == names
-    logged = {s: [f.name for f in value_features(SMALL, service, s)] for s in ("user", "item")}  # type: ignore[arg-type]
-    assert logged == {"user": ["u__a", "u__seen", "u__v"], "item": ["i__a", "i__v", "i__b"]}
+    sides: tuple[Side, Side] = ("user", "item")
+    logged = [[each.name for each in value_features(SMALL, service, side)] for side in sides]
+    assert logged == [["u__a", "u__seen", "u__v"], ["i__a", "i__v", "i__b"]]
 
 
 def test_a_sentinel_makes_the_cross_missing() -> None:

@@ -16,17 +16,17 @@ def cross_value(cross: CrossPlan, left: Any, right: Any) -> float | None:
         if not isinstance(value, list) and math.isnan(value):
             return None
     if cross.operator == "contains":
-        return right in left
+        return bool(right in left)
     if cross.operator == "share":
-        return left.count(right) / len(left) if left else 0
+        return float(left.count(right) / len(left)) if left else 0.0
     if cross.operator == "position":
-        return left.index(right) if right in left else -1
+        return int(left.index(right)) if right in left else -1
     if cross.operator == "equals":
         return bool(left == right)
     if cross.operator == "difference":
         return float(left) - float(right)
     if cross.operator == "dot":
-        return sum(float(a) * float(b) for a, b in zip(left, right, strict=False))
+        return float(sum(a * b for a, b in zip(left, right, strict=False)))
     if right + cross.weight == 0:
         return None
-    return (left + cross.prior * cross.weight) / (right + cross.weight)
+    return float((left + cross.prior * cross.weight) / (right + cross.weight))

@@ -51,7 +51,7 @@ def test_the_dtype_is_packed_and_little_endian_in_slot_order() -> None:
 
 def test_value_names_leave_out_lengths_and_nulls() -> None:
     names = value_names(USER)
-    assert len(names) == 25
+    assert len(names) == 26
     assert names[-3:] == (
         "user_activity__videos_item",
         "user_activity__liked_author",
