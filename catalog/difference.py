@@ -165,7 +165,7 @@ def _view(
     if name not in old:
         after = new[name]
         used = held.retired.get(name, 0)
-        reasons = (f"the name was used up to generation {used}",) if used else ()
+        reasons: tuple[str, ...] = (f"the name was used up to generation {used}",) if used else ()
         return [ViewChange("added", name, after.kind, 0, after.generation, reasons)]
     before = old[name]
     if name not in new:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from catalog.difference import Difference, ServiceChange, lines
 from predictor.live import LiveModel
 from schemas.errors import PlanError
 
-if TYPE_CHECKING:  # the catalog loads Feast
-    from catalog.difference import Difference, ServiceChange
 
-
-def retired_by(
-    service: ServiceChange, models: Iterable[LiveModel]
-) -> tuple[LiveModel, ...]:
+def retired_by(service: ServiceChange, models: Iterable[LiveModel]) -> tuple[LiveModel, ...]:
     """The live models that a change of a service retires: they were made for what it was before."""
     return tuple(
         model
@@ -64,8 +60,6 @@ def as_data(found: Difference, models: Iterable[LiveModel]) -> Mapping[str, Any]
 
 def told(found: Difference, models: Iterable[LiveModel]) -> list[str]:
     """For people: the lines of the difference, and what it retires."""
-    from catalog.difference import lines
-
     live = tuple(models)
     text = lines(found)
     for service in found.services:

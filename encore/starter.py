@@ -1,8 +1,8 @@
 """`encore init`: a project small enough to read, which runs.
 
-    DIR/encore.toml                  settings: where the rest lies
-    DIR/feature_repo/                the declarations: who, what, and what a model sees
-    DIR/data/sources/songs.parquet   a batch source of six songs
+DIR/encore.toml                  settings: where the rest lies
+DIR/feature_repo/                the declarations: who, what, and what a model sees
+DIR/data/sources/songs.parquet   a batch source of six songs
 """
 
 from __future__ import annotations
