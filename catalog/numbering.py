@@ -1,5 +1,7 @@
 """Field ids, groups and generations: what must fit the plan that came before.
 
+The first six rules of `docs/evolution.md`, with the same numbers:
+
 1. Within a generation field ids are append-only: a field keeps its id, a new one takes the next,
    and a field that is no longer declared stays where it is (it is stored as null), so that rows of
    every plan of the generation can be read by every other.
