@@ -83,8 +83,15 @@ class Load:
         wait_until(lambda: self.ticks >= target or self.failure is not None, 30)
         assert self.failure is None, self.failure
 
-    def plan_version(self) -> int:
-        return int(self.replies[-1].parameters["plan_version"]) if self.replies else 0
+    def wait_served(self, version: int) -> None:
+        """Until a reply was made by this plan."""
+        wait_until(
+            lambda: (
+                self.failure is not None
+                or int(self.replies[-1].parameters["plan_version"]) == version
+            ),
+            30,
+        )
 
 
 def request(user: int, now_ms: int) -> RankRequest:
@@ -200,7 +207,7 @@ def test_a_feature_added_changed_and_removed_under_load(stack: Running) -> None:
             applied = stack.json("apply")
             assert applied["difference"] == beforehand
             plan = require_lock(stack.project / "feature_repo" / LOCK_NAME)
-            wait_until(lambda wanted=plan.version: load.plan_version() == wanted, 20)
+            load.wait_served(plan.version)
             assert stack.served()["fingerprint"] == beforehand["services"][0]["after"]
             load.go_on(5)
             assert {each["name"]: each["what"] for each in beforehand["features"]} == features
