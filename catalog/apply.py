@@ -1,18 +1,22 @@
 """`encore apply`: a feature repo → Feast's registry → the plan, its lock file, and the store.
 
-1. Load the repo and compile it: whatever is refused is refused before anything is written.
+1. Load the repo and compile it: whatever is refused is refused before anything is written, what the
+   store's plan does not allow and what the caller's review does not allow included.
 2. Feast's own apply, into a copy of the registry beside the real one.
 3. Compile the copy; the registry must say what the repo said.
 4. Publish by rename, the registry first, then the lock file: after a crash in between, the lock is
    older than the registry, which the online store refuses and the next apply mends.
-5. Given a store: publish the plan there.
+5. Given a store: publish the plan there. Where another apply was faster, registry and lock file are
+   put back as they were.
+
+`plan_repo` is step 1 alone.
 """
 
 from __future__ import annotations
 
 import fcntl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +27,11 @@ from feast.repo_config import RepoConfig, load_repo_config
 from feast.repo_contents import RepoContents
 from feast.repo_operations import extract_objects_for_apply_delete
 
-from catalog.compiler import compile_plan
+from catalog.compiler import Definitions, compile_plan
 from catalog.declare import quiet_feast
+from catalog.difference import Difference, difference
 from catalog.lock import LOCK_NAME, read_lock, replace_file, write_lock
-from catalog.publish import publish
+from catalog.publish import check_follows, publish, published
 from catalog.registry import read_registry, registered, registry_path, same_content
 from catalog.repo import CONFIG_NAME, definitions_of, load_repo
 from schemas.errors import DeclarationError, PlanError
@@ -38,13 +43,15 @@ from store.base import RowStore
 class ApplyResult:
     """What an apply did.
 
-    plan: as the lock file holds it now. parent: as it held before, None for a first apply. changed:
+    plan: as the lock file holds it now. parent: as it held before, None for a first apply.
+    difference: to what the store held, without a store (or in a new one) to the lock file. changed:
     whether the lock file was written. registry_changed: whether Feast's registry was. published:
     whether the store took the plan over just now (False without a store, or where it had it).
     """
 
     plan: Plan
     parent: Plan | None
+    difference: Difference
     changed: bool
     registry_changed: bool
     published: bool
@@ -52,18 +59,39 @@ class ApplyResult:
     registry: Path
 
 
-def apply(repo: Path, store: RowStore | None = None) -> ApplyResult:
+@dataclass(frozen=True)
+class Proposal:
+    """What an apply would make of a repo. parent: what the lock file holds."""
+
+    plan: Plan
+    parent: Plan | None
+    difference: Difference
+
+
+#: Looks at a difference before it is applied; what it raises prevents the apply.
+Review = Callable[[Difference], None]
+
+
+def plan_repo(repo: Path, store: RowStore | None = None) -> Proposal:
+    """What `apply` would do; nothing is written. Raises as `apply` does."""
+    contents = load_repo(repo, load_config(repo).project)
+    return _propose(definitions_of(contents), read_lock(repo / LOCK_NAME), store)
+
+
+def apply(repo: Path, store: RowStore | None = None, review: Review | None = None) -> ApplyResult:
     """Applies a feature repo. Nothing changes where nothing was declared anew.
 
     Raises DeclarationError for what cannot be compiled, PlanError for a lock file, registry or
-    published plan that cannot be built on, StoreError.
+    published plan that cannot be built on, StoreError, and what `review` raises.
     """
     config = load_config(repo)
     path, lock = registry_path(config, repo), repo / LOCK_NAME
     contents = load_repo(repo, config.project)
     with _one_at_a_time(path):
-        parent = read_lock(lock)
-        plan = compile_plan(definitions_of(contents), parent)
+        proposal = _propose(definitions_of(contents), read_lock(lock), store)
+        plan, parent = proposal.plan, proposal.parent
+        if review is not None:
+            review(proposal.difference)
         before = read_registry(path)
         after, data = _feast_apply(repo, config.project, contents, before)
         if compile_plan(registered(after, config.project), parent) != plan:
@@ -74,11 +102,36 @@ def apply(repo: Path, store: RowStore | None = None) -> ApplyResult:
                 do="remove the file and run `encore apply` again",
             )
         registry_changed = before is None or not same_content(before, after)
-        if registry_changed:
-            replace_file(path, data)
-        changed = write_lock(lock, plan)
-    taken = publish(store, plan) if store is not None else False
-    return ApplyResult(plan, parent, changed, registry_changed, taken, lock, path)
+        with _put_back_if_refused(path, lock):
+            if registry_changed:
+                replace_file(path, data)
+            changed = write_lock(lock, plan)
+            taken = publish(store, plan) if store is not None else False
+    found = proposal.difference
+    return ApplyResult(plan, parent, found, changed, registry_changed, taken, lock, path)
+
+
+def _propose(definitions: Definitions, parent: Plan | None, store: RowStore | None) -> Proposal:
+    plan = compile_plan(definitions, parent)
+    held = published(store) if store is not None else None
+    if held is not None and held != plan:
+        check_follows(held, plan)
+    return Proposal(plan, parent, difference(held if held is not None else parent, plan))
+
+
+@contextmanager
+def _put_back_if_refused(*files: Path) -> Iterator[None]:
+    """Where publishing is refused, the files are put back as they were."""
+    held = {file: file.read_bytes() if file.exists() else None for file in files}
+    try:
+        yield
+    except PlanError:
+        for file, data in held.items():
+            if data is None:
+                file.unlink(missing_ok=True)
+            elif data != file.read_bytes():
+                replace_file(file, data)
+        raise
 
 
 def load_config(repo: Path) -> RepoConfig:

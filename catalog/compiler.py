@@ -50,13 +50,18 @@ def compile_plan(definitions: Definitions, parent: Plan | None = None) -> Plan:
             drafts[view.name] = compile_view(view, entities)
     check_sharing(drafts)
     before = {view.name: view for view in parent.views} if parent is not None else {}
-    views = {name: number(draft, before.get(name)) for name, draft in drafts.items()}
+    retired = dict(parent.retired) if parent is not None else {}
+    views = {
+        name: number(draft, before.get(name), retired.pop(name, 0))
+        for name, draft in drafts.items()
+    }
+    retired |= {name: view.generation for name, view in before.items() if name not in views}
     services = tuple(
         crossed(service, compile_service(service, drafts, views), drafts, views)
         for service in sorted(definitions.services, key=lambda service: service.name)
     )
     version = parent.version if parent is not None else 0
-    plan = Plan(version + 1, version, tuple(views.values()), services)
+    plan = Plan(version + 1, version, tuple(views.values()), services, retired=retired)
     if parent is not None and replace(plan, version=version, parent=parent.parent) == parent:
         return parent
     return plan

@@ -1,5 +1,7 @@
 """Field ids, groups and generations: what must fit the plan that came before.
 
+The first six rules of `docs/evolution.md`, with the same numbers:
+
 1. Within a generation field ids are append-only: a field keeps its id, a new one takes the next,
    and a field that is no longer declared stays where it is (it is stored as null), so that rows of
    every plan of the generation can be read by every other.
@@ -11,6 +13,8 @@
    or a field of another dtype, capacity or written transform.
 5. A new generation keeps the ids of the fields that it takes over; its rows start compact, without
    fields that are no longer declared.
+6. A view that is no longer declared leaves its last generation behind; a view that takes its name
+   again begins at the next one, so that no row of the old view is read as one of the new.
 """
 
 from __future__ import annotations
@@ -25,9 +29,12 @@ from schemas.plan import FieldPlan, ViewPlan
 FIRST_GENERATION: Final = 1
 
 
-def number(draft: ViewDraft, parent: ViewPlan | None) -> ViewPlan:
-    """The draft as a plan that follows `parent`, the view's plan so far (None where it is new)."""
-    generation, fields = _fields(draft, parent)
+def number(draft: ViewDraft, parent: ViewPlan | None, retired: int = 0) -> ViewPlan:
+    """The draft as a plan that follows `parent`, the view's plan so far (None where it is new).
+
+    retired: the last generation of an earlier view of that name, 0 where there was none.
+    """
+    generation, fields = _fields(draft, parent, retired)
     return ViewPlan(
         name=draft.name,
         entity=draft.entity,
@@ -47,9 +54,11 @@ def number(draft: ViewDraft, parent: ViewPlan | None) -> ViewPlan:
     )
 
 
-def _fields(draft: ViewDraft, parent: ViewPlan | None) -> tuple[int, tuple[FieldPlan, ...]]:
+def _fields(
+    draft: ViewDraft, parent: ViewPlan | None, retired: int
+) -> tuple[int, tuple[FieldPlan, ...]]:
     if parent is None:
-        return FIRST_GENERATION, _first(draft.fields)
+        return max(FIRST_GENERATION, retired + 1), _first(draft.fields)
     goes_on = _state_goes_on(draft, parent) if draft.streamed else _values_go_on(draft, parent)
     if goes_on:
         return parent.generation, _appended(draft.fields, parent.fields)

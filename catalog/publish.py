@@ -26,7 +26,7 @@ def publish(store: RowStore, plan: Plan) -> bool:
     if held == plan:
         return False
     if held is not None:
-        _check_follows(held, plan)
+        check_follows(held, plan)
     if not store.compare_and_set_text(
         PLAN_KEY, PLAN_VERSION_KEY, int(counter or 0), dump_plan(plan)
     ):
@@ -39,7 +39,8 @@ def publish(store: RowStore, plan: Plan) -> bool:
     return True
 
 
-def _check_follows(held: Plan, plan: Plan) -> None:
+def check_follows(held: Plan, plan: Plan) -> None:
+    """Raises PlanError unless `plan` may replace `held`: it is newer, and every row still reads."""
     if held.version >= plan.version:
         raise PlanError(
             PLAN_KEY,

@@ -15,7 +15,18 @@ from typing import Annotated
 
 import typer
 
-from encore.commands import contract, demo, diagnose, feature, local, model, replay, serving, stream
+from encore.commands import (
+    contract,
+    demo,
+    diagnose,
+    feature,
+    features,
+    local,
+    model,
+    replay,
+    serving,
+    stream,
+)
 from encore.context import Invocation
 from encore.output import put, say_error
 from schemas.errors import EncoreError
@@ -64,9 +75,11 @@ def encore(
 
 app.command()(demo.demo)
 app.command(epilog=local.UP_EPILOG)(local.up)
+app.command(epilog=feature.INIT_EPILOG)(feature.init)
+app.command(epilog=feature.PLAN_EPILOG)(feature.plan)
 app.command(epilog=feature.APPLY_EPILOG)(feature.apply)
 app.command(epilog=feature.LOAD_EPILOG)(feature.load)
-app.command(epilog=feature.FEATURES_EPILOG)(feature.features)
+app.add_typer(features.features)
 app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
 app.command()(stream.stream)

@@ -72,14 +72,19 @@ def version_of(card_bytes: bytes) -> str:
     return hashlib.sha256(card_bytes).hexdigest()[:16]
 
 
-def load_card(text: bytes, expected: Expected, where: str) -> tuple[ModelCard, NetworkSpec]:
-    """The card and its network's spec. Raises PackageError unless both are as expected."""
+def read_card(text: bytes, where: str) -> ModelCard:
+    """A card as it is written, whatever it was made for. Raises PackageError for anything else."""
     try:
-        card = _CARDS.validate_json(text)
+        return _CARDS.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join((where, *map(str, first["loc"])))
         raise PackageError(place, required=f"a card of format {FORMAT}", got=first["msg"]) from None
+
+
+def load_card(text: bytes, expected: Expected, where: str) -> tuple[ModelCard, NetworkSpec]:
+    """The card and its network's spec. Raises PackageError unless both are as expected."""
+    card = read_card(text, where)
     _require(f"{where}.format", FORMAT, card.format)
     _require(f"{where}.kind", expected.kind, card.kind)
     _require(f"{where}.service", expected.service, card.service)

@@ -51,7 +51,7 @@ class Watcher:
         self._config = config
         self._seen: dict[Kind, tuple[str, str]] = {}  # kind -> (fingerprint, version) looked at
         self._retry_at: dict[Kind, float] = {}  # on the loop's clock
-        self._seen_plan = generations.current.plan.version
+        self._seen_plan: str | None = None  # the publication that was looked at last
 
     async def run(self) -> None:
         """Poll until cancelled. A fault of one look is logged and the next look comes."""
@@ -74,18 +74,22 @@ class Watcher:
             await self._look_at_packages(self._config.packages, polite)
 
     async def _look_at_plan(self) -> None:
-        version = await self._store.get_text(PLAN_VERSION_KEY)
-        if version is None or version == str(self._seen_plan):
+        """The number of publications is read first: a plan published in between comes twice."""
+        publication = await self._store.get_text(PLAN_VERSION_KEY)
+        if publication is None or publication == self._seen_plan:
             return
         try:
             plan = await read_plan(self._store)
+            if plan == self.generations.current.plan:
+                self._seen_plan = publication
+                return
             generation = await asyncio.to_thread(self.generations.use_plan, plan)
         except PlanError as error:
             self._refuse("plan", error)
-            self._seen_plan = int(version) if version.isdigit() else -1
+            self._seen_plan = publication
             return
         self._accept("plan")
-        self._seen_plan = plan.version
+        self._seen_plan = publication
         log.info("plan %d serves as generation %d", plan.version, generation.number)
 
     async def _look_at_packages(self, root: Path, polite: bool) -> None:

@@ -27,6 +27,25 @@ def progress_key(topic: str, group: str) -> str:
     return f"encore:progress:{topic}:{group}"
 
 
+def generation_group(group: str, view: str, generation: int) -> str:
+    """The name under which one generation's progress is kept, beside its group's own.
+
+    >>> generation_group("encore", "user_activity", 2)
+    'encore:user_activity@2'
+    """
+    return f"{group}:{view}@{generation}"
+
+
+def floors_keys(topic: str, group: str, view: str, generation: int) -> tuple[str, str]:
+    """JSON {partition: [epoch, offset]}: where a generation begins; and that text's version.
+
+    >>> floors_keys("actions", "encore", "user_activity", 2)[0]
+    'encore:floors:{actions:encore:user_activity@2}'
+    """
+    key = f"encore:floors:{{{topic}:{generation_group(group, view, generation)}}}"
+    return key, f"{key}:version"
+
+
 def epoch_key(topic: str) -> str:
     """Hash {topic id: epoch}: the number the store gave to each broker-assigned topic id."""
     return f"encore:epoch:{topic}"

@@ -248,13 +248,18 @@ class ServicePlan:
 
 @dataclass(frozen=True, config=STRICT)
 class Plan:
-    """All views and services. `version` counts publications; `parent` is the one it replaced."""
+    """All views and services. `version` counts publications; `parent` is the one it replaced.
+
+    retired: the last generation of each view that is no longer declared; should its name come back,
+    it begins at the next, so that no row of the old view is read as one of the new.
+    """
 
     version: int
     parent: int
     views: tuple[ViewPlan, ...]
     services: tuple[ServicePlan, ...]
     format: int = PLAN_FORMAT
+    retired: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def _views(self) -> dict[str, ViewPlan]:
@@ -285,8 +290,14 @@ _ADAPTER: Final[TypeAdapter[Plan]] = TypeAdapter(Plan)
 
 
 def dump_plan(plan: Plan) -> str:
-    """The lock file's text: sorted keys, two-space indent, trailing newline; stable to the byte."""
-    return json.dumps(_ADAPTER.dump_python(plan, mode="json"), indent=2, sort_keys=True) + "\n"
+    """The lock file's text: sorted keys, two-space indent, trailing newline; stable to the byte.
+
+    `retired` is written only where a view was retired.
+    """
+    data = _ADAPTER.dump_python(plan, mode="json")
+    if not plan.retired:
+        del data["retired"]
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
 def load_plan(text: str | bytes, where: str = "plan.lock.json") -> Plan:

@@ -10,7 +10,7 @@ Symbols: a actions, n rows (users of one view in one micro-batch).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -65,7 +65,9 @@ class FoldCounts:
 class Folder:
     """Folds runs into the rows of some user views. Not for two calls at once.
 
-    epoch: of the source topic. patience_ms: how long a failing store is tried again.
+    epoch: of the source topic. patience_ms: how long a failing store is tried again. views may be
+    replaced between two calls. floors: view → {partition: the first offset it takes}; where none
+    is given, it takes all.
     """
 
     store: AsyncRowStore
@@ -73,6 +75,7 @@ class Folder:
     epoch: int
     side_output: SideOutput
     patience_ms: int
+    floors: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     counts: FoldCounts = field(default_factory=FoldCounts)
     _written: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -97,6 +100,13 @@ class Folder:
         finally:
             permitted.cancel()
             await asyncio.gather(permitted, return_exceptions=True)
+
+    def above_floor(self, view: ViewPlan, run: ActionRun) -> NDArray[np.bool_]:
+        """(a,) bool: the view's generation takes the action, for its place in the topic."""
+        takes = np.ones(len(run), bool)
+        for partition, floor in self.floors.get(view.name, {}).items():
+            takes &= (run.partition != partition) | (run.offset >= floor)
+        return takes
 
     def remember(self, key: str, fence: tuple[int, int]) -> None:
         """This fence was written."""
@@ -131,6 +141,7 @@ class _ViewFold:
         self.users, self.which = users, which
         self.layout: RowLayout = layout_of(view)
         self.keys = row_keys(view.name, view.generation, users.tolist())
+        self.takes = folder.above_floor(view, run)  # (a,)
         self.reported = False
 
     async def settle(self, permitted: asyncio.Future[None]) -> None:
@@ -201,12 +212,12 @@ class _ViewFold:
         return rows, status == Status.NOT_FOUND
 
     def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """(a,) bool: the action's row is of this round and has not seen its message."""
+        """(a,) bool: the action's row is of this round, takes its message and has not seen it."""
         row = place[self.which]  # (a,)
         epoch, offset = rows.epoch[row].astype(np.int64), rows.offset[row]  # (a,)
         newer = self.folder.epoch > epoch
         same = self.folder.epoch == epoch
-        return (row >= 0) & (newer | (same & (self.run.offset > offset)))
+        return self.takes & (row >= 0) & (newer | (same & (self.run.offset > offset)))
 
     async def _report(self, report: FoldReport, at: NDArray[np.intp]) -> None:
         """Send the side output, once and before any write: a crash repeats it, never loses it."""

@@ -23,6 +23,7 @@ class Positions:
     def __init__(self, store: AsyncRowStore, topic: str, group: str, epoch: int) -> None:
         self._store, self._topic, self._group = store, topic, group
         self._epoch = epoch
+        self._assigned: tuple[int, ...] = ()
         self._next: dict[int, int] = {}
         self._watermark_ms: dict[int, int] = {}
         self._stored: dict[int, int] = {}
@@ -41,6 +42,8 @@ class Positions:
 
         ends: partition → next offset. A partition that has none takes what the log still holds.
         """
+        tps = tuple(tps)
+        self._assigned = tuple(tp.partition for tp in tps)
         self._next = dict(ends)
         self._stored.clear()
         return {tp: ends.get(tp.partition, 0) for tp in tps}
@@ -68,6 +71,17 @@ class Positions:
             )
         self._next[fetched.tp.partition] = max(expected, fetched.next_offset)
         return records[max(0, expected - first) :]
+
+    def standing(self) -> dict[int, int]:
+        """The offset that comes next in each assigned partition, 0 where nothing came by yet."""
+        return {partition: self._next.get(partition, 0) for partition in self._assigned}
+
+    def with_watermarks(self, upto: Mapping[TP, int]) -> dict[int, tuple[int, int]]:
+        """Partition → (next offset, watermark in ms) of what is stored up to these offsets."""
+        return {
+            tp.partition: (offset, self._watermark_ms.get(tp.partition, 0))
+            for tp, offset in upto.items()
+        }
 
     def saw(self, partition: int, time_ms: int) -> None:
         """Something of this time came by; the watermark is the newest."""

@@ -9,6 +9,9 @@ the messages they came from count as stored, so a crash repeats them and never l
 Reading starts at the progress mark, which the store keeps beside the rows: a store that went back
 takes its mark with it, and the worker reads again from there. A topic id that changed under the
 worker (the broker lost its log) ends the process before anything of the new log is written.
+
+A plan that is published meanwhile is taken over between two micro-batches: from there on the worker
+folds the new plan's views, and a new generation fills from there (`streams.generations`).
 """
 
 from __future__ import annotations
@@ -22,17 +25,14 @@ from typing import Final
 from faust.types import TP
 
 from schemas.actions import encode_batch
-from schemas.errors import PlanError
 from schemas.names import (
     HEADER_CODE,
     HEADER_REASON,
     HEADER_SOURCE,
     HEADER_VIEW,
-    PLAN_KEY,
     dead_letter_topic,
     late_topic,
 )
-from schemas.plan import Plan, ViewPlan, load_plan
 from store.base import AsyncRowStore
 from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
@@ -40,6 +40,8 @@ from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.folding import Folder, OutsideActions
+from streams.following import PlanFollower
+from streams.generations import Generations
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.positions import Positions
 from streams.source import Source
@@ -82,22 +84,32 @@ class Worker:
         self._source = await Source.open(self._admin, facts, self._store, config.patience_ms)
         epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)
-        views = _views(await _published_plan(self._store), config.topic)
-        self._folder = Folder(self._store, views, epoch, self._send_late, config.patience_ms)
-        log.info(
-            "folding %s (epoch %d) into %s",
-            config.topic,
-            epoch,
-            ", ".join(f"{view.name}@{view.generation}" for view in views),
+        self._generations = Generations(
+            self._store, config.topic, config.group, epoch, config.patience_ms
         )
+        self._plan = PlanFollower(self._store, config.topic)
+        await self._plan.open()
+        views = self._plan.views
+        self._folder = Folder(self._store, views, epoch, self._send_late, config.patience_ms)
+        self._tell_views()
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
-        """The store's progress marks; the beginning where this log has none."""
-        return self._positions.begin(tps, await self._positions.marks())
+        """The store's progress marks; the beginning where this log has none.
+
+        The plan is looked at first: whoever had a partition before may have followed a newer one.
+        """
+        if await self._plan.look():
+            self._tell_views()
+        partitions = [tp.partition for tp in tps]
+        marks = await self._positions.marks()
+        ends = await self._generations.begin(self._plan.views, partitions, marks)
+        self._use_views()
+        return self._positions.begin(tps, ends)
 
     async def idle(self) -> None:
-        """Now and then say what was done, and look whether the log is still the same."""
+        """Now and then say what was done, and look whether log and plan are still the same."""
         await self._source.watch()
+        await self._follow()
         self._report()
 
     async def close(self) -> None:
@@ -112,6 +124,7 @@ class Worker:
         """Micro-batches of whole lists; each is stored and marked before the next."""
         if any(self._positions.goes_back(fetched) for fetched in lists):
             await self._source.check()
+        await self._follow()
         for batch in self._batches(lists):
             await self._store_batch(*batch)
         self._report()
@@ -146,9 +159,28 @@ class Worker:
             if len(run):
                 partition, newest = int(run.partition[0]), int(run.sent_ms.max())
                 self._positions.saw(partition, newest)
+        await self._generations.store(self._positions.with_watermarks(upto))
         await self._positions.store(upto, self._config.patience_ms)
         for tp, next_offset in upto.items():
             self._marks.advance(tp, next_offset)
+
+    async def _follow(self) -> None:
+        """Take over a newly published plan. All that was read is stored."""
+        if await self._plan.look_now_and_then():
+            await self._generations.change(self._plan.views, self._positions.standing())
+            self._use_views()
+            self._tell_views()
+
+    def _use_views(self) -> None:
+        self._folder.views, self._folder.floors = self._plan.views, self._generations.floors
+
+    def _tell_views(self) -> None:
+        log.info(
+            "folding %s (epoch %d) into %s",
+            self._config.topic,
+            self._source.epoch,
+            ", ".join(f"{view.name}@{view.generation}" for view in self._plan.views),
+        )
 
     async def _send_dead(self, dead: list[DeadLetter]) -> None:
         for letter in dead:
@@ -181,28 +213,3 @@ class Worker:
             return
         self._reported_s = clock_s
         log.info("stored so far: %s, %d dead letters", self._folder.counts, self._dead_letters)
-
-
-async def _published_plan(store: AsyncRowStore) -> Plan:
-    text = await store.get_text(PLAN_KEY)
-    if text is None:
-        raise PlanError(
-            f"store, {PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
-        )
-    return load_plan(text, f"store, {PLAN_KEY}")
-
-
-def _views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
-    """The user views that this topic feeds. Raises PlanError where there is none."""
-    fed = [view for view in plan.views if view.kind == "streamed" and view.source == topic]
-    views = tuple(view for view in fed if view.entity == "user")
-    if len(views) < len(fed):
-        log.warning("views keyed by item need a topic re-keyed by item; they are not folded here")
-    if not views:
-        raise PlanError(
-            "plan.views",
-            required=f"a streamed user view whose source is the topic {topic}",
-            got=", ".join(view.name for view in plan.views) or "no views",
-            do="declare one, then run `encore apply`",
-        )
-    return views

@@ -118,6 +118,18 @@ def test_paths_exist(page: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_each_rule_of_evolution_names_tests_that_exist() -> None:
+    """docs/evolution.md: rules numbered without a gap, each with `file::test` that is there."""
+    text = (ROOT / "docs" / "evolution.md").read_text("utf-8")
+    rules = re.findall(r"^\| (\d+) \|.*\| (.+) \|$", text, re.M)
+    assert [int(number) for number, _ in rules] == list(range(1, len(rules) + 1))
+    for number, tests in rules:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+        assert named, f"rule {number} names no test"
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text("utf-8"), f"rule {number}: {test}"
+
+
 @pytest.mark.parametrize("page", NAMES)
 def test_variables_exist(page: str) -> None:
     known = {variable(name) for name in Settings.model_fields} | {"ENCORE_CONFIG", "ENCORE_"}

@@ -1,8 +1,7 @@
-"""`encore apply`, `encore load`, `encore features`: from declarations to values."""
+"""`encore init`, `plan`, `apply`, `load`: from declarations to rows."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +20,58 @@ Examples:
   encore load --view users
   encore load --kuairand examples/kuairand
 """
-FEATURES_EPILOG = """\b
+INIT_EPILOG = """\b
 Examples:
-  encore features user_id=42
-  encore features user_id=42 video_id=7 --json
-  encore features user_id=42 --view user_activity --now-ms 1651708800000
+  encore init songs && cd songs && encore up
 """
+PLAN_EPILOG = """\b
+Examples:
+  encore plan                       what `encore apply` would change
+  encore plan --json
+"""
+
+
+def init(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
+) -> None:
+    """Write a new project: settings, features, a tiny source.
+
+    Its declarations compile as they are: `encore up` in DIR runs it, `encore load` fills in the
+    songs.
+    """
+    from encore.output import put
+    from encore.starter import create_project
+
+    for path in create_project(directory):
+        put(str(path))
+
+
+def plan(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Show what `apply` would change, and change nothing.
+
+    Compares the feature repo with the published plan; without a store, with plan.lock.json. Says
+    which features, generations and services change, and which live models that retires.
+    """
+    from encore.evolution import as_data, told
+    from encore.output import put, put_json
+    from predictor.live import live_models
+    from store.redis_store import RedisRowStore
+
+    call = invocation(context)
+    models, url = live_models(call.settings.packages), _store_url(call)
+    from catalog.apply import plan_repo  # Feast: seconds, so after what may be refused
+
+    if url is None:
+        found = plan_repo(call.settings.repo).difference
+    else:
+        with RedisRowStore(url) as store:
+            found = plan_repo(call.settings.repo, store).difference
+    if as_json:
+        put_json(as_data(found, models))
+        return
+    for line in told(found, models):
+        put(line)
 
 
 def apply(
@@ -34,26 +79,34 @@ def apply(
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Publish the plan to the store.")
     ] = True,
+    retire_models: Annotated[
+        bool, typer.Option("--retire-models", help="Remove slots though live models use them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile the feature repo into the plan and publish it.
 
     Runs Feast's apply, writes plan.lock.json beside the declarations, and hands the plan to the
     store, from which running workers and services take it over. What cannot be compiled is refused
-    before anything is written. Without changes nothing is written.
+    before anything is written, and so is removing a slot that a live model uses. Without changes
+    nothing is written.
     """
-    from encore.output import put_facts, put_json
+    from encore.evolution import as_data, guard, told
+    from encore.output import put, put_facts, put_json
+    from predictor.live import live_models
     from store.redis_store import RedisRowStore
 
     call = invocation(context)
     url = _store_url(call) if publish else None
+    models = live_models(call.settings.packages)
+    review = guard(models, retire=retire_models)
     from catalog.apply import apply as apply_repo  # Feast: seconds, so after what may be refused
 
     if url is None:
-        result = apply_repo(call.settings.repo)
+        result = apply_repo(call.settings.repo, review=review)
     else:
         with RedisRowStore(url) as store:
-            result = apply_repo(call.settings.repo, store)
+            result = apply_repo(call.settings.repo, store, review)
     plan, parent = result.plan, result.parent
     views = [f"{view.name}@{view.generation}" for view in plan.views]
     services = {service.name: service.fingerprint for service in plan.services}
@@ -67,9 +120,12 @@ def apply(
                 "lock": result.lock,
                 "views": views,
                 "services": services,
+                "difference": as_data(result.difference, models),
             }
         )
         return
+    for line in told(result.difference, models):
+        put(line)
     put_facts(
         {
             "plan": f"version {plan.version}, {'changed' if result.changed else 'as before'}",
@@ -137,37 +193,3 @@ def load(
         return
     header = ("view", "read", "entities", "written", "equal", "newer")
     put_table(header, [tuple(str(getattr(each, name)) for name in header) for each in done])
-
-
-def features(
-    context: typer.Context,
-    entities: Annotated[
-        list[str], typer.Argument(metavar="KEY=ID...", help="Join keys, such as user_id=42.")
-    ],
-    view: Annotated[str | None, typer.Option(help="This view alone.")] = None,
-    now_ms: Annotated[
-        int | None, typer.Option(help="Clock of the windows, ms since 1970. Default: now.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show an entity's features as a request would see them."""
-    from dataclasses import asdict
-
-    from encore.lookup import parse_entities, published_plan, read_features, views_of
-    from encore.output import put_json, put_table
-    from store.redis_store import RedisRowStore
-
-    ids = parse_entities(entities)
-    clock_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    with RedisRowStore(invocation(context).connected.store_url) as store:
-        views = views_of(published_plan(store), ids, view)
-        readings = read_features(store, views, ids, clock_ms)
-    if as_json:
-        put_json({"now_ms": clock_ms, "views": [asdict(reading) for reading in readings]})
-        return
-    rows = [
-        (reading.view, name, "-" if value is None else str(value), reading.status)
-        for reading in readings
-        for name, value in reading.values.items()
-    ]
-    put_table(("view", "feature", "value", "row"), rows)

@@ -12,7 +12,8 @@ from feast.protos.feast.core.StreamFeatureView_pb2 import (
     StreamFeatureView as StreamFeatureViewProto,
 )
 
-from catalog.apply import ApplyResult, apply
+from catalog.apply import ApplyResult, apply, plan_repo
+from catalog.difference import Difference
 from catalog.lock import LOCK_NAME, read_lock, require_lock, write_lock
 from catalog.online_store import EncoreOnlineStore
 from catalog.publish import publish, published
@@ -333,6 +334,72 @@ def test_another_apply_in_between_is_noticed() -> None:
 
     with pytest.raises(PlanError, match="another apply at the same time"):
         publish(Busy(), Plan(1, 0, (), ()))
+
+
+def test_planning_writes_nothing_and_applying_does_what_was_planned(repo: Path) -> None:
+    store = MemoryRowStore()
+    first = plan_repo(repo, store)
+    assert [each.name for each in repo.iterdir() if each.name == LOCK_NAME] == []
+    assert published(store) is None
+    assert apply(repo, store).difference == first.difference
+    add_window(repo)
+    before = (repo / LOCK_NAME).read_bytes()
+    planned = plan_repo(repo, store)
+    assert (repo / LOCK_NAME).read_bytes() == before
+    assert planned.parent == published(store) == first.plan
+    result = apply(repo, store)
+    assert result.difference == planned.difference
+    assert result.plan == planned.plan
+
+
+def test_a_review_prevents_an_apply(repo: Path) -> None:
+    def no(found: Difference) -> None:
+        raise PlanError("review", required="less", got=found.features[0].name)
+
+    store = MemoryRowStore()
+    with pytest.raises(PlanError, match="review: needs less, got user_activity"):
+        apply(repo, store, no)
+    assert not (repo / LOCK_NAME).exists()
+    assert published(store) is None
+
+
+def test_the_difference_is_to_what_the_store_serves(repo: Path) -> None:
+    """A plan that was applied without a store is part of what publishing it changes."""
+    store = MemoryRowStore()
+    apply(repo, store)
+    add_window(repo)
+    apply(repo)
+    found = apply(repo, store)
+    assert not found.changed
+    assert found.published
+    assert [each.name for each in found.difference.features] == ["user_activity.likes_1d"]
+
+
+def test_rule_8_who_is_told_keeps_registry_and_lock_as_they_were(repo: Path) -> None:
+    """Another line was published meanwhile: seen before, or just while publishing."""
+    store = MemoryRowStore()
+    first = apply(repo, store)
+    held = [path.read_bytes() for path in (first.lock, first.registry)]
+    rival = replace(first.plan, version=2, parent=1, views=first.plan.views[:1], services=())
+
+    class Late(MemoryRowStore):
+        def compare_and_set_text(
+            self, key: str, version_key: str, expected_version: int, text: str
+        ) -> bool:
+            store.compare_and_set_text(key, version_key, expected_version, dump_plan(rival))
+            return store.compare_and_set_text(key, version_key, expected_version, text)
+
+    late = Late()
+    for key in (PLAN_KEY, PLAN_VERSION_KEY):
+        late.put_text(key, store.get_text(key) or "")
+    add_window(repo)
+    with pytest.raises(PlanError, match="got another apply at the same time"):
+        apply(repo, late)
+    assert [path.read_bytes() for path in (first.lock, first.registry)] == held
+    with pytest.raises(PlanError, match="needs a plan older than version 2, got version 2"):
+        apply(repo, store)
+    assert [path.read_bytes() for path in (first.lock, first.registry)] == held
+    assert published(store) == rival
 
 
 def test_a_store_with_another_text_is_refused() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from predictor.card import CURRENT, WEIGHTS
 from predictor.generation import Generations
 from predictor.package import publish_package
 from predictor.watcher import WatchConfig, Watcher
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
+from schemas.plan import dump_plan
 from store.memory import AsyncMemoryRowStore
 from tests.predictor.support import PLAN, publish
 
@@ -50,5 +53,27 @@ def test_refused_repaired_and_back(tmp_path: Path) -> None:
         await watcher.look(polite=False)
         assert watcher.refusals == {}
         assert generations.current.fine.name == second.name
+
+    asyncio.run(scenario())
+
+
+def test_a_plan_is_followed_whatever_its_version_in_a_new_store() -> None:
+    """A new store counts publications from 1, whatever versions its plans have."""
+
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        first = replace(PLAN, version=2, parent=1)
+        generations = Generations(first, "ranking")
+        watcher = Watcher(generations, store, WatchConfig(None))
+        await store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, 0, dump_plan(first))
+        await watcher.look()
+        await watcher.look()
+        assert generations.current.number == 1, "what serves already is not swapped in again"
+        second = replace(first, version=3, parent=2)
+        await store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, 1, dump_plan(second))
+        await watcher.look()
+        assert generations.current.plan == second
+        await watcher.look()
+        assert generations.current.number == 2
 
     asyncio.run(scenario())

@@ -1,0 +1,307 @@
+"""What changes from one plan to the next, for people who are about to apply it.
+
+A pure function of two plans: `encore plan` shows it beforehand, `encore apply` shows the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal
+
+from catalog.durations import text
+from schemas.plan import (
+    FeaturePlan,
+    Plan,
+    SequenceSlotPlan,
+    ServicePlan,
+    SlotPlan,
+    ViewPlan,
+)
+
+What = Literal["added", "changed", "removed"]
+
+_STARTS: Final = {
+    "streamed": "starts empty and fills from the worker's position on",
+    "batch": "starts empty until `encore load`",
+}
+
+
+@dataclass(frozen=True)
+class FeatureChange:
+    """One feature, `view.feature`. details: what is different, empty for added and removed."""
+
+    what: What
+    name: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ViewChange:
+    """One view. generations: before and after, 0 where there is none; rows of a generation are
+    kept apart by their keys. reasons: why a new one is needed, or what else changes in place."""
+
+    what: What
+    name: str
+    kind: str
+    before: int
+    after: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def new_generation(self) -> bool:
+        """Rows of the view start empty."""
+        return self.what == "changed" and self.before != self.after
+
+
+@dataclass(frozen=True)
+class ServiceChange:
+    """One service whose fingerprint changes, which retires the models made for the old one.
+
+    before, after: fingerprints, "" where there is none. Slots are named as in the plan.
+    """
+
+    what: What
+    name: str
+    before: str
+    after: str
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    reordered: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """From plan version `before` (0: none) to `after`; equal versions are equal plans."""
+
+    before: int
+    after: int
+    features: tuple[FeatureChange, ...] = ()
+    views: tuple[ViewChange, ...] = ()
+    services: tuple[ServiceChange, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was declared anew."""
+        return self.before == self.after
+
+
+def difference(before: Plan | None, after: Plan) -> Difference:
+    """What `after` changes; `before` None is a first plan."""
+    held = before if before is not None else Plan(0, 0, (), ())
+    old, new = _by_name(held.views), _by_name(after.views)
+    return Difference(
+        held.version,
+        after.version,
+        tuple(change for name in _names(old, new) for change in _features(name, old, new)),
+        tuple(change for name in _names(old, new) for change in _view(name, old, new, held)),
+        tuple(_services(held, after)),
+    )
+
+
+def _by_name(things: Iterable[Any]) -> dict[str, Any]:
+    return {thing.name: thing for thing in things}
+
+
+def _names(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted({*old, *new})
+
+
+# --- features -------------------------------------------------------------------------------
+
+
+def _features(
+    name: str, old: Mapping[str, ViewPlan], new: Mapping[str, ViewPlan]
+) -> list[FeatureChange]:
+    before = _by_name(old[name].features) if name in old else {}
+    after = _by_name(new[name].features) if name in new else {}
+    changes = []
+    for feature in _names(before, after):
+        where = f"{name}.{feature}"
+        if feature not in before:
+            changes.append(FeatureChange("added", where))
+        elif feature not in after:
+            changes.append(FeatureChange("removed", where))
+        else:
+            details = _feature_details((old[name], before[feature]), (new[name], after[feature]))
+            if details:
+                changes.append(FeatureChange("changed", where, details))
+    return changes
+
+
+def _feature_details(
+    before: tuple[ViewPlan, FeaturePlan], after: tuple[ViewPlan, FeaturePlan]
+) -> tuple[str, ...]:
+    (old_view, old), (new_view, new) = before, after
+    found = []
+    if old.window_ms != new.window_ms:
+        found.append(f"window {text(old.window_ms)} → {text(new.window_ms)}")
+    for name in ("dtype", "kind", "capacity"):
+        if getattr(old, name) != getattr(new, name):
+            found.append(f"{name} {getattr(old, name)} → {getattr(new, name)}")
+    if old_view.written.get(old.source) != new_view.written.get(new.source):
+        found.append("transform when written")
+    if _computed_from(old_view, old) != _computed_from(new_view, new):
+        found.append("what it is computed from")
+    return tuple(found)
+
+
+def _computed_from(view: ViewPlan, feature: FeaturePlan) -> tuple[Any, ...]:
+    """The actions and columns behind a feature, without where they are stored."""
+    rings = [
+        (a.function, a.action, a.column) for a in view.accumulators if a.field == feature.source
+    ]
+    held = [(s.action, s.columns) for s in view.sequences if feature.source in s.fields]
+    return (*rings, *held)
+
+
+# --- views ----------------------------------------------------------------------------------
+
+
+def _view(
+    name: str, old: Mapping[str, ViewPlan], new: Mapping[str, ViewPlan], held: Plan
+) -> list[ViewChange]:
+    if name not in old:
+        after = new[name]
+        used = held.retired.get(name, 0)
+        reasons: tuple[str, ...] = (f"the name was used up to generation {used}",) if used else ()
+        return [ViewChange("added", name, after.kind, 0, after.generation, reasons)]
+    before = old[name]
+    if name not in new:
+        return [ViewChange("removed", name, before.kind, before.generation, 0)]
+    after = new[name]
+    if before == after:
+        return []
+    reasons = tuple(_state_reasons(before, after))
+    if before.generation == after.generation and before.ttl_ms != after.ttl_ms:
+        reasons = (*reasons, f"ttl {text(before.ttl_ms)} → {text(after.ttl_ms)}")
+    return [ViewChange("changed", name, after.kind, before.generation, after.generation, reasons)]
+
+
+def _state_reasons(before: ViewPlan, after: ViewPlan) -> Iterable[str]:
+    """What of the stored state or values is another."""
+    for name in ("kind", "entity", "source", "timestamp_field"):
+        if getattr(before, name) != getattr(after, name):
+            yield f"{name} {getattr(before, name)} → {getattr(after, name)}"
+    for name in ("skew_ms", "future_ms"):
+        if getattr(before, name) != getattr(after, name):
+            yield f"{name} {text(getattr(before, name))} → {text(getattr(after, name))}"
+    same = before.generation == after.generation
+    stored = {"field": "stored field", "ring": "ring", "sequence": "sequence", "ids": "stored ids"}
+    for part, label in stored.items():
+        old, new = _parts(before, part), _parts(after, part)
+        if same and part != "field":
+            continue  # computed when a row is read
+        for what, chosen in (
+            ("new", [name for name in new if name not in old]),
+            ("changed", [name for name in new if name in old and new[name] != old[name]]),
+            ("dropped", [] if same else [name for name in old if name not in new]),
+        ):
+            if chosen:
+                yield f"{what} {label} {', '.join(sorted(chosen))}"
+
+
+def _parts(view: ViewPlan, part: str) -> dict[str, Any]:
+    """What a row of the view holds, by name, in one respect."""
+    in_rings = {name for a in view.accumulators for name in (a.field, a.head)}
+    in_rings |= {name for s in view.sequences for name in (*s.fields, s.time_field)}
+    match part:
+        case "field":
+            return {f.name: (f.dtype, f.capacity) for f in view.fields if f.name not in in_rings}
+        case "ring":
+            return {a.field: (a.hop_ms, a.tiles, a.action, a.column) for a in view.accumulators}
+        case "sequence":
+            return {s.name: (s.action, s.columns, s.capacity) for s in view.sequences}
+        case _:
+            return dict(view.written)
+
+
+# --- services -------------------------------------------------------------------------------
+
+
+def _services(held: Plan, after: Plan) -> Iterable[ServiceChange]:
+    old, new = _by_name(held.services), _by_name(after.services)
+    for name in _names(old, new):
+        before = _slots(old[name], held) if name in old else {}
+        later = _slots(new[name], after) if name in new else {}
+        if name not in old:
+            yield ServiceChange("added", name, "", new[name].fingerprint)
+        elif name not in new:
+            yield ServiceChange("removed", name, old[name].fingerprint, "", removed=tuple(before))
+        elif old[name].fingerprint != new[name].fingerprint:
+            kept = [slot for slot in before if slot in later]
+            yield ServiceChange(
+                "changed",
+                name,
+                old[name].fingerprint,
+                new[name].fingerprint,
+                added=tuple(slot for slot in later if slot not in before),
+                changed=tuple(slot for slot in kept if before[slot] != later[slot]),
+                removed=tuple(slot for slot in before if slot not in later),
+                reordered=kept != [slot for slot in later if slot in before],
+            )
+
+
+def _slots(service: ServicePlan, plan: Plan) -> dict[str, Any]:
+    """Everything a service's tensors are made of, by name, in order, with what is behind it."""
+    groups = [getattr(service, field.name) for field in fields(service)]
+    slots = [slot for group in groups if isinstance(group, tuple) for slot in group]
+    return {slot.name: (slot, _behind(slot, plan)) for slot in slots}
+
+
+def _behind(slot: Any, plan: Plan) -> Any:
+    """The feature of a slot with its rings and sequences; None for a slot that has no feature."""
+    if not isinstance(slot, SlotPlan | SequenceSlotPlan):
+        return None
+    view = plan.view(slot.view)
+    feature = view.feature(slot.feature)
+    rings = [ring for ring in view.accumulators if ring.field == feature.source]
+    return feature, rings, [held for held in view.sequences if feature.source in held.fields]
+
+
+# --- for people -----------------------------------------------------------------------------
+
+_SIGNS: Final[dict[What, str]] = {"added": "+", "changed": "~", "removed": "-"}
+
+
+def lines(found: Difference) -> list[str]:
+    """The difference as text, one change a line; a single line where there is none."""
+    if found.empty:
+        return [f"plan version {found.before}: nothing changes"]
+    head = f"plan version {found.before or 'none'} → {found.after}"
+    parts = [head, *map(_feature_line, found.features)]
+    parts += [line for view in found.views for line in _view_lines(view)]
+    parts += [line for service in found.services for line in _service_lines(service)]
+    return parts
+
+
+def _feature_line(change: FeatureChange) -> str:
+    details = f"  ({'; '.join(change.details)})" if change.details else ""
+    return f"  {_SIGNS[change.what]} feature {change.name}{details}"
+
+
+def _view_lines(change: ViewChange) -> list[str]:
+    sign, why = _SIGNS[change.what], f": {'; '.join(change.reasons)}" if change.reasons else ""
+    if change.what == "removed":
+        return [f"  {sign} view {change.name}@{change.before}: its rows are read no more"]
+    if change.what == "added":
+        return [f"  {sign} view {change.name}@{change.after}{why}; {_STARTS[change.kind]}"]
+    if change.new_generation:
+        head = f"  {sign} view {change.name}@{change.before} → @{change.after}, a new generation"
+        return [f"{head}{why}; {_STARTS[change.kind]}"]
+    return [f"  {sign} view {change.name}@{change.after}, in place{why}"]
+
+
+def _service_lines(change: ServiceChange) -> list[str]:
+    sign = _SIGNS[change.what]
+    marks = " → ".join(mark for mark in (change.before, change.after) if mark)
+    found = [f"  {sign} service {change.name} ({marks})"]
+    if change.what == "changed":
+        for what in ("added", "changed", "removed"):
+            slots = getattr(change, what)
+            if slots:
+                found.append(f"      slots {what}: {', '.join(slots)}")
+        if change.reordered:
+            found.append("      slots in another order")
+    return found

@@ -1,0 +1,147 @@
+"""What the published plan says of its features, for people: a list of all, a page of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from catalog.durations import text
+from schemas.errors import PlanError
+from schemas.plan import FeaturePlan, Plan, SequenceSlotPlan, SlotPlan, TransformPlan, ViewPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One feature. of: what it is computed from. services: those with a slot of it."""
+
+    view: str
+    generation: int
+    feature: str
+    entity: str
+    type: str
+    of: str
+    services: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`view.feature`, as `describe` takes it."""
+        return f"{self.view}.{self.feature}"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPage:
+    """One slot of the feature. side: user, item or sequence."""
+
+    service: str
+    side: str
+    slot: str
+    ids: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All there is to say of a feature. stored: the row's fields behind it, with their ids."""
+
+    summary: Described
+    key: str
+    source: str
+    ttl: str
+    stored: tuple[str, ...]
+    slots: tuple[SlotPage, ...]
+
+
+def all_features(plan: Plan, view: str | None = None) -> list[Described]:
+    """Every feature of the plan, or of one view. Raises PlanError for an unknown view."""
+    views = [plan.view(view)] if view is not None else list(plan.views)
+    return [_described(plan, each, feature) for each in views for feature in each.features]
+
+
+def describe(plan: Plan, name: str) -> Page:
+    """The page of `view.feature`, or of a feature whose name no other view has.
+
+    Raises PlanError for an unknown name, or one that several views have.
+    """
+    known = all_features(plan)
+    hits = [each for each in known if name in (each.name, each.feature)]
+    if len(hits) != 1:
+        names = ", ".join(each.name for each in (hits or known))
+        raise PlanError(
+            "features.show",
+            required=f"one of {names}",
+            got=repr(name),
+            do="name it as view.feature" if hits else "see `encore features list`",
+        )
+    found = hits[0]
+    view = plan.view(found.view)
+    feature = view.feature(found.feature)
+    fields = [
+        f"{field.name} (id {field.id}, {_type(field.dtype, field.capacity)})"
+        for field in view.fields
+        if field.name in _stored(view, feature)
+    ]
+    return Page(
+        found,
+        key=f"{view.name}@{view.generation}:{{{view.join_key}}}",
+        source=f"{'topic' if view.kind == 'streamed' else 'Parquet'} {view.source}",
+        ttl=text(view.ttl_ms) if view.ttl_ms else "none",
+        stored=tuple(fields),
+        slots=tuple(_slots(plan, view, feature)),
+    )
+
+
+def _described(plan: Plan, view: ViewPlan, feature: FeaturePlan) -> Described:
+    services = dict.fromkeys(slot.service for slot in _slots(plan, view, feature))
+    return Described(
+        view.name,
+        view.generation,
+        feature.name,
+        view.entity,
+        _type(feature.dtype, feature.capacity),
+        _origin(view, feature),
+        tuple(services),
+    )
+
+
+def _type(dtype: str, capacity: int) -> str:
+    return f"{dtype}[{capacity}]" if capacity else dtype
+
+
+def _origin(view: ViewPlan, feature: FeaturePlan) -> str:
+    for ring in view.accumulators:
+        if ring.field == feature.source and feature.kind == "window":
+            what = f"{ring.function} of {ring.action}{'.' + ring.column if ring.column else ''}"
+            return f"{what}, {text(feature.window_ms)} in hops of {text(ring.hop_ms)}"
+    for held in view.sequences:
+        if feature.source in (*held.fields, held.time_field) and feature.kind == "sequence":
+            columns = dict(zip(held.fields, held.columns, strict=True))
+            column = columns.get(feature.source, "time_ms")
+            return f"newest {feature.capacity} of {held.action}.{column}"
+    return "attribute"
+
+
+def _stored(view: ViewPlan, feature: FeaturePlan) -> set[str]:
+    names = {feature.source}
+    names |= {ring.head for ring in view.accumulators if ring.field == feature.source}
+    names |= {held.time_field for held in view.sequences if feature.source in held.fields}
+    return names
+
+
+def _slots(plan: Plan, view: ViewPlan, feature: FeaturePlan) -> list[SlotPage]:
+    pages = []
+    for service in plan.services:
+        sides: dict[str, tuple[SlotPlan, ...] | tuple[SequenceSlotPlan, ...]] = {
+            "user": service.user_slots,
+            "item": service.item_slots,
+            "sequence": service.sequences,
+        }
+        for side, slots in sides.items():
+            pages += [
+                SlotPage(service.name, side, slot.name, _ids(slot.transform), slot.table)
+                for slot in slots
+                if (slot.view, slot.feature) == (view.name, feature.name)
+            ]
+    return pages
+
+
+def _ids(transform: TransformPlan) -> str:
+    return f"{transform.kind} of {transform.size} ids"

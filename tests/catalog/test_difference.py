@@ -1,0 +1,195 @@
+"""What a plan changes, in words: each kind of change alone, and the text people read."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+
+from catalog.compiler import compile_plan
+from catalog.declare import (
+    DAY,
+    HOUR,
+    Int64,
+    String,
+    count,
+    feature,
+    hashed,
+    identity,
+    last_n,
+    vocab,
+)
+from catalog.difference import Difference, difference, lines
+from catalog.publish import publish, published
+from schemas.errors import PlanError
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
+from schemas.plan import Plan, dump_plan
+from store.redis_store import RedisRowStore
+from tests.catalog.declarations import USER_FIELDS, WINDOWS, Repo
+
+FIRST = Repo().compiled()
+
+
+def from_first(changed: Repo) -> Difference:
+    return difference(FIRST, changed.compiled(FIRST))
+
+
+def test_no_change_is_one_line() -> None:
+    found = from_first(Repo())
+    assert found.empty
+    assert lines(found) == ["plan version 1: nothing changes"]
+
+
+def test_a_first_plan_adds_everything() -> None:
+    found = difference(None, FIRST)
+    assert {change.what for change in found.features} == {"added"}
+    assert {change.what for change in found.views} == {"added"}
+    assert {change.what for change in found.services} == {"added"}
+    assert [view.name for view in found.views] == ["user_activity", "users", "videos"]
+    assert len(found.features) == sum(len(view.features) for view in FIRST.views)
+    assert lines(found)[0] == "plan version none → 1"
+
+
+def test_a_window_more_needs_a_generation_and_says_why() -> None:
+    found = from_first(
+        replace(Repo(), windows=[*WINDOWS, count("likes_1h", "like", HOUR, hashed(8))])
+    )
+    assert [(each.what, each.name) for each in found.features] == [
+        ("added", "user_activity.likes_1h")
+    ]
+    (view,) = found.views
+    assert (view.before, view.after, view.new_generation) == (1, 2, True)
+    assert len(view.reasons) == 1
+    assert view.reasons[0].startswith("new ring")
+    (service,) = found.services
+    assert service.added == ("user_activity__likes_1h",)
+    assert (service.changed, service.removed, service.reordered) == ((), (), False)
+    text = lines(found)
+    assert text[0] == "plan version 1 → 2"
+    assert text[1] == "  + feature user_activity.likes_1h"
+    assert text[2].startswith("  ~ view user_activity@1 → @2, a new generation: new ring")
+    assert text[2].endswith("; starts empty and fills from the worker's position on")
+    assert text[3].startswith(f"  ~ service ranking ({FIRST.service('ranking').fingerprint} → ")
+    assert text[4] == "      slots added: user_activity__likes_1h"
+
+
+def test_a_window_of_another_length_is_a_change() -> None:
+    windows = [count("clicks_1h", "click", 2 * HOUR, hashed(8)), *WINDOWS[1:]]
+    found = from_first(replace(Repo(), windows=windows))
+    assert found.features[0].what == "changed"
+    assert found.features[0].details[0] == "window 1 h → 2 h"
+    assert "user_activity__clicks_1h" in found.services[0].changed
+
+
+def test_another_transform_changes_slots_and_no_feature() -> None:
+    fields = [USER_FIELDS[0], feature("fans", Int64, identity(8)), USER_FIELDS[2]]
+    found = from_first(replace(Repo(), user_fields=fields))
+    assert (found.features, found.views) == ((), ())
+    assert found.services[0].changed == ("users__fans",)
+
+
+def test_another_vocabulary_of_stored_ids_is_a_new_generation() -> None:
+    fields = [feature("degree", String, vocab(["low", "full", "new"])), *USER_FIELDS[1:]]
+    found = from_first(replace(Repo(), user_fields=fields))
+    assert found.features[0].details == ("transform when written",)
+    assert found.views[0].reasons == ("changed stored ids degree",)
+    assert lines(found)[2].endswith("; starts empty until `encore load`")
+
+
+def test_what_changes_in_place_says_so() -> None:
+    found = from_first(replace(Repo(), activity_ttl=timedelta(days=30)))
+    assert lines(found) == [
+        "plan version 1 → 2",
+        "  ~ view user_activity@1, in place: ttl 0 ms → 30 d",
+    ]
+    more = from_first(
+        replace(Repo(), user_fields=[*USER_FIELDS, feature("age", Int64, identity(9))])
+    )
+    assert more.views[0].reasons == ("new stored field age",)
+    assert not more.views[0].new_generation
+
+
+def test_a_feature_less() -> None:
+    found = from_first(replace(Repo(), windows=WINDOWS[:-1]))
+    assert [each.what for each in found.features] == ["removed"]
+    assert any(reason.startswith("dropped sequence") for reason in found.views[0].reasons)
+    assert found.services[0].removed == ("user_activity__liked_authors",)
+
+
+def test_slots_in_another_order() -> None:
+    found = from_first(replace(Repo(), selection={"videos": ["tag", "author_id"]}))
+    assert found.services[0].reordered
+    assert lines(found)[-1] == "      slots in another order"
+
+
+def test_a_view_and_a_service_less() -> None:
+    kept = Plan(2, 1, FIRST.views[:1], (), retired={"users": 1, "videos": 1})
+    found = difference(FIRST, kept)
+    assert "  - view users@1: its rows are read no more" in lines(found)
+    (service,) = found.services
+    assert (service.what, service.after) == ("removed", "")
+    assert "users__fans" in service.removed
+
+
+# --- rule 6: a name that comes back ----------------------------------------------------------
+
+
+def without_users(parent: Plan) -> Plan:
+    definitions = Repo().definitions()
+    views = tuple(view for view in definitions.views if view.name != "users")
+    return compile_plan(replace(definitions, views=views, services=()), parent)
+
+
+def test_rule_6_a_name_that_comes_back_begins_at_the_next_generation() -> None:
+    gone = without_users(FIRST)
+    assert gone.retired == {"users": 1}
+    again = without_users(gone)
+    assert again is gone, "nothing changes, so nothing is retired twice"
+    back = Repo().compiled(gone)
+    assert back.view("users").generation == 2
+    assert back.retired == {}
+    view = next(view for view in difference(gone, back).views if view.name == "users")
+    assert view.reasons == ("the name was used up to generation 1",)
+
+
+# --- two people at once ---------------------------------------------------------------------
+
+
+def test_rule_8_of_two_applies_at_once_one_wins_and_one_is_told(valkey: str) -> None:
+    """Threads on the real store, again and again from one parent."""
+    mine = replace(Repo(), windows=[*WINDOWS, count("likes_1d", "like", DAY, hashed(8))])
+    theirs = replace(Repo(), windows=[*WINDOWS, last_n("more", "play.item", 9, hashed(8))])
+    rivals = [each.compiled(FIRST) for each in (mine, theirs)]
+    for _ in range(10):
+        with RedisRowStore(valkey) as store:
+            counter = int(store.get_text(PLAN_VERSION_KEY) or 0)
+            store.put_text(PLAN_KEY, dump_plan(FIRST))
+            outcomes = publish_at_once(valkey, rivals)
+            (told,) = [each for each in outcomes if each is not True]
+            assert isinstance(told, PlanError)
+            assert "another apply" in str(told)
+            assert "run `encore apply` again" in str(told)
+            assert published(store) == rivals[outcomes.index(True)]
+            assert store.get_text(PLAN_VERSION_KEY) == str(counter + 1)
+
+
+def publish_at_once(url: str, plans: list[Plan]) -> list[object]:
+    """What each publication returned or raised, each by a thread with a connection of its own."""
+    together = threading.Barrier(len(plans))
+    outcomes: list[object] = [None] * len(plans)
+
+    def run(place: int) -> None:
+        with RedisRowStore(url) as store:
+            store.ping()
+            together.wait()
+            try:
+                outcomes[place] = publish(store, plans[place])
+            except PlanError as error:
+                outcomes[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(plans))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
