@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from encore.starter import create_project
 from encore.supervise import Supervisor
 from schemas.actions import ACTION, ActionType, decode_batch
 from schemas.names import ACTIONS_TOPIC, floors_keys, generation_group
+from schemas.plan import Plan
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from streams.generations import parse_floors
 from streams.producer import ActionProducer
@@ -208,6 +210,7 @@ def test_a_feature_added_changed_and_removed_under_load(stack: Running) -> None:
             assert applied["difference"] == beforehand
             plan = require_lock(stack.project / "feature_repo" / LOCK_NAME)
             load.wait_served(plan.version)
+            wait_until(partial(folds, stack.settings, plan), 30)
             assert stack.served()["fingerprint"] == beforehand["services"][0]["after"]
             load.go_on(5)
             assert {each["name"]: each["what"] for each in beforehand["features"]} == features
@@ -222,6 +225,14 @@ def test_a_feature_added_changed_and_removed_under_load(stack: Running) -> None:
     assert stack.processes.stop("stream") == 0
     with RedisRowStore(stack.settings.store_url) as store:
         check_rows(store, stack.settings, plans, load.ends)
+
+
+def folds(settings: Settings, plan: Plan) -> bool:
+    """Whether the worker has taken this plan over: its generation has floors."""
+    generation = plan.view(VIEW).generation
+    key, _ = floors_keys(ACTIONS_TOPIC, settings.group, VIEW, generation)
+    with RedisRowStore(settings.store_url) as store:
+        return store.get_text(key) is not None
 
 
 def check_replies(replies: list[RankReply]) -> None:
