@@ -21,27 +21,19 @@ from typing import Final
 
 from faust.types import TP
 
-from schemas.actions import encode_batch
 from schemas.errors import PlanError
-from schemas.names import (
-    HEADER_CODE,
-    HEADER_REASON,
-    HEADER_SOURCE,
-    HEADER_VIEW,
-    PLAN_KEY,
-    dead_letter_topic,
-    late_topic,
-)
-from schemas.plan import Plan, ViewPlan, load_plan
+from schemas.plan import Plan, ViewPlan
 from store.base import AsyncRowStore
 from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
-from streams.folding import Folder, OutsideActions
+from streams.folding import Folder
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
+from streams.plans import published_plan
 from streams.positions import Positions
+from streams.side_outputs import SideOutputs
 from streams.source import Source
 from streams.transport import Marks
 
@@ -60,9 +52,6 @@ class Worker:
 
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
-        self._dead = dead_letter_topic(config.topic)
-        self._late = late_topic(config.topic)
-        self._dead_letters = 0
         self._reported_s = time.monotonic()
 
     # --- life -------------------------------------------------------------------------------
@@ -70,7 +59,8 @@ class Worker:
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epoch."""
         config = self._config
-        self._send, self._marks = send, marks
+        self._marks = marks
+        self._aside = SideOutputs(config.topic, send)
         self._store: AsyncRowStore = AsyncRedisRowStore(
             StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
         )
@@ -82,8 +72,8 @@ class Worker:
         self._source = await Source.open(self._admin, facts, self._store, config.patience_ms)
         epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)
-        views = _views(await _published_plan(self._store), config.topic)
-        self._folder = Folder(self._store, views, epoch, self._send_late, config.patience_ms)
+        views = _views(await published_plan(self._store), config.topic)
+        self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
         log.info(
             "folding %s (epoch %d) into %s",
             config.topic,
@@ -140,7 +130,7 @@ class Worker:
     async def _store_batch(
         self, runs: list[ActionRun], dead: list[DeadLetter], upto: dict[TP, int]
     ) -> None:
-        await self._send_dead(dead)
+        await self._aside.send_dead(dead)
         await self._folder.apply(join_runs(runs), self._source.check)
         for run in runs:
             if len(run):
@@ -150,54 +140,23 @@ class Worker:
         for tp, next_offset in upto.items():
             self._marks.advance(tp, next_offset)
 
-    async def _send_dead(self, dead: list[DeadLetter]) -> None:
-        for letter in dead:
-            record = letter.record
-            log.warning("dead letter: %s", letter.error)
-            await self._send(self._dead, record.key, record.value, letter.headers())
-        self._dead_letters += len(dead)
-
-    async def _send_late(self, run: ActionRun, outside: list[OutsideActions]) -> None:
-        """One message for each source message, view and reason."""
-        for group in outside:
-            part = run.at(group.at)
-            sources = list(zip(part.partition.tolist(), part.offset.tolist(), strict=True))
-            starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
-            for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
-                actions, (partition, offset) = part.actions[start:end], sources[start]
-                headers = {
-                    HEADER_CODE: group.reason.encode(),
-                    HEADER_REASON: f"{group.reason} for {group.view}".encode(),
-                    HEADER_VIEW: group.view.encode(),
-                    HEADER_SOURCE: f"{self._config.topic}/{partition}/{offset}".encode(),
-                }
-                key = b"%d" % int(actions["user"][0])
-                value = encode_batch(actions, int(part.sent_ms[start]))
-                await self._send(self._late, key, value, headers)
-
     def _report(self, now: bool = False) -> None:
         clock_s = time.monotonic()
         if not now and clock_s - self._reported_s < REPORT_EVERY_S:
             return
         self._reported_s = clock_s
-        log.info("stored so far: %s, %d dead letters", self._folder.counts, self._dead_letters)
-
-
-async def _published_plan(store: AsyncRowStore) -> Plan:
-    text = await store.get_text(PLAN_KEY)
-    if text is None:
-        raise PlanError(
-            f"store, {PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
+        log.info(
+            "stored so far: %s, %d dead letters", self._folder.counts, self._aside.dead_letters
         )
-    return load_plan(text, f"store, {PLAN_KEY}")
 
 
 def _views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
     """The user views that this topic feeds. Raises PlanError where there is none."""
-    fed = [view for view in plan.views if view.kind == "streamed" and view.source == topic]
-    views = tuple(view for view in fed if view.entity == "user")
-    if len(views) < len(fed):
-        log.warning("views keyed by item need a topic re-keyed by item; they are not folded here")
+    views = tuple(
+        view
+        for view in plan.views
+        if view.kind == "streamed" and view.entity == "user" and view.source == topic
+    )
     if not views:
         raise PlanError(
             "plan.views",
