@@ -196,7 +196,7 @@ def forget_rekeyed(stack: Stack) -> None:
     import redis
 
     client = redis.Redis.from_url(stack.config.store_url)
-    keys = list(client.keys(f"encore:progress:{stack.config.topic}:*.rekey.*"))
+    keys: Any = client.keys(f"encore:progress:{stack.config.topic}:*.rekey.*")
     assert len(keys) == 1
     client.delete(*keys)
     client.close()
