@@ -62,6 +62,7 @@ from catalog.transforms import (
     log_buckets,
     vocab,
 )
+from schemas.names import by_item_topic
 from schemas.plan import Side
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "String",
     "Windowed",
     "actions",
+    "actions_by_item",
     "batch_view",
     "boundaries",
     "contains",
@@ -299,7 +301,9 @@ def batch_view(
 
 
 def actions(topic: str, *, archive: str = "archive") -> KafkaSource:
-    """The topic that feeds streamed views. archive: where its Parquet files lie, as a `path` above.
+    """The topic that feeds streamed views of users.
+
+    archive: where its Parquet files lie, as a `path` above.
 
     Servers are a setting of the deployment, not of a declaration, so none are named here.
     """
@@ -312,6 +316,14 @@ def actions(topic: str, *, archive: str = "archive") -> KafkaSource:
             name=f"{topic}_archive", path=f"{archive}/{topic}", timestamp_field="time_ms"
         ),
     )
+
+
+def actions_by_item(topic: str, *, archive: str = "archive") -> KafkaSource:
+    """The same actions, re-keyed by item (`encore items`): what feeds streamed views of items.
+
+    topic: the one keyed by user.
+    """
+    return actions(by_item_topic(topic), archive=archive)
 
 
 def streamed_view(

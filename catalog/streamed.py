@@ -35,7 +35,8 @@ from catalog.fields import (
 )
 from schemas.actions import ACTION_TYPES, ActionType
 from schemas.errors import DeclarationError
-from schemas.plan import AccumulatorPlan, Dtype, FeaturePlan, SequencePlan
+from schemas.names import BY_ITEM_SUFFIX
+from schemas.plan import AccumulatorPlan, Dtype, FeaturePlan, SequencePlan, Side
 
 MAX_TILES: Final = 4_096
 DEFAULT_SKEW_MS: Final = 10 * MINUTE_MS
@@ -114,7 +115,7 @@ def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) ->
         name=view.name,
         entity=side,
         join_key=entity.join_key,
-        source=_topic(view),
+        source=_topic(view, side),
         ttl_ms=ttl_of(view, max((window.window_ms for window in windows), default=0)),
         streamed=True,
         fields=tuple(fields),
@@ -144,7 +145,7 @@ def _refuse_code(view: StreamFeatureView) -> None:
         )
 
 
-def _topic(view: StreamFeatureView) -> str:
+def _topic(view: StreamFeatureView, side: Side) -> str:
     source = view.stream_source
     topic = source.kafka_options.topic if isinstance(source, KafkaSource) else ""
     if not topic:
@@ -153,6 +154,16 @@ def _topic(view: StreamFeatureView) -> str:
             required="a KafkaSource with a topic",
             got=type(source).__name__,
             do='declare source=actions("…"): windowed views are fed by their topic, not by push',
+        )
+    by_item = topic.endswith(BY_ITEM_SUFFIX)
+    if by_item != (side == "item"):
+        origin = topic.removesuffix(BY_ITEM_SUFFIX)
+        helper = "actions_by_item" if side == "item" else "actions"
+        raise DeclarationError(
+            f"{view.name}.source",
+            required=f"a topic keyed by {side}",
+            got=f"{topic}, keyed by {'item' if by_item else 'user'}",
+            do=f'declare source={helper}("{origin}")',
         )
     return topic
 

@@ -1,6 +1,6 @@
-"""Replay a log in event time through Kafka, a stream worker and the ranking service.
+"""Replay a log in event time through Kafka, the stream workers and the ranking service.
 
-The engine is `streams.replay`; here it gets a producer, the worker's progress marks, and a client
+The engine is `streams.replay`; here it gets a producer, the workers' progress marks, and a client
 of the ranking service. Nothing is skipped: a send that fails, a worker that does not keep up and a
 request that is refused each end the replay.
 """
@@ -16,12 +16,13 @@ from typing import Final
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
 from encore.settings import Settings
+from encore.wiring import stream_config
 from schemas.errors import StreamError
 from schemas.names import ACTIONS_TOPIC
 from store.redis_store import AsyncRedisRowStore
 from streams.admin import ensure_topics
 from streams.producer import ActionProducer
-from streams.replay import TICK_MS, Replay, ReplayCounts, Tick, find_mark
+from streams.replay import TICK_MS, Replay, ReplayCounts, Tick, find_mark, item_mark
 
 CONCURRENCY: Final = 16
 #: A replay is in no hurry: a page ranked without its features would be a gap in the log.
@@ -91,11 +92,12 @@ class _Run:
         with ActionProducer(settings.bootstrap, ACTIONS_TOPIC, settings.partitions) as producer:
             async with AsyncRedisRowStore(settings.store_url) as store:
                 mark = await find_mark(store, settings.bootstrap, ACTIONS_TOPIC, settings.group)
+                items = item_mark(mark, stream_config(settings).item_group, settings.partitions)
                 engine = Replay(
                     actions=self._timeline.actions,
                     requests=pages,
                     producer=producer,
-                    mark=mark,
+                    marks=[mark, items],
                     on_requests=rank_all,
                     on_tick=self._on_tick,
                 )

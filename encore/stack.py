@@ -1,8 +1,8 @@
 """The whole local stack: broker, store, and encore's own processes, started and stopped in order.
 
-Start: store, broker, plan published, then worker, sink, shipper, service. Stop: the other way
-round, so that the last log records of the service reach the spool, the spool Kafka, and Kafka the
-archive.
+Start: store, broker, plan published, then worker, sink, item worker, shipper, service. Stop: the
+other way round, so that the last log records of the service reach the spool, the spool Kafka, and
+Kafka, re-keyed actions included, the archive.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def running(settings: Settings, note: Note) -> Iterator[RunningStack]:
         with Supervisor(connected.runs, connected.environment()) as processes:
             _apply(processes)
             note(f"plan      applied from {connected.repo}")
-            for name in ("stream", "sink", "ship"):
+            for name in ("stream", "sink", "items", "ship"):
                 processes.start(name, [name])
             processes.start("serve", ["serve"], ready=lambda: answers(connected))
             stack = RunningStack(connected, processes)

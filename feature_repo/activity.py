@@ -1,12 +1,13 @@
-"""What a user did lately, folded from the actions topic. A feature more is a line more."""
+"""What a user did, and what was done to a video, lately. A feature more is a line more."""
 
-from entities import user
+from entities import user, video
 
 from catalog.declare import (
     DAY,
     HOUR,
     WEEK,
     actions,
+    actions_by_item,
     count,
     last_n,
     log_buckets,
@@ -42,5 +43,33 @@ user_activity = streamed_view(
         total("play_ms_7d", "play.value", WEEK, PLAY_MS),
         last_n("last_videos", "play.item", 50, shares="videos:video_id"),
         last_n("liked_authors", "like.author", 20, shares="videos:author_id"),
+    ],
+)
+
+VIDEO_COUNTS = log_buckets(24, low=1, high=10_000)
+
+video_activity = streamed_view(
+    "video_activity",
+    video,
+    actions_by_item("actions"),
+    [
+        count("impressions_1h", "impression", HOUR, VIDEO_COUNTS),
+        count("impressions_1d", "impression", DAY, VIDEO_COUNTS),
+        count("impressions_7d", "impression", WEEK, VIDEO_COUNTS),
+        count("plays_1h", "play", HOUR, VIDEO_COUNTS),
+        count("plays_1d", "play", DAY, VIDEO_COUNTS),
+        count("plays_7d", "play", WEEK, VIDEO_COUNTS),
+        count("clicks_1h", "click", HOUR, VIDEO_COUNTS),
+        count("clicks_1d", "click", DAY, VIDEO_COUNTS),
+        count("clicks_7d", "click", WEEK, VIDEO_COUNTS),
+        count("likes_1h", "like", HOUR, VIDEO_COUNTS),
+        count("likes_1d", "like", DAY, VIDEO_COUNTS),
+        count("likes_7d", "like", WEEK, VIDEO_COUNTS),
+        count("finishes_1h", "finish", HOUR, VIDEO_COUNTS),
+        count("finishes_1d", "finish", DAY, VIDEO_COUNTS),
+        count("finishes_7d", "finish", WEEK, VIDEO_COUNTS),
+        count("long_views_1h", "long_view", HOUR, VIDEO_COUNTS),
+        count("long_views_1d", "long_view", DAY, VIDEO_COUNTS),
+        count("long_views_7d", "long_view", WEEK, VIDEO_COUNTS),
     ],
 )

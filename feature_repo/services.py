@@ -1,6 +1,6 @@
 """What each model sees: the slots of its tensors, in this order."""
 
-from activity import user_activity
+from activity import user_activity, video_activity
 from users import users
 from videos import videos
 
@@ -45,7 +45,7 @@ RECENTS = [
 
 ranking = feature_service(
     "ranking",
-    [users, user_activity, videos],
+    [users, user_activity, videos, video_activity],
     crosses=[
         *USER_RATES,
         cross(

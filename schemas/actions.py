@@ -92,20 +92,29 @@ class ActionBatch:
 
 def encode_batch(actions: NDArray[np.void], sent_ms: int) -> bytes:
     """A batch as a FlatBuffer. actions: (a,) of dtype ACTION, all of one partition."""
-    packed = np.ascontiguousarray(actions, ACTION).view(np.uint8).reshape(-1, ACTION.itemsize)
-    packed = packed.copy()  # (a, 96)
-    packed[:, PADDING_START:] = 0  # or equal actions would have unequal bytes
-    raw = packed.tobytes()
-    builder = flatbuffers.Builder(len(raw) + 64)
-    builder.StartVector(ACTION.itemsize, len(actions), 8)
-    builder.head -= len(raw)
-    builder.Bytes[builder.head : builder.head + len(raw)] = raw
-    vector = builder.EndVector()
+    builder = flatbuffers.Builder(actions.size * ACTION.itemsize + 64)
+    vector = add_structs(builder, actions, ACTION, PADDING_START)
     builder.StartObject(2)
     builder.PrependInt64Slot(0, sent_ms, 0)
     builder.PrependUOffsetTRelativeSlot(1, vector, 0)
     builder.Finish(builder.EndObject(), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
+
+
+def add_structs(
+    builder: Any, structs: NDArray[np.void], dtype: np.dtype[Any], padding_start: int
+) -> int:
+    """A vector of fixed structs. padding_start: bytes of a struct from here on are written as 0, or
+    equal structs would have unequal bytes. Returns the vector's place, for a slot of a table.
+    """
+    packed = np.ascontiguousarray(structs, dtype).view(np.uint8).reshape(-1, dtype.itemsize)
+    packed = packed.copy()  # (n, itemsize)
+    packed[:, padding_start:] = 0
+    raw = packed.tobytes()
+    builder.StartVector(dtype.itemsize, len(structs), 8)
+    builder.head -= len(raw)
+    builder.Bytes[builder.head : builder.head + len(raw)] = raw
+    return int(builder.EndVector())
 
 
 def decode_message(
@@ -150,6 +159,12 @@ def _checked(sent_ms: int, actions: NDArray[np.void], where: str) -> ActionBatch
         raise ActionError(
             f"{where}.sent_ms", required=f"ms since 1970 in (0, {MAX_TIME_MS})", got=str(sent_ms)
         )
+    check_actions(actions, where)
+    return ActionBatch(sent_ms, actions)
+
+
+def check_actions(actions: NDArray[np.void], where: str) -> None:
+    """Raises ActionError naming the first action that must not be folded."""
     known = actions["known"]
     bad_position = (known & KNOWN_POSITION > 0) & (actions["position"] < 0)
     checks = (
@@ -164,7 +179,6 @@ def _checked(sent_ms: int, actions: NDArray[np.void], where: str) -> ActionBatch
             first = int(np.argmax(bad))
             got = str(actions[name][first])
             raise ActionError(f"{where}.actions[{first}].{name}", required=required, got=got)
-    return ActionBatch(sent_ms, actions)
 
 
 def _within(values: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:

@@ -51,9 +51,29 @@ def epoch_key(topic: str) -> str:
     return f"encore:epoch:{topic}"
 
 
+def source_table_key(topic: str, group: str, partition: int) -> str:
+    """JSON of how far a re-keyed partition is folded: its position and its source table."""
+    return f"encore:sources:{{{topic}:{group}:{partition}}}"
+
+
+def source_table_version_key(topic: str, group: str, partition: int) -> str:
+    """Decimal; saving the text of `source_table_key` is compare-and-set on it."""
+    return source_table_key(topic, group, partition) + ":version"
+
+
 # --- topics ---------------------------------------------------------------------------------
 ACTIONS_TOPIC = "actions"
 RANK_LOG_TOPIC = "rank-log"
+BY_ITEM_SUFFIX = ".by-item"
+
+
+def by_item_topic(topic: str) -> str:
+    """The actions of `topic` once more, keyed by item: what item views are fed from.
+
+    >>> by_item_topic("actions")
+    'actions.by-item'
+    """
+    return topic + BY_ITEM_SUFFIX
 
 
 def dead_letter_topic(topic: str) -> str:

@@ -16,6 +16,7 @@ from schemas.actions import (
     KNOWN_TAGS_SHIFT,
 )
 from streams.arrow import list_column, uuid_column
+from streams.item_messages import RekeyedRun
 from streams.messages import ActionRun
 
 _NAMES: Final = pa.array(["", *ACTION_TYPES])  # by number: the types are 1, 2, …
@@ -36,6 +37,18 @@ ACTION_SCHEMA: Final = pa.schema(
         ("tags", pa.list_(pa.int64())),
         ("scene", pa.uint16()),
         ("position", pa.int16()),
+    ]
+)
+
+
+#: Of a re-keyed topic: where each action came from.
+REKEYED_SCHEMA: Final = pa.schema(
+    [
+        *ACTION_SCHEMA,
+        ("source_epoch", pa.int64()),
+        ("source_partition", pa.int32()),
+        ("source_offset", pa.int64()),
+        ("source_index", pa.int32()),
     ]
 )
 
@@ -66,3 +79,12 @@ def action_table(run: ActionRun) -> pa.Table:
         "position": unless("position", KNOWN_POSITION),
     }
     return pa.table({name: columns[name] for name in ACTION_SCHEMA.names}, ACTION_SCHEMA)
+
+
+def rekeyed_table(rekeyed: RekeyedRun) -> pa.Table:
+    """The same for a re-keyed partition, as a table of REKEYED_SCHEMA; sent_ms is the source's."""
+    table = action_table(rekeyed.run)
+    for name in ("epoch", "partition", "offset", "index"):
+        column = pa.array(np.ascontiguousarray(rekeyed.sources[name]))
+        table = table.append_column(f"source_{name}", column)
+    return table.cast(REKEYED_SCHEMA)

@@ -30,6 +30,8 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 DRAIN_S: Final = 20.0
 STOP_S: Final = 10.0
+#: What a process sends on is at most a third larger than what it read (`streams.producer`).
+MAX_MESSAGE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,17 @@ class Sender(Protocol):
     """Sends one record and returns once the broker has confirmed it."""
 
     async def __call__(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: dict[str, bytes]
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: dict[str, bytes],
+        partition: int | None = None,
     ) -> None:
-        """Raises StreamError where the broker does not confirm."""
+        """partition: None leaves it to Kafka's default partitioner.
+
+        Raises StreamError where the broker does not confirm.
+        """
         ...
 
 
@@ -152,6 +162,7 @@ class StreamApp:
             consumer_auto_offset_reset="earliest",
             producer_acks=-1,
             producer_linger=0.0,
+            producer_max_request_size=MAX_MESSAGE_BYTES,
             stream_wait_empty=True,  # a rebalance commits before it gives partitions away
         )
         transport = ListTransport([broker], app)
@@ -195,10 +206,14 @@ class StreamApp:
     @staticmethod
     def _sender(app: Any) -> Sender:
         async def send(
-            topic: str, key: bytes | None, value: bytes | None, headers: dict[str, bytes]
+            topic: str,
+            key: bytes | None,
+            value: bytes | None,
+            headers: dict[str, bytes],
+            partition: int | None = None,
         ) -> None:
             try:
-                await app.producer.send_and_wait(topic, key, value, None, None, headers)
+                await app.producer.send_and_wait(topic, key, value, partition, None, headers)
             except Exception as error:
                 raise StreamError(
                     f"topic {topic}", required="a confirmed record", got=repr(error)

@@ -17,7 +17,7 @@ from schemas.names import PLAN_KEY
 from schemas.plan import Plan, dump_plan, load_plan
 from schemas.ranklog import RankRecord, decode_record
 from store.base import AsyncRowStore
-from streams.action_table import action_table
+from streams.action_table import action_table, rekeyed_table
 from streams.archive import (
     list_files,
     next_offset,
@@ -26,6 +26,7 @@ from streams.archive import (
     write_file,
     write_text,
 )
+from streams.item_messages import RekeyedMessage, decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs, source_of
 from streams.rank_tables import ServiceColumns, candidate_table, request_table
 
@@ -89,6 +90,39 @@ class ActionArchive:
         runs: list[ActionRun] = [part.content for part in parts]
         directory = partition_dir(self._root, self._topic_id, partition)
         write_file(directory, parts[0].first, parts[-1].last, action_table(join_runs(runs)))
+
+
+class RekeyedArchive:
+    """Re-keyed actions as they lie in the log: some may be in it twice, the columns source_* tell.
+
+    Refused messages are the item worker's to dead-letter.
+    """
+
+    def __init__(self, root: Path, topic_id: str, partitions: int) -> None:
+        self._root, self._topic_id, self._partitions = root, topic_id, partitions
+        remove_unfinished(root)
+
+    def end(self, partition: int) -> int | None:
+        """As `TopicArchive.end`."""
+        return next_offset(list_files(partition_dir(self._root, self._topic_id, partition)))
+
+    async def take(self, records: Sequence[ConsumerRecord]) -> tuple[list[Held], list[DeadLetter]]:
+        """As `TopicArchive.take`."""
+        messages, refused = decode_rekeyed_records(records, self._partitions)
+        for letter in refused:
+            log.info("not archived: %s", letter.error)
+        rows = sum(len(message.batch.actions) for message in messages)
+        newest = max((message.batch.sent_ms for message in messages), default=0)
+        span = records[0].offset, records[-1].offset
+        return [Held("actions", *span, rows, newest, messages)], []
+
+    def write(self, partition: int, parts: Sequence[Held]) -> None:
+        """As `TopicArchive.write`."""
+        messages: list[RekeyedMessage] = [each for part in parts for each in part.content]
+        every = [np.ones(len(message.batch.actions), bool) for message in messages]
+        directory = partition_dir(self._root, self._topic_id, partition)
+        table = rekeyed_table(run_of(partition, messages, every))
+        write_file(directory, parts[0].first, parts[-1].last, table)
 
 
 class RankArchive:

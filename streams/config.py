@@ -6,20 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import SettingsError
-from schemas.names import ACTIONS_TOPIC, RANK_LOG_TOPIC, dead_letter_topic, late_topic
+from schemas.names import (
+    ACTIONS_TOPIC,
+    RANK_LOG_TOPIC,
+    by_item_topic,
+    dead_letter_topic,
+    late_topic,
+)
 
 #: Appended to the group of the worker: each kind of consumer keeps positions of its own.
 ARCHIVE_GROUP_SUFFIX = ".archive"
+ITEM_GROUP_SUFFIX = ".items"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
-    """Settings of the worker, the sink and the shipper.
+    """Settings of the worker, the item worker, the sink and the shipper.
 
     bootstrap: Kafka `host:port`. store_url: the row store. data_dir: holds `archive/` and the
     shipper's position. spool_dir: segments of the rank log. group: the worker's consumer group.
 
-    partitions: of the action and the rank-log topic; never changed afterwards.
+    partitions: of the action, the re-keyed and the rank-log topic; never changed afterwards.
     fetch_wait_ms: how long the broker may hold an empty fetch. The embedded broker looks once
         after half of it, so it bounds the delay of an action there; a real Kafka answers at once.
     session_timeout_s: the embedded broker answers a first JoinGroup after half of it.
@@ -65,11 +72,24 @@ class StreamConfig:
         """Every topic the streams use, with its partition count."""
         return {
             self.topic: self.partitions,
+            self.item_topic: self.partitions,
             self.rank_topic: self.partitions,
             dead_letter_topic(self.topic): 1,
             late_topic(self.topic): 1,
+            dead_letter_topic(self.item_topic): 1,
+            late_topic(self.item_topic): 1,
             dead_letter_topic(self.rank_topic): 1,
         }
+
+    @property
+    def item_topic(self) -> str:
+        """The actions re-keyed by item."""
+        return by_item_topic(self.topic)
+
+    @property
+    def item_group(self) -> str:
+        """The item worker's consumer group."""
+        return self.group + ITEM_GROUP_SUFFIX
 
     @property
     def archive_group(self) -> str:

@@ -4,7 +4,7 @@ A row carries the fence (epoch, offset) of the newest message applied to it. A m
 a row exactly once: only if it lies beyond the row's fence, and only by a write that names the fence
 it read. So any batch may be folded again, by this process or another, and changes nothing.
 
-Symbols: a actions, n rows (users of one view in one micro-batch).
+Symbols: a actions, n rows (entities of one view in one micro-batch).
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class FoldCounts:
 
 @dataclass(slots=True)
 class Folder:
-    """Folds runs into the rows of some user views. Not for two calls at once.
+    """Folds runs into the rows of some views, of users or of items. Not for two calls at once.
 
-    epoch: of the source topic. patience_ms: how long a failing store is tried again. views may be
-    replaced between two calls. floors: view → {partition: the first offset it takes}; where none
-    is given, it takes all.
+    epoch: of the topic that the runs are read from. patience_ms: how long a failing store is tried
+    again. views may be replaced between two calls. floors: view → {partition: the first offset it
+    takes}; where none is given, it takes all.
     """
 
     store: AsyncRowStore
@@ -93,9 +93,11 @@ class Folder:
             return
         permitted = asyncio.ensure_future(allow())
         try:
-            users, which = np.unique(run.actions["user"], return_inverse=True)  # (n,), (a,)
-            for view in self.views:
-                await _ViewFold(self, view, run, users, which).settle(permitted)
+            for entity in dict.fromkeys(view.entity for view in self.views):
+                ids, which = np.unique(run.actions[entity], return_inverse=True)  # (n,), (a,)
+                for view in self.views:
+                    if view.entity == entity:
+                        await _ViewFold(self, view, run, ids, which).settle(permitted)
             await permitted
         finally:
             permitted.cancel()
@@ -134,19 +136,19 @@ class _ViewFold:
         folder: Folder,
         view: ViewPlan,
         run: ActionRun,
-        users: NDArray[np.int64],
+        ids: NDArray[np.int64],
         which: NDArray[np.intp],
     ) -> None:
         self.folder, self.view, self.run = folder, view, run
-        self.users, self.which = users, which
+        self.ids, self.which = ids, which
         self.layout: RowLayout = layout_of(view)
-        self.keys = row_keys(view.name, view.generation, users.tolist())
+        self.keys = row_keys(view.name, view.generation, ids.tolist())
         self.takes = folder.above_floor(view, run)  # (a,)
         self.reported = False
 
     async def settle(self, permitted: asyncio.Future[None]) -> None:
         """Rounds of read, fold and write until no row is left."""
-        pending = np.arange(len(self.users))
+        pending = np.arange(len(self.ids))
         for _ in range(MAX_ROUNDS):
             # After an error any subset of the writes may have landed; the next read tells which.
             pending = await patiently(
@@ -168,10 +170,10 @@ class _ViewFold:
     async def _round(
         self, pending: NDArray[np.intp], permitted: asyncio.Future[None]
     ) -> NDArray[np.intp]:
-        """One attempt at the pending rows (places in users). Returns those that are left."""
+        """One attempt at the pending rows (places in ids). Returns those that are left."""
         keys = [self.keys[row] for row in pending.tolist()]
         rows, absent = self._decode(await self.folder.store.read(keys), pending, keys)
-        place = np.full(len(self.users), -1, np.intp)  # user → row of this round
+        place = np.full(len(self.ids), -1, np.intp)  # entity → row of this round
         place[pending] = np.arange(len(pending))
         fresh = self._beyond_fence(rows, place)  # (a,)
         if not fresh.any():
@@ -198,7 +200,7 @@ class _ViewFold:
     def _decode(
         self, raw: list[bytes | None], pending: NDArray[np.intp], keys: list[str]
     ) -> tuple[Rows, NDArray[np.bool_]]:
-        rows, status = decode_rows(self.layout, raw, self.users[pending])
+        rows, status = decode_rows(self.layout, raw, self.ids[pending])
         corrupt = np.flatnonzero(status == Status.CORRUPT)
         if len(corrupt):
             raise RowError(

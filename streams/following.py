@@ -12,9 +12,10 @@ import time
 from typing import Final
 
 from schemas.errors import PlanError, StoreError
-from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
-from schemas.plan import Plan, ViewPlan, load_plan
+from schemas.names import PLAN_VERSION_KEY
+from schemas.plan import Plan, ViewPlan
 from store.base import AsyncRowStore
+from streams.plans import published_plan
 
 log = logging.getLogger("encore.streams")
 
@@ -36,7 +37,7 @@ class PlanFollower:
     async def open(self) -> None:
         """The first look. Raises PlanError where there is no plan to work by, StoreError."""
         self._version = await self._store.get_text(PLAN_VERSION_KEY)  # before the plan: see look
-        self.views = fed_views(await _published_plan(self._store), self._topic)
+        self.views = fed_views(await published_plan(self._store), self._topic)
 
     async def look_now_and_then(self) -> bool:
         """`look`, unless the last one was just now; a store that is away is waited for."""
@@ -60,7 +61,7 @@ class PlanFollower:
         if version == self._version:
             return False
         try:
-            views = fed_views(await _published_plan(self._store), self._topic)
+            views = fed_views(await published_plan(self._store), self._topic)
         except PlanError as error:
             log.error("the new plan is refused, what was folded before goes on: %s", error)
             views = self.views
@@ -69,21 +70,13 @@ class PlanFollower:
         return changed
 
 
-async def _published_plan(store: AsyncRowStore) -> Plan:
-    text = await store.get_text(PLAN_KEY)
-    if text is None:
-        raise PlanError(
-            f"store, {PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
-        )
-    return load_plan(text, f"store, {PLAN_KEY}")
-
-
 def fed_views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
     """The user views that this topic feeds. Raises PlanError where there is none."""
-    fed = [view for view in plan.views if view.kind == "streamed" and view.source == topic]
-    views = tuple(view for view in fed if view.entity == "user")
-    if len(views) < len(fed):
-        log.warning("views keyed by item need a topic re-keyed by item; they are not folded here")
+    views = tuple(
+        view
+        for view in plan.views
+        if view.kind == "streamed" and view.entity == "user" and view.source == topic
+    )
     if not views:
         raise PlanError(
             "plan.views",

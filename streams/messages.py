@@ -107,7 +107,7 @@ def decode_records(
     for record in records:
         try:
             batch = decode_message(record.value, record_headers(record), source_of(record))
-            _check_key(record, int(batch.actions["user"][0]))
+            check_key(record, int(batch.actions["user"][0]), "user")
         except EncoreError as error:
             dead.append(DeadLetter(record, error))
         else:
@@ -117,11 +117,18 @@ def decode_records(
     return _only_own_users(run, kept, partitions, dead)
 
 
-def _check_key(record: ConsumerRecord, user: int) -> None:
-    if record.key != b"%d" % user:
+def check_key(record: ConsumerRecord, entity_id: int | None, entity: str) -> None:
+    """Raises ActionError unless the key is what Kafka's default partitioner is given for that id.
+
+    entity_id: the first action's, None for a message without actions, whose key is null.
+    """
+    wanted = None if entity_id is None else b"%d" % entity_id
+    if record.key != wanted:
         raise ActionError(
             f"{source_of(record)}.key",
-            required=f"the decimal id of the first action's user, {user}",
+            required=f"the decimal id of the first action's {entity}, {entity_id}"
+            if entity_id is not None
+            else "null where there is no action",
             got="null" if record.key is None else repr(bytes(record.key[:40])),
         )
 

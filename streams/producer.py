@@ -22,6 +22,8 @@ SEND_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_MS: Final = 10_000
 #: Actions in one message at most; 96 bytes each.
 MESSAGE_ACTIONS: Final = 5_000
+#: Messages of one `send` leave in one request, which `flush` does not wait for.
+LINGER_MS: Final = 5
 
 
 def producer_settings(bootstrap: str) -> dict[str, Any]:
@@ -50,7 +52,8 @@ class ActionProducer:
         self._waiting: list[Any] = []
         require_broker(bootstrap, CONNECT_TIMEOUT_MS)
         try:
-            self._producer: Any = KafkaProducer(**producer_settings(bootstrap))
+            settings = producer_settings(bootstrap) | {"linger_ms": LINGER_MS}
+            self._producer: Any = KafkaProducer(**settings)
         except (KafkaError, OSError) as error:
             raise self._failed(error) from error
 
@@ -91,11 +94,12 @@ class ActionProducer:
         """Wait for what was handed over; as `send`."""
         waiting, self._waiting = self._waiting, []
         ends: dict[int, int] = {}
-        for future in waiting:
-            try:
-                sent = future.get(SEND_TIMEOUT_S)
-            except KafkaError as error:
-                raise self._failed(error) from error
+        try:
+            self._producer.flush(SEND_TIMEOUT_S)
+            confirmed = [future.get(SEND_TIMEOUT_S) for future in waiting]
+        except KafkaError as error:
+            raise self._failed(error) from error
+        for sent in confirmed:
             ends[sent.partition] = max(sent.offset + 1, ends.get(sent.partition, 0))
         return ends
 

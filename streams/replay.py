@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import StreamError
+from schemas.names import by_item_topic
 from store.base import AsyncRowStore, Progress
 from streams.admin import Admin
+from streams.source_table import PairStore, lowest_reached
 
 TICK_MS: Final = 600_000
 FIRST_POLL_S: Final = 0.001
@@ -69,14 +71,69 @@ class ReplayCounts:
     longest_wait_s: float = 0.0
 
 
+class Mark(Protocol):
+    """Whose progress a replay waits for: a group that reads a topic."""
+
+    @property
+    def topic(self) -> str:
+        """The topic that the replay's producer sends to."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        ...
+
+    async def behind(self, ends: Mapping[int, int]) -> int:
+        """How many messages some partition misses to its end at most; 0 or less where none does.
+
+        ends: partition → next offset. Raises StoreError, StreamError.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StreamMark:
-    """Whose progress a replay waits for. epoch: of the topic's present log."""
+    """The mark of a group whose progress the store keeps. epoch: of the topic's present log."""
 
     store: AsyncRowStore
     topic: str
     group: str
     epoch: int
+
+    async def behind(self, ends: Mapping[int, int]) -> int:
+        """As `Mark.behind`."""
+        progress = await self.store.get_progress(self.topic, self.group)
+        return max(
+            (end - _reached(progress.get(p), self.epoch) for p, end in ends.items()), default=0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ItemMark:
+    """How far actions are in the item rows. epoch: of the source topic's present log.
+
+    tables: of the re-keyed topic, which has `partitions`.
+    """
+
+    tables: PairStore
+    topic: str
+    group: str
+    epoch: int
+    partitions: int
+
+    async def behind(self, ends: Mapping[int, int]) -> int:
+        """As `Mark.behind`: an action may go to any re-keyed partition, so the slowest counts."""
+        pairs = {p: await self.tables.load(p) for p in range(self.partitions)}
+        return max(
+            (end - lowest_reached(pairs, p, self.epoch) for p, end in ends.items()), default=0
+        )
+
+
+def item_mark(mark: StreamMark, group: str, partitions: int, patience_ms: int = 2_000) -> ItemMark:
+    """The mark of the item worker beside a worker's. group: the item worker's."""
+    tables = PairStore(mark.store, by_item_topic(mark.topic), group, patience_ms)
+    return ItemMark(tables, mark.topic, group, mark.epoch, partitions)
 
 
 async def find_mark(store: AsyncRowStore, bootstrap: str, topic: str, group: str) -> StreamMark:
@@ -90,7 +147,7 @@ async def find_mark(store: AsyncRowStore, bootstrap: str, topic: str, group: str
     return StreamMark(store, topic, group, await store.epoch_of(topic, facts.topic_id))
 
 
-async def wait_stored(mark: StreamMark, ends: Mapping[int, int], timeout_s: float) -> None:
+async def wait_stored(mark: Mark, ends: Mapping[int, int], timeout_s: float) -> None:
     """Return once the group has stored each partition up to its end (partition → next offset).
 
     Raises StreamError after `timeout_s`.
@@ -98,18 +155,14 @@ async def wait_stored(mark: StreamMark, ends: Mapping[int, int], timeout_s: floa
     deadline = time.monotonic() + timeout_s
     pause_s = FIRST_POLL_S
     while True:
-        progress = await mark.store.get_progress(mark.topic, mark.group)
-        behind = {
-            partition: end - _reached(progress.get(partition), mark.epoch)
-            for partition, end in ends.items()
-        }
-        if all(missing <= 0 for missing in behind.values()):
+        behind = await mark.behind(ends)
+        if behind <= 0:
             return
         if time.monotonic() > deadline:
             raise StreamError(
                 f"topic {mark.topic}, group {mark.group}",
                 required=f"everything that was sent, stored within {timeout_s:.0f} s",
-                got=f"{max(behind.values())} messages behind",
+                got=f"{behind} messages behind",
                 do="look at the worker's log",
             )
         await asyncio.sleep(pause_s)
@@ -151,15 +204,16 @@ def ticks_of(
 class Replay(Generic[R]):
     """A log and what it is replayed against.
 
-    actions: (a,) ACTION by time. requests: by time. on_requests: called with a tick's requests (at
-        least one) once the rows are ready; returns when all are answered; bounds its own
-        concurrency. on_tick: called after each tick with the counts so far.
+    actions: (a,) ACTION by time. requests: by time. marks: the groups that are waited for.
+    on_requests: called with a tick's requests (at least one) once the rows are ready; returns when
+        all are answered; bounds its own concurrency.
+    on_tick: called after each tick with the counts so far.
     """
 
     actions: NDArray[np.void]
     requests: Sequence[R]
     producer: SendsActions
-    mark: StreamMark
+    marks: Sequence[Mark]
     on_requests: Callable[[Sequence[R], Tick], Awaitable[None]]
     on_tick: Callable[[Tick, ReplayCounts], None] | None = None
     tick_ms: int = TICK_MS
@@ -188,7 +242,8 @@ class Replay(Generic[R]):
 
     async def _wait(self, ends: Mapping[int, int], counts: ReplayCounts) -> None:
         began = time.monotonic()
-        await wait_stored(self.mark, ends, self.timeout_s)
+        for mark in self.marks:
+            await wait_stored(mark, ends, self.timeout_s)
         waited_s = time.monotonic() - began
         counts.waits += 1
         counts.waited_s += waited_s

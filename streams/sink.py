@@ -1,6 +1,7 @@
-"""The sink: actions and rank log from their topics to Parquet (layout: `streams.archive`).
+"""The sink: actions, re-keyed actions and rank log from Kafka to Parquet (`streams.archive`).
 
     <data_dir>/archive/<action topic>/…                        `streams.action_table`
+    <data_dir>/archive/<action topic>.by-item/…                the same, with each action's source
     <data_dir>/archive/<rank topic>/candidates/…               `streams.rank_tables`
     <data_dir>/archive/<rank topic>/requests/…                 the same ranges, written second
     <data_dir>/archive/<rank topic>/plans/<fingerprint>.json   the plan that types the columns
@@ -21,7 +22,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from faust.types import TP
 
@@ -32,7 +34,7 @@ from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
-from streams.archives import ActionArchive, Held, RankArchive, TopicArchive
+from streams.archives import ActionArchive, Held, RankArchive, RekeyedArchive, TopicArchive
 from streams.config import StreamConfig
 from streams.messages import DeadLetter
 from streams.positions import Positions
@@ -41,10 +43,14 @@ from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
+#: Nobody waits for a file: it takes what comes in gulps, at a tenth of the fetches.
+FETCH_WAIT_MS: Final = 100
+
 
 def run_sink(config: StreamConfig) -> int:
     """Run the sink until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
-    topics = [config.topic, config.rank_topic]
+    config = replace(config, fetch_wait_ms=max(config.fetch_wait_ms, FETCH_WAIT_MS))
+    topics = [config.topic, config.item_topic, config.rank_topic]
     return run_app(config, config.archive_group, topics, Sink(config))
 
 
@@ -98,7 +104,7 @@ class Sink:
             Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
         )
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
-        for name in (config.topic, config.rank_topic):
+        for name in (config.topic, config.item_topic, config.rank_topic):
             source = await Source.open(self._admin, facts[name], self._store, config.patience_ms)
             positions = Positions(self._store, name, config.archive_group, source.epoch)
             self._topics[name] = Topic(source, positions, self._archive(source))
@@ -107,6 +113,8 @@ class Sink:
         root = self._config.archive_dir / source.topic
         if source.topic == self._config.rank_topic:
             return RankArchive(root, source.topic_id, self._store)
+        if source.topic == self._config.item_topic:
+            return RekeyedArchive(root, source.topic_id, self._config.partitions)
         return ActionArchive(root, source.topic_id, self._config.partitions)
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:

@@ -24,26 +24,18 @@ from typing import Final
 
 from faust.types import TP
 
-from schemas.actions import encode_batch
-from schemas.names import (
-    HEADER_CODE,
-    HEADER_REASON,
-    HEADER_SOURCE,
-    HEADER_VIEW,
-    dead_letter_topic,
-    late_topic,
-)
 from store.base import AsyncRowStore
 from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
-from streams.folding import Folder, OutsideActions
+from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.generations import Generations
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.positions import Positions
+from streams.side_outputs import SideOutputs
 from streams.source import Source
 from streams.transport import Marks
 
@@ -62,9 +54,6 @@ class Worker:
 
     def __init__(self, config: StreamConfig) -> None:
         self._config = config
-        self._dead = dead_letter_topic(config.topic)
-        self._late = late_topic(config.topic)
-        self._dead_letters = 0
         self._reported_s = time.monotonic()
 
     # --- life -------------------------------------------------------------------------------
@@ -72,7 +61,8 @@ class Worker:
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epoch."""
         config = self._config
-        self._send, self._marks = send, marks
+        self._marks = marks
+        self._aside = SideOutputs(config.topic, send)
         self._store: AsyncRowStore = AsyncRedisRowStore(
             StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
         )
@@ -90,7 +80,7 @@ class Worker:
         self._plan = PlanFollower(self._store, config.topic)
         await self._plan.open()
         views = self._plan.views
-        self._folder = Folder(self._store, views, epoch, self._send_late, config.patience_ms)
+        self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
         self._tell_views()
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
@@ -153,7 +143,7 @@ class Worker:
     async def _store_batch(
         self, runs: list[ActionRun], dead: list[DeadLetter], upto: dict[TP, int]
     ) -> None:
-        await self._send_dead(dead)
+        await self._aside.send_dead(dead)
         await self._folder.apply(join_runs(runs), self._source.check)
         for run in runs:
             if len(run):
@@ -182,34 +172,11 @@ class Worker:
             ", ".join(f"{view.name}@{view.generation}" for view in self._plan.views),
         )
 
-    async def _send_dead(self, dead: list[DeadLetter]) -> None:
-        for letter in dead:
-            record = letter.record
-            log.warning("dead letter: %s", letter.error)
-            await self._send(self._dead, record.key, record.value, letter.headers())
-        self._dead_letters += len(dead)
-
-    async def _send_late(self, run: ActionRun, outside: list[OutsideActions]) -> None:
-        """One message for each source message, view and reason."""
-        for group in outside:
-            part = run.at(group.at)
-            sources = list(zip(part.partition.tolist(), part.offset.tolist(), strict=True))
-            starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
-            for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
-                actions, (partition, offset) = part.actions[start:end], sources[start]
-                headers = {
-                    HEADER_CODE: group.reason.encode(),
-                    HEADER_REASON: f"{group.reason} for {group.view}".encode(),
-                    HEADER_VIEW: group.view.encode(),
-                    HEADER_SOURCE: f"{self._config.topic}/{partition}/{offset}".encode(),
-                }
-                key = b"%d" % int(actions["user"][0])
-                value = encode_batch(actions, int(part.sent_ms[start]))
-                await self._send(self._late, key, value, headers)
-
     def _report(self, now: bool = False) -> None:
         clock_s = time.monotonic()
         if not now and clock_s - self._reported_s < REPORT_EVERY_S:
             return
         self._reported_s = clock_s
-        log.info("stored so far: %s, %d dead letters", self._folder.counts, self._dead_letters)
+        log.info(
+            "stored so far: %s, %d dead letters", self._folder.counts, self._aside.dead_letters
+        )

@@ -16,10 +16,10 @@ Examples:
 def up(context: typer.Context) -> None:
     """Run the whole local stack until Ctrl-C.
 
-    Starts broker, store, stream worker, sink, shipper and ranking service, all on 127.0.0.1. The
-    other commands find them by themselves while they run. Logs and files lie in data_dir
-    (.encore). The broker keeps its topics in memory and starts empty each time; the store keeps
-    its rows.
+    Starts broker, store, stream worker, item worker, sink, shipper and ranking service, all on
+    127.0.0.1. The other commands find them by themselves while they run. Logs and files lie in
+    data_dir (.encore). The broker keeps its topics in memory and starts empty each time; the store
+    keeps its rows.
     """
     from encore.output import say
     from encore.signals import terminate_as_interrupt

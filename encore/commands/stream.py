@@ -1,4 +1,4 @@
-"""`encore stream`, `encore sink`, `encore ship`: the processes on Kafka."""
+"""`encore stream`, `encore items`, `encore sink`, `encore ship`: the processes on Kafka."""
 
 from __future__ import annotations
 
@@ -25,8 +25,21 @@ def stream(context: typer.Context) -> None:
     raise typer.Exit(run_worker(config))
 
 
+def items(context: typer.Context) -> None:
+    """Run an item worker: actions re-keyed by item, into rows.
+
+    Sends each action on to the topic keyed by item, and folds that topic into the rows of the
+    published plan's item views. Each logged action counts once, also when either half is repeated.
+    SIGTERM drains and ends. Several workers share the partitions.
+    """
+    config = _prepare(context)
+    from streams.item_worker import run_item_worker
+
+    raise typer.Exit(run_item_worker(config))
+
+
 def sink(context: typer.Context) -> None:
-    """Archive actions and rank log from Kafka to Parquet.
+    """Archive actions, re-keyed too, and rank log from Kafka to Parquet.
 
     Writes below data_dir/archive, one file a range of offsets; a file is complete once it has its
     name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.
@@ -50,7 +63,7 @@ def ship(context: typer.Context) -> None:
 
 
 def _prepare(context: typer.Context) -> StreamConfig:
-    """Logging, topics, configuration: what the three have in common."""
+    """Logging, topics, configuration: what they have in common."""
     from encore.logs import start_logging
     from encore.wiring import ensure_topics, stream_config
 

@@ -54,7 +54,7 @@ def test_a_windowed_feature_more_is_one_line(tmp_path: Path, plan: Plan) -> None
     repo = tmp_path / "repo"
     applied(repo)
     lines = (repo / "activity.py").read_text().splitlines(keepends=True)
-    (place,) = [index for index, line in enumerate(lines) if '"clicks_1h"' in line]
+    place = next(index for index, line in enumerate(lines) if '"clicks_1h"' in line)
     lines.insert(place + 1, '        count("clicks_30min", "click", HOUR / 2, COUNTS),\n')
     (repo / "activity.py").write_text("".join(lines))
     after = apply(repo).plan
@@ -79,6 +79,17 @@ def test_what_the_first_light_asks_for_is_declared(plan: Plan) -> None:
     tables = {slot.name: slot.table for slot in service.item_slots}
     assert tables["videos__video_id"] == service.sequences[0].table
     assert tables["videos__author_id"] == service.sequences[1].table
+
+
+def test_videos_have_windows_of_their_own(plan: Plan) -> None:
+    view = plan.view("video_activity")
+    assert (view.entity, view.source) == ("item", "actions.by-item")
+    for name in ("impressions", "plays", "clicks", "likes", "finishes", "long_views"):
+        for window, window_ms in (("1h", 3_600_000), ("1d", 86_400_000), ("7d", 604_800_000)):
+            assert view.feature(f"{name}_{window}").window_ms == window_ms
+    service = plan.service("ranking")
+    assert len(service.user_slots) + len(service.item_slots) >= 60
+    assert sum(slot.view == view.name for slot in service.item_slots) == 18
 
 
 def test_no_value_of_the_data_is_out_of_vocabulary_or_range(

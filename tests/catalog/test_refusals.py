@@ -472,7 +472,10 @@ def pinned_view() -> FeatureView:
 def service_of_item_sequence() -> Definitions:
     song = item_entity("song", join_key="song_id")
     view = streamed_view(
-        "video_activity", song, actions("actions"), [last_n("fans", "play.user", 5, hashed(8))]
+        "video_activity",
+        song,
+        actions("actions.by-item"),
+        [last_n("fans", "play.user", 5, hashed(8))],
     )
     return Definitions((song,), (view,), (feature_service("ranking", [view]),))
 

@@ -54,6 +54,7 @@ def test_every_process_of_the_platform_is_there() -> None:
     assert commands == {
         "apply": "apply",
         "worker": "stream",
+        "items": "items",
         "sink": "sink",
         "ship": "ship",
         "service": "serve",
@@ -115,7 +116,7 @@ def test_what_is_waited_for_can_be_waited_for() -> None:
             else:
                 assert wait["condition"] == "service_completed_successfully"
                 assert needed["restart"] == "no", (name, other)
-    for name in ("worker", "sink", "ship", "service"):
+    for name in ("worker", "items", "sink", "ship", "service"):
         assert set(SERVICES[name]["depends_on"]) == {"kafka", "store", "apply"}
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -32,6 +33,7 @@ from encore.replay import first_ticks
 from encore.settings import Settings
 from encore.stack_file import StackFile, running_stack
 from predictor.spec import Kind
+from schemas.actions import ActionType
 from schemas.errors import RequestError
 from schemas.plan import load_plan
 from tests.encore.terminal import hear_interrupts
@@ -176,6 +178,17 @@ def test_features_show_what_was_folded(up: Up) -> None:
     assert faded[0]["values"]["impressions_1h"] == 0, "a window falls while nothing happens"
 
 
+def test_a_videos_windows_hold_what_everybody_did(up: Up) -> None:
+    actions = replayed().actions
+    shown = actions["item"][actions["type"] == ActionType.IMPRESSION]
+    videos, counts = np.unique(shown, return_counts=True)
+    video, clock = int(videos[counts.argmax()]), str(int(actions["time_ms"].max()))
+    views = up.json("features", f"video_id={video}", "--view", "video_activity", "--now-ms", clock)
+    values = views["views"][0]["values"]
+    assert values["impressions_7d"] == counts.max() > 1
+    assert values["plays_7d"] <= values["impressions_7d"]
+
+
 def test_the_service_answers_and_refuses(up: Up) -> None:
     url = up.wait(serving=True).url
     request = RankRequest(uuid.uuid4(), user_id=1, candidate_ids=(5, 6, 7), page_size=2)
@@ -235,11 +248,12 @@ def test_interrupt_drains_everything_and_leaves_nothing(up: Up) -> None:
 def test_the_archive_holds_every_action_and_request(up: Up) -> None:
     """After the drain: what the replay sent is in Parquet, once."""
     archive = up.data_dir / "archive"
-    actions = sum(pq.read_metadata(f).num_rows for f in (archive / "actions").rglob("*.parquet"))
+    topics = [archive / name for name in ("actions", "actions.by-item")]
+    held = [sum(pq.read_metadata(f).num_rows for f in t.rglob("*.parquet")) for t in topics]
     requests = pq.ParquetDataset(
         sorted((archive / "rank-log" / "requests").rglob("*.parquet"))
     ).read(columns=["request_id"])
-    assert actions == len(replayed().actions)
+    assert held == [len(replayed().actions)] * 2
     assert requests.num_rows == len(set(requests["request_id"].to_pylist())) == up.answered
 
 

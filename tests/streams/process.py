@@ -13,6 +13,7 @@ from typing import Any
 
 from streams.app import run_app
 from streams.config import StreamConfig
+from streams.item_worker import run_item_worker
 from streams.ship import run_shipper
 from streams.sink import run_sink
 from streams.worker import Worker, run_worker
@@ -41,7 +42,13 @@ def main(kind: str, settings: str, fault: str) -> int:
         logging.getLogger(library).setLevel("ERROR")
     if fault == "raise":
         return run_app(config, config.group, [config.topic], RaisingWorker(config))
-    return {"worker": run_worker, "sink": run_sink, "ship": run_shipper}[kind](config)
+    runs = {
+        "worker": run_worker,
+        "items": run_item_worker,
+        "sink": run_sink,
+        "ship": run_shipper,
+    }
+    return runs[kind](config)
 
 
 if __name__ == "__main__":

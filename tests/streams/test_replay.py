@@ -86,7 +86,7 @@ def test_a_request_sees_all_earlier_ticks_and_nothing_of_its_own() -> None:
 
         working = asyncio.create_task(worker())
         try:
-            replay = Replay(actions, asked, stream, stream.mark, answer, tick_ms=TICK)
+            replay = Replay(actions, asked, stream, [stream.mark], answer, tick_ms=TICK)
             return await replay.run()
         finally:
             working.cancel()
@@ -116,7 +116,7 @@ def test_ticks_without_requests_do_not_wait() -> None:
         nothing: list[Asked] = []
         actions = some_actions(200, 5)
         return await Replay(
-            actions, nothing, stream, stream.mark, never, on_tick, tick_ms=TICK
+            actions, nothing, stream, [stream.mark], never, on_tick, tick_ms=TICK
         ).run()
 
     counts = asyncio.run(run())

@@ -1,0 +1,219 @@
+"""The item worker: actions re-keyed by item, and folded into the rows of every item view.
+
+One process does both, as two stages that know each other only through the re-keyed topic; several
+of them share the partitions of both topics. Stage one is `streams.rekey`. Stage two, for each
+micro-batch of the re-keyed topic: decode and check; drop what the source table has already; fold
+and compare-and-set; then the table with its position, as one text; and only then the commit.
+
+A row's fence is the offset of the newest re-keyed message applied to it, so a batch that is read
+again after a crash changes nothing; source offsets that were re-keyed twice are dropped by the
+table, which is as old as the position that is read from. A missing message ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from faust.types import TP
+
+from schemas.names import by_item_topic
+from schemas.plan import Plan, ViewPlan
+from store.base import AsyncRowStore
+from store.redis_store import AsyncRedisRowStore
+from store.wire import StoreConfig
+from streams.admin import REQUEST_TIMEOUT_MS, Admin
+from streams.app import Fetched, Sender, run_app
+from streams.config import StreamConfig
+from streams.folding import Folder
+from streams.item_messages import decode_rekeyed_records, run_of
+from streams.messages import ActionRun, DeadLetter, join_runs
+from streams.plans import published_plan
+from streams.positions import Positions
+from streams.rekey import Rekeyer
+from streams.side_outputs import SideOutputs
+from streams.source import Source
+from streams.source_table import Pair, PairStore
+from streams.transport import Marks
+
+log = logging.getLogger("encore.streams")
+
+REPORT_EVERY_S: Final = 10.0
+
+
+def run_item_worker(config: StreamConfig) -> int:
+    """Run until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
+    topics = [config.topic, config.item_topic]
+    return run_app(config, config.item_group, topics, ItemWorker(config))
+
+
+@dataclass(slots=True)
+class Batch:
+    """A micro-batch of the re-keyed topic. ends: the next offset of each partition."""
+
+    runs: list[ActionRun] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    ends: dict[TP, int] = field(default_factory=dict)
+
+    @property
+    def actions(self) -> int:
+        """Accepted actions."""
+        return sum(len(run) for run in self.runs)
+
+
+class ItemWorker:
+    """A `streams.app.Handler` that re-keys and folds."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self._config = config
+        self._pairs: dict[int, Pair] = {}
+        self._dropped = 0
+        self._reported_s = time.monotonic()
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def open(self, send: Sender, marks: Marks) -> None:
+        """Connect, create missing topics, load the plan, learn the epochs."""
+        config = self._config
+        self._send, self._marks = send, marks
+        self._store: AsyncRowStore = AsyncRedisRowStore(
+            StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
+        )
+        await self._store.check_policy()
+        self._admin = await asyncio.to_thread(
+            Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
+        )
+        facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
+        self._source, self._target = [
+            await Source.open(self._admin, facts[name], self._store, config.patience_ms)
+            for name in (config.topic, config.item_topic)
+        ]
+        group = rekey_group(config.item_group, self._target.epoch)
+        self._sent = Positions(self._store, config.topic, group, self._source.epoch)
+        self._folded = Positions(
+            self._store, config.item_topic, config.item_group, self._target.epoch
+        )
+        self._rekeyer = Rekeyer(self._source, config.item_topic, config.partitions, self._sent)
+        self._tables = PairStore(
+            self._store, config.item_topic, config.item_group, config.patience_ms
+        )
+        self._aside = SideOutputs(config.item_topic, send)
+        self._folder = Folder(
+            self._store,
+            item_views(await published_plan(self._store), config.topic),
+            self._target.epoch,
+            self._aside.send_late,
+            config.patience_ms,
+        )
+        log.info(
+            "re-keying %s (epoch %d), folding %s (epoch %d) into %s",
+            config.topic,
+            self._source.epoch,
+            config.item_topic,
+            self._target.epoch,
+            ", ".join(f"{v.name}@{v.generation}" for v in self._folder.views) or "no views",
+        )
+
+    async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
+        """Of the source the marks of what was re-keyed; of the re-keyed topic the saved pairs."""
+        source = [tp for tp in tps if tp.topic == self._config.topic]
+        target = [tp for tp in tps if tp.topic == self._config.item_topic]
+        self._pairs = {tp.partition: await self._tables.load(tp.partition) for tp in target}
+        ends = {
+            partition: pair.next_offset
+            for partition, pair in self._pairs.items()
+            if pair.epoch == self._target.epoch
+        }
+        places = self._sent.begin(source, await self._sent.marks())
+        return places | self._folded.begin(target, ends)
+
+    async def idle(self) -> None:
+        """Now and then say what was done, and look whether the logs are still the same."""
+        await self._source.watch()
+        await self._target.watch()
+        self._report()
+
+    async def close(self) -> None:
+        """Nothing is held back: each micro-batch is stored before the next is taken."""
+        self._report(now=True)
+        await self._store.close()
+        await asyncio.to_thread(self._admin.close)
+
+    # --- work -------------------------------------------------------------------------------
+
+    async def handle(self, lists: list[Fetched]) -> None:
+        """Re-key what came by the source, then fold what came by the re-keyed topic."""
+        source = [fetched for fetched in lists if fetched.tp.topic == self._config.topic]
+        if source:
+            await self._rekeyer.handle(source, self._send, self._marks, self._config.patience_ms)
+        target = [fetched for fetched in lists if fetched.tp.topic == self._config.item_topic]
+        if any(self._folded.goes_back(fetched) for fetched in target):
+            await self._target.check()
+        for batch in self._batches(target):
+            await self._store_batch(batch)
+        self._report()
+
+    def _batches(self, lists: Iterable[Fetched]) -> Iterator[Batch]:
+        """Admitted lists, grouped up to `batch_actions`."""
+        batch = Batch()
+        for fetched in lists:
+            records = self._folded.unseen(fetched)
+            if not records:
+                continue
+            messages, dead = decode_rekeyed_records(records, self._config.partitions)
+            table = self._pairs[fetched.tp.partition].table
+            accepted = [table.admit(message.batch, message.where) for message in messages]
+            self._dropped += sum(int((~mask).sum()) for mask in accepted)
+            batch.runs.append(run_of(fetched.tp.partition, messages, accepted).run)
+            batch.dead += dead
+            batch.ends[fetched.tp] = fetched.next_offset
+            if batch.actions >= self._config.batch_actions:
+                yield batch
+                batch = Batch()
+        if batch.ends:
+            yield batch
+
+    async def _store_batch(self, batch: Batch) -> None:
+        await self._aside.send_dead(batch.dead)
+        await self._folder.apply(join_runs(batch.runs), self._target.check)
+        await asyncio.gather(*(self._save(tp, end) for tp, end in batch.ends.items()))
+        for tp, next_offset in batch.ends.items():
+            self._marks.advance(tp, next_offset)
+
+    async def _save(self, tp: TP, next_offset: int) -> None:
+        """A partition's table with the position up to which it speaks."""
+        pair = self._pairs[tp.partition]
+        pair.epoch, pair.next_offset = self._target.epoch, next_offset
+        await self._tables.save(tp.partition, pair)
+
+    def _report(self, now: bool = False) -> None:
+        clock_s = time.monotonic()
+        if not now and clock_s - self._reported_s < REPORT_EVERY_S:
+            return
+        self._reported_s = clock_s
+        log.info(
+            "re-keyed %d actions; stored so far: %s, %d re-keyed twice, %d dead letters",
+            self._rekeyer.actions,
+            self._folder.counts,
+            self._dropped,
+            self._aside.dead_letters,
+        )
+
+
+def rekey_group(group: str, target_epoch: int) -> str:
+    """Under which the positions of re-keying into one log are kept: a new log begins anew."""
+    return f"{group}.rekey.{target_epoch}"
+
+
+def item_views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
+    """The item views that the re-keyed form of `topic` feeds; re-keying goes on without any."""
+    source = by_item_topic(topic)
+    return tuple(
+        view
+        for view in plan.views
+        if view.kind == "streamed" and view.entity == "item" and view.source == source
+    )

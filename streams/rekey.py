@@ -1,0 +1,128 @@
+"""Re-keying: each action of a topic once more, in the partition of its item.
+
+Every round of source records becomes one message in each re-keyed partition, an empty one where the
+round has nothing for it: so each partition's messages cover the source without a gap, and a message
+that is missing shows. Refused source messages are covered and left out; they are the worker's to
+dead-letter.
+
+The position in the source moves once every message of a round is confirmed. After a crash the last
+round may be sent again, perhaps cut differently; consumers drop what they have
+(`streams.source_table`). Positions belong to one log of the re-keyed topic: where the broker lost
+that, the source is re-keyed again from the first offset it still holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
+from numpy.typing import NDArray
+
+from schemas.ids import partitions_of
+from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
+from streams.app import Fetched, Sender
+from streams.messages import ActionRun, decode_records, join_runs
+from streams.positions import Positions
+from streams.source import Source
+from streams.transport import Marks
+
+#: A round ends when its source messages have this many bytes: a re-keyed message stays below the
+#: megabyte that brokers take unless told otherwise.
+ROUND_BYTES: Final = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Source records to be re-keyed together: of each partition consecutive ones, at least one."""
+
+    records: dict[TP, tuple[ConsumerRecord, ...]]
+
+    @property
+    def ends(self) -> dict[TP, int]:
+        """The offset after the last record of each partition."""
+        return {tp: int(records[-1].offset) + 1 for tp, records in self.records.items()}
+
+
+def rounds_of(lists: Sequence[tuple[TP, tuple[ConsumerRecord, ...]]]) -> Iterator[Round]:
+    """Cut lists of records into rounds of about ROUND_BYTES; order within a partition is kept."""
+    held: dict[TP, tuple[ConsumerRecord, ...]] = {}
+    size = 0
+    for tp, records in lists:
+        start = 0
+        for end, record in enumerate(records, 1):
+            size += len(record.value or b"")
+            if size >= ROUND_BYTES or end == len(records):
+                held[tp] = held.get(tp, ()) + records[start:end]
+                start = end
+            if size >= ROUND_BYTES:
+                yield Round(held)
+                held, size = {}, 0
+    if held:
+        yield Round(held)
+
+
+def rekey(
+    run: ActionRun, covers: NDArray[np.void], epoch: int, partitions: int
+) -> list[RekeyedBatch]:
+    """One batch for each of `partitions`, with the run's actions whose item belongs to it.
+
+    run: the valid actions of the source ranges `covers` (SOURCE_RANGE); their order is kept. epoch:
+    of the source's log.
+    """
+    sources = np.zeros(len(run), SOURCE)
+    sources["offset"], sources["sent_ms"] = run.offset, run.sent_ms
+    sources["epoch"], sources["partition"], sources["index"] = epoch, run.partition, run.index
+    items, which = np.unique(run.actions["item"], return_inverse=True)
+    owner = partitions_of(items, partitions)[which] if len(items) else which  # (a,)
+    sent_ms = int(run.sent_ms.max()) if len(run) else 0
+    places = (np.flatnonzero(owner == partition) for partition in range(partitions))
+    return [RekeyedBatch(sent_ms, run.actions[at], sources[at], covers) for at in places]
+
+
+class Rekeyer:
+    """Re-keys what it is handed. positions: in the source, of this re-keyed log."""
+
+    def __init__(self, source: Source, target: str, partitions: int, positions: Positions) -> None:
+        self._source, self._target, self._partitions = source, target, partitions
+        self._positions = positions
+        self.actions = 0
+
+    async def handle(
+        self, lists: list[Fetched], send: Sender, marks: Marks, patience_ms: int
+    ) -> None:
+        """Returns once all is in the re-keyed topic and the positions are stored."""
+        fresh = [(each.tp, self._positions.unseen(each)) for each in lists]
+        for part in rounds_of([(tp, records) for tp, records in fresh if records]):
+            # Fetched before this check, so they are of this log: their epoch is right.
+            await self._source.check()
+            await self._send(part, send)
+            await self._positions.store(part.ends, patience_ms)
+            for tp, end in part.ends.items():
+                marks.advance(tp, end)
+
+    async def _send(self, part: Round, send: Sender) -> None:
+        runs = [decode_records(records, self._partitions)[0] for records in part.records.values()]
+        for run in runs:
+            if len(run):
+                self._positions.saw(int(run.partition[0]), int(run.sent_ms.max()))
+        covers = np.zeros(len(part.records), SOURCE_RANGE)
+        for place, (tp, records) in enumerate(part.records.items()):
+            ends = int(records[0].offset), int(records[-1].offset) + 1
+            covers[place] = (*ends, self._source.epoch, tp.partition)
+        batches = rekey(join_runs(runs), covers, self._source.epoch, self._partitions)
+        await asyncio.gather(
+            *(
+                send(self._target, _key(batch), encode_rekeyed(batch), {}, partition)
+                for partition, batch in enumerate(batches)
+            )
+        )
+        self.actions += sum(len(run) for run in runs)
+
+
+def _key(batch: RekeyedBatch) -> bytes | None:
+    return b"%d" % int(batch.actions["item"][0]) if len(batch.actions) else None

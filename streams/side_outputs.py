@@ -1,0 +1,60 @@
+"""What a folding process sends aside: refused messages, and actions outside a view's time bounds.
+
+Both are confirmed before the messages they came from count as stored, so a crash repeats them and
+never loses one; their `encore-source` header tells repetitions.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from schemas.actions import encode_batch
+from schemas.names import (
+    HEADER_CODE,
+    HEADER_REASON,
+    HEADER_SOURCE,
+    HEADER_VIEW,
+    dead_letter_topic,
+    late_topic,
+)
+from streams.app import Sender
+from streams.folding import OutsideActions
+from streams.messages import ActionRun, DeadLetter
+
+log = logging.getLogger("encore.streams")
+
+
+class SideOutputs:
+    """The dead-letter topic and the late topic of one topic."""
+
+    def __init__(self, topic: str, send: Sender) -> None:
+        self._topic, self._send = topic, send
+        self.dead_letters = 0
+
+    async def send_dead(self, dead: list[DeadLetter]) -> None:
+        """Confirms each refused message with its reason."""
+        for letter in dead:
+            record = letter.record
+            log.warning("dead letter: %s", letter.error)
+            topic = dead_letter_topic(self._topic)
+            await self._send(topic, record.key, record.value, letter.headers())
+        self.dead_letters += len(dead)
+
+    async def send_late(self, run: ActionRun, outside: list[OutsideActions]) -> None:
+        """One message for each source message, view and reason."""
+        for group in outside:
+            part = run.at(group.at)
+            keys = (part.partition.tolist(), part.offset.tolist(), part.sent_ms.tolist())
+            sources = list(zip(*keys, strict=True))
+            starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
+            for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
+                actions, (partition, offset, sent_ms) = part.actions[start:end], sources[start]
+                headers = {
+                    HEADER_CODE: group.reason.encode(),
+                    HEADER_REASON: f"{group.reason} for {group.view}".encode(),
+                    HEADER_VIEW: group.view.encode(),
+                    HEADER_SOURCE: f"{self._topic}/{partition}/{offset}".encode(),
+                }
+                key = b"%d" % int(actions["user"][0])
+                value = encode_batch(actions, sent_ms)
+                await self._send(late_topic(self._topic), key, value, headers)

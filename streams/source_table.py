@@ -1,0 +1,158 @@
+"""How far one re-keyed partition is folded, and which of its actions were folded already.
+
+Whoever re-keys may die after a message is in the log and before it remembers that, and then sends
+the same source offsets again, cut another way. So each consumer of a re-keyed partition keeps a
+table {source partition: (epoch, next offset)}: of a message it accepts the actions beyond the
+table, and then the table stands behind the ranges that the message covers. What is accepted is a
+function of the re-keyed log up to that message, whoever reads it and however often.
+
+The table is saved as one text together with the position in the re-keyed partition up to which it
+speaks, by compare-and-set on a version: a consumer that lost its partition cannot overwrite what
+its successor saved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import StoreError, StreamError
+from schemas.names import source_table_key, source_table_version_key
+from schemas.rekeyed import RekeyedBatch
+from store.base import AsyncRowStore
+from streams.patience import patiently
+
+Reached = tuple[int, int]  # epoch of the source's log, next offset
+
+
+@dataclass(slots=True)
+class SourceTable:
+    """reached: source partition → the epoch and the offset after the last folded one."""
+
+    reached: dict[int, Reached] = field(default_factory=dict)
+
+    def admit(self, batch: RekeyedBatch, where: str) -> NDArray[np.bool_]:
+        """(a,) bool: the actions that are beyond the table, which then covers the message.
+
+        A source partition that the table does not know, or knows in an earlier epoch, is taken from
+        where the message begins. Raises StreamError for a gap: what lies in it would be lost.
+        """
+        accepted = np.zeros(len(batch.actions), bool)  # (a,)
+        sources = batch.sources
+        for partition, first, after, epoch in zip(
+            *(batch.covers[name].tolist() for name in ("partition", "first", "next", "epoch")),
+            strict=True,
+        ):
+            known_epoch, known = self.reached.get(partition, (0, 0))
+            if epoch < known_epoch:
+                continue
+            if epoch > known_epoch:
+                known = first
+            if first > known:
+                raise StreamError(
+                    where,
+                    required=f"source offset {known} of partition {partition} next",
+                    got=f"the range [{first}, {after})",
+                    do="messages are missing: rebuild the item views from the archive",
+                )
+            own = (sources["partition"] == partition) & (sources["offset"] >= known)
+            accepted |= own
+            self.reached[partition] = epoch, max(known, after)
+        return accepted
+
+
+@dataclass(slots=True)
+class Pair:
+    """A table and its re-key position. epoch: of the re-keyed log that next_offset is in; 0 where
+    nothing was saved yet. version: of the saved text."""
+
+    epoch: int
+    next_offset: int
+    table: SourceTable
+    version: int
+
+
+def dump_pair(pair: Pair, version: int) -> str:
+    """The text of a pair under that version."""
+    sources = {str(partition): list(at) for partition, at in sorted(pair.table.reached.items())}
+    return json.dumps(
+        {
+            "version": version,
+            "epoch": pair.epoch,
+            "next_offset": pair.next_offset,
+            "sources": sources,
+        }
+    )
+
+
+def parse_pair(text: str | None, key: str) -> Pair:
+    """The inverse of `dump_pair`; None is the pair before anything was folded.
+
+    Raises StreamError.
+    """
+    if text is None:
+        return Pair(0, 0, SourceTable(), 0)
+    try:
+        held: dict[str, Any] = json.loads(text)
+        reached = {int(p): (int(epoch), int(at)) for p, (epoch, at) in held["sources"].items()}
+        numbers = [int(held[name]) for name in ("epoch", "next_offset", "version")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StreamError(
+            f"store, {key}",
+            required="a saved source table",
+            got=f"{text[:60]!r} ({type(error).__name__})",
+            do="rebuild the item views from the archive: nobody knows what they hold",
+        ) from None
+    return Pair(numbers[0], numbers[1], SourceTable(reached), numbers[2])
+
+
+class PairStore:
+    """The pairs of one group in one re-keyed topic."""
+
+    def __init__(self, store: AsyncRowStore, topic: str, group: str, patience_ms: int) -> None:
+        self._store, self._topic, self._group = store, topic, group
+        self._patience_ms = patience_ms
+
+    async def load(self, partition: int) -> Pair:
+        """The saved pair. Raises StoreError, StreamError."""
+        key = source_table_key(self._topic, self._group, partition)
+        return parse_pair(await self._store.get_text(key), key)
+
+    async def save(self, partition: int, pair: Pair) -> None:
+        """Save, and advance the pair's version. Raises StreamError where another process saved."""
+        await patiently(
+            f"source table of {self._topic}/{partition}",
+            lambda: self._put(partition, pair),
+            self._patience_ms,
+            (StoreError,),
+        )
+        pair.version += 1
+
+    async def _put(self, partition: int, pair: Pair) -> None:
+        place = self._topic, self._group, partition
+        key, text = source_table_key(*place), dump_pair(pair, pair.version + 1)
+        landed = await self._store.compare_and_set_text(
+            key, source_table_version_key(*place), pair.version, text
+        )
+        # An earlier attempt may have landed though its reply was lost.
+        if not landed and await self._store.get_text(key) != text:
+            raise StreamError(
+                f"source table of {self._topic}/{partition}",
+                required=f"the version {pair.version} that this process knows",
+                got="another: another process folds this partition, or the store went back",
+                do="restart this process: it goes on from what is saved",
+            )
+
+
+def lowest_reached(pairs: Mapping[int, Pair], source_partition: int, epoch: int) -> int:
+    """Up to which source offset every re-keyed partition is folded, 0 in another epoch."""
+    ends = []
+    for pair in pairs.values():
+        at_epoch, at = pair.table.reached.get(source_partition, (0, 0))
+        ends.append(at if at_epoch == epoch else 0)
+    return min(ends, default=0)
