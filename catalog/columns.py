@@ -145,6 +145,8 @@ def _fill(rows: Rows, field: FieldPlan, view: ViewPlan, table: pa.Table) -> None
 def _scalar(column: pa.ChunkedArray, field: FieldPlan, where: str) -> tuple[Array, Array]:
     """(values, null), both (n,)."""
     kind = column.type
+    if pa.types.is_null(kind):  # a column of nulls, or the elements of empty lists
+        return np.zeros(len(column), NUMPY[field.dtype]), np.ones(len(column), bool)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DeclarationError(
             where, required=f"a column of the declared {field.dtype}", got=str(kind)
