@@ -125,9 +125,8 @@ def test_a_service_by_name(direct: FeatureStore, remote: FeatureStore) -> None:
 def test_the_store_hook_reads_one_view(direct: FeatureStore, remote: FeatureStore) -> None:
     """`online_read`: what Feast's remote store does of its own where it is not asked as a whole."""
     names = ["small", "kind", "tag"]
-    keys = [
-        EntityKey(join_keys=["video_id"], entity_values=[Value(int64_val=each)]) for each in IDS
-    ]
+    values = [Value(int64_val=each) for each in IDS]
+    keys = [EntityKey(join_keys=["video_id"], entity_values=[value]) for value in values]
     table = remote.get_feature_view("videos")
     found, absent = [
         store._get_provider().online_store.online_read(store.config, table, [key], names)[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +12,17 @@ import httpx
 import numpy as np
 import pytest
 
+from predictor.features import parse_features
 from predictor.limits import Limits
-from predictor.push import parse_push
-from schemas.errors import RequestError
+from predictor.push import parse_push, write_pushed
+from schemas.errors import RequestError, StoreError
 from schemas.layout import layout_of
 from schemas.names import row_keys
 from schemas.plan import FeaturePlan, FieldPlan, Plan, TransformPlan, ViewPlan, load_plan
 from schemas.row import decode_rows
+from schemas.status import FieldStatus, Status
+from store.base import Write
+from store.memory import AsyncMemoryRowStore
 from store.redis_store import RedisRowStore
 from tests.predictor.support import USERS, RunningServer, publish_plan, put_world, server
 
@@ -32,22 +38,25 @@ FIELDS = (
     FieldPlan(7, "embedding", "f64", 2),
 )
 FEATURES = tuple(FeaturePlan(f.name, f.dtype, "field", f.name, f.capacity) for f in FIELDS)
-ATTRIBUTES = {
-    "kind": "batch",
-    "generation": 1,
-    "fields": FIELDS,
-    "features": FEATURES,
-    "source": "sources/songs.parquet",
-    "timestamp_field": "event_timestamp",
-    "written": {"kind": VOCAB},
-}
-SONGS = ViewPlan("songs", "item", **ATTRIBUTES, join_key="song_id", push_source="songs_push")
-PAIRS = ViewPlan(
-    "pairs",
+SONGS = ViewPlan(
+    "songs",
     "item",
-    **ATTRIBUTES,
+    "batch",
+    1,
+    FIELDS,
+    FEATURES,
+    "sources/songs.parquet",
+    "event_timestamp",
+    join_key="song_id",
+    written={"kind": VOCAB},
+    push_source="songs_push",
+)
+PAIRS = replace(
+    SONGS,
+    name="pairs",
     join_key="city_name,song_id",
     string_keys=("city_name",),
+    push_source="",
 )
 ACTIVITY = ViewPlan(
     "listening", "user", "streamed", 1, (), (), "actions", "time_ms", join_key="user_id"
@@ -242,7 +251,7 @@ READS: list[tuple[dict[str, Any], str]] = [
 ROW: dict[str, Any] = {"song_id": [1], "event_timestamp": [TIME]}
 PUSHES: list[tuple[dict[str, Any], str]] = [
     ({"df": ROW, "to": "offline"}, "to: needs \"online\", got 'offline'; append to the view's"),
-    ({"df": ROW, "push_source_name": "nobody"}, "push_source_name: needs one of songs_push, pairs"),
+    ({"df": ROW, "push_source_name": "nobody"}, "songs_push, pairs, got 'nobody'"),
     (
         {"df": ROW, "push_source_name": "listening"},
         "listening: needs a batch view, got a windowed view, whose rows are folded from actions; "
@@ -314,3 +323,45 @@ def test_the_name_of_a_view_is_a_push_source_too() -> None:
     assert (pushed.view.name, pushed.rows.entity_ids.tolist()) == ("songs", [1])
     with pytest.raises(RequestError, match="needs a JSON object, got an empty body"):
         parse_push(b"", PLAN, Limits())
+
+
+class LosingStore(AsyncMemoryRowStore):
+    """Another writer is always first; or the server is gone, or silent."""
+
+    def __init__(self, ends_as: str) -> None:
+        super().__init__()
+        self.ends_as = ends_as
+
+    async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
+        if self.ends_as == "gone":
+            raise StoreError("store", required="an answer", got="none")
+        if self.ends_as == "silent":
+            await asyncio.sleep(60)
+        return [False] * len(writes)
+
+
+@pytest.mark.parametrize(
+    ("ends_as", "message"),
+    [
+        ("gone", "store: needs a confirmation of the rows, got store: needs an answer, got none"),
+        ("silent", "store: needs a confirmation of the rows, got none in 50 ms; push again"),
+        ("raced", "1 rows that other writers kept changing"),
+    ],
+)
+def test_a_push_that_the_store_does_not_confirm(ends_as: str, message: str) -> None:
+    df = {"song_id": [1], "event_timestamp": ["2026-01-01"]}
+    body = json.dumps({"push_source_name": "songs", "df": df}).encode()
+    pushed = parse_push(body, PLAN, Limits())
+    timeout_ms = 50 if ends_as == "silent" else 5_000
+    with pytest.raises(RequestError, match=message) as refused:
+        asyncio.run(write_pushed(LosingStore(ends_as), pushed, timeout_ms))
+    assert refused.value.status == 503
+
+
+def test_a_store_that_fails_makes_a_read_invalid() -> None:
+    query = parse_features(
+        b'{"entities": {"song_id": [1, 2]}, "features": ["songs:fans"]}', PLAN, Limits()
+    )
+    rows = query.rows([], Status.TIMEOUT, 0)["songs"]
+    assert rows.values["fans"] == [None, None]
+    assert rows.statuses["fans"] == [FieldStatus.INVALID] * 2
