@@ -58,7 +58,7 @@ def check_unique(found: Iterable[str], where: str, what: str) -> None:
 
 @dataclass(frozen=True)
 class ViewKey:
-    """What keys a view's rows. side: of its one entity; of the first of several.
+    """What keys a view's rows. side: of its one entity; of several that of the first join key.
 
     join_key: of several entities all of their join keys, sorted, commas between. string_keys: the
     join keys whose values are strings.
@@ -76,10 +76,10 @@ def key_of(view: FeatureView, entities: Mapping[str, Entity]) -> ViewKey:
         entity, side = entity_of(view, entities)
         return ViewKey(side, entity.join_key, string_keys_of(entity))
     found = [entity_of(view, entities, name) for name in view.entities]
-    join_keys = sorted(entity.join_key for entity, _ in found)
-    check_unique(join_keys, f"{view.name}.entities", "join key")
+    found.sort(key=lambda each: each[0].join_key)  # Feast refuses two of one join key
+    join_keys = [entity.join_key for entity, _ in found]
     strings = [key for entity, _ in found for key in string_keys_of(entity)]
-    return ViewKey(found[0][1], ",".join(join_keys), tuple(sorted(strings)))
+    return ViewKey(found[0][1], ",".join(join_keys), tuple(strings))
 
 
 def string_keys_of(entity: Entity) -> tuple[str, ...]:
