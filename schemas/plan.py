@@ -225,8 +225,8 @@ class ServicePlan:
     `slots` has the columns of a side's tensor: the features, then the crosses (user_slots (1, Su),
     item_slots (N, Si)); sequences are (1, L) each. `fingerprint` is over all that changes a tensor
     (slots, transforms, and the definition of each feature used), so a model trained for it can be
-    checked, and an unrelated feature never retires the model. `features` is
-    what was chosen, as "view:feature", for clients that read features by the service's name.
+    checked, and an unrelated feature never retires the model. `features` is what was chosen, as
+    "view:feature", for clients that read features by the service's name.
     """
 
     name: str

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from feast import Entity, FeatureView
+from feast import Entity, FeatureService, FeatureView
 
 from catalog.columns import rows_of
 from catalog.compiler import Definitions, compile_plan
@@ -16,6 +16,8 @@ from catalog.declare import (
     Int64,
     actions,
     batch_view,
+    boundaries,
+    cross,
     entity_id,
     feature,
     feature_service,
@@ -23,6 +25,7 @@ from catalog.declare import (
     identity,
     item_entity,
     push_source,
+    ratio,
     user_entity,
 )
 from encore.lookup import views_of
@@ -90,12 +93,26 @@ def over_a_topic() -> FeatureView:
     return FeatureView(name="users", entities=[user], schema=LIKING, source=source)
 
 
+def users_view() -> FeatureView:
+    return batch_view("users", user, "sources/users.parquet", FANS)
+
+
+def crossing() -> FeatureService:
+    per_fan = cross("per_fan", ratio("taste:liking", "users:fans"), boundaries([0.5]))
+    return feature_service("ranking", [users_view()], crosses=[per_fan])
+
+
 REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     (
         "a composite view in a service",
         lambda: Definitions(ENTITIES, (taste(),), (feature_service("ranking", [taste()]),)),
         "ranking.taste: needs views of one entity, got one keyed by city_name,user_id; "
         'read it by "view:feature"; a request ranks one user and single items',
+    ),
+    (
+        "a cross with a composite view",
+        lambda: Definitions(ENTITIES, (taste(), users_view()), (crossing(),)),
+        ".of: needs features of views of one entity, got taste:liking, keyed by city_name,user_id",
     ),
     (
         "an id slot in a composite view",
