@@ -11,21 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
-from feast import Entity, FeatureView, Field, FileSource
+from feast import Entity, FeatureView, Field, FileSource, PushSource
 
 from catalog import tags
 from catalog.drafts import FieldDraft, SlotDraft, ViewDraft
-from catalog.elements import element_name
 from catalog.fields import (
+    ViewKey,
     capacity_of,
     check_name,
     check_unique,
-    entity_of,
+    key_of,
     scalar_dtype,
     slot_of,
     ttl_of,
 )
 from catalog.transforms import STRING
+from schemas.elements import element_name
 from schemas.errors import DeclarationError
 from schemas.plan import Dtype, FeaturePlan, TransformPlan
 
@@ -52,17 +53,17 @@ def compile_batch(view: FeatureView, entities: Mapping[str, Entity]) -> ViewDraf
     check_name(view.name, view.name)
     _refuse_code(view)
     tags.check_known(view.tags, (), view.name)
-    entity, side = entity_of(view, entities)
+    keyed = key_of(view, entities)
     columns = _Columns()
     for declared in view.features:
         _add_column(columns, declared, f"{view.name}.{declared.name}")
-    key = _key(view, entity, columns)
+    key = _key(view, keyed, columns)
     check_unique((each.name for each in columns.fields), view.name, "feature")
     path, timestamp_field = _source(view)
     return ViewDraft(
         name=view.name,
-        entity=side,
-        join_key=entity.join_key,
+        entity=keyed.side,
+        join_key=keyed.join_key,
         source=path,
         ttl_ms=ttl_of(view),
         streamed=False,
@@ -73,6 +74,8 @@ def compile_batch(view: FeatureView, entities: Mapping[str, Entity]) -> ViewDraf
         key=key,
         timestamp_field=timestamp_field,
         written=columns.written,
+        string_keys=keyed.string_keys,
+        push_source=_push_source(view),
     )
 
 
@@ -98,10 +101,18 @@ def _add_column(columns: _Columns, declared: Field, where: str) -> None:
             columns.slots[declared.name] = (slot,)
 
 
-def _key(view: FeatureView, entity: Entity, columns: _Columns) -> SlotDraft | None:
+def _key(view: FeatureView, keyed: ViewKey, columns: _Columns) -> SlotDraft | None:
     """The join key as a stored field and slot, where the view declares it with tags."""
+    composite = "," in keyed.join_key
     for declared in view.entity_columns:
-        if declared.name == entity.join_key and declared.tags:
+        if composite and declared.tags:
+            raise DeclarationError(
+                f"{view.name}.{declared.name}",
+                required="a view of one entity for the slot of its id",
+                got=f"one keyed by {keyed.join_key}",
+                do="declare entity_id(…) in a view that the entity alone keys",
+            )
+        if declared.name == keyed.join_key and declared.tags:
             slot = slot_of(declared, "i64", f"{view.name}.{declared.name}")
             if slot is not None:
                 columns.add(declared.name, "i64")
@@ -130,6 +141,21 @@ def _source(view: FeatureView) -> tuple[str, str]:
             f"{view.name}.source.timestamp_field", required="a timestamp column", got="none"
         )
     return source.path, source.timestamp_field
+
+
+def _push_source(view: FeatureView) -> str:
+    """The name of the view's push source, "" where it has none."""
+    source = view.stream_source
+    if source is None:
+        return ""
+    if not isinstance(source, PushSource):
+        raise DeclarationError(
+            f"{view.name}.source",
+            required="a FileSource or a PushSource over one",
+            got=type(source).__name__,
+            do="declare windows over a topic with streamed_view(…)",
+        )
+    return str(source.name)
 
 
 def _refuse_code(view: FeatureView) -> None:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from catalog.elements import element_of
+from schemas.elements import element_of
 from schemas.errors import DeclarationError
-from schemas.ids import string_id, string_ids
+from schemas.ids import key_id, string_id, string_ids
 from schemas.layout import NUMPY, layout_of
 from schemas.plan import FieldPlan, TransformPlan, ViewPlan
 from schemas.row import Rows, empty_rows
@@ -39,7 +39,7 @@ def source_columns(view: ViewPlan, names: list[str]) -> list[str]:
     A field that no declared feature reads any more is left out. Raises DeclarationError for a
     column that is not there.
     """
-    wanted = {view.join_key, view.timestamp_field}
+    wanted = {*view.join_keys, view.timestamp_field}
     for field in _declared(view):
         element = element_of(field.name, names)
         wanted.add(field.name if element is None else element[0])
@@ -61,7 +61,7 @@ def rows_of(view: ViewPlan, table: pa.Table) -> Rows:
     its declared dtype cannot hold.
     """
     layout = layout_of(view)
-    entity_ids = _keys(table[view.join_key], f"{view.name}.{view.join_key}")  # (n,)
+    entity_ids = _entity_ids(view, table)  # (n,)
     rows = empty_rows(layout, entity_ids)
     time_ms = event_times(table[view.timestamp_field], f"{view.name}.{view.timestamp_field}")
     rows.offset[:] = time_ms
@@ -93,6 +93,15 @@ def event_times(column: pa.ChunkedArray, where: str) -> NDArray[np.int64]:
 def _declared(view: ViewPlan) -> list[FieldPlan]:
     read = {feature.source for feature in view.features}
     return [field for field in view.fields if field.name in read]
+
+
+def _entity_ids(view: ViewPlan, table: pa.Table) -> NDArray[np.int64]:
+    """The rows' entity ids, (n,)."""
+    columns = [_keys(table[name], f"{view.name}.{name}") for name in view.join_keys]
+    if len(columns) == 1:
+        return columns[0]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return np.array([key_id(values) for values in rows], np.int64)
 
 
 def _keys(column: pa.ChunkedArray, where: str) -> NDArray[np.int64]:
@@ -136,6 +145,8 @@ def _fill(rows: Rows, field: FieldPlan, view: ViewPlan, table: pa.Table) -> None
 def _scalar(column: pa.ChunkedArray, field: FieldPlan, where: str) -> tuple[Array, Array]:
     """(values, null), both (n,)."""
     kind = column.type
+    if pa.types.is_null(kind):  # a column of nulls, or the elements of empty lists
+        return np.zeros(len(column), NUMPY[field.dtype]), np.ones(len(column), bool)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DeclarationError(
             where, required=f"a column of the declared {field.dtype}", got=str(kind)

@@ -84,6 +84,12 @@ def _operand(
         raise DeclarationError(
             f"{where}.of", required=f"an online view: {', '.join(views)}", got=repr(view)
         )
+    if drafts[view].composite:
+        raise DeclarationError(
+            f"{where}.of",
+            required="features of views of one entity",
+            got=f"{reference}, keyed by {drafts[view].join_key}",
+        )
     known = [feature.name for feature in views[view].features]
     if name not in known:
         raise DeclarationError(

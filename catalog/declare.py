@@ -31,7 +31,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, cast
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, KafkaSource, ValueType
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    KafkaSource,
+    PushSource,
+    ValueType,
+)
 from feast.aggregation import Aggregation
 from feast.data_format import JsonFormat
 from feast.protos.feast.core.StreamFeatureView_pb2 import (
@@ -99,6 +108,7 @@ __all__ = [
     "last_n",
     "log_buckets",
     "position",
+    "push_source",
     "ratio",
     "share",
     "streamed_view",
@@ -280,10 +290,15 @@ def default_hop(window: timedelta) -> timedelta:
     return HOUR if window <= DAY else DAY
 
 
+def push_source(name: str, path: str) -> PushSource:
+    """A batch view's Parquet file as `path` of `batch_view`, and the name that pushes go by."""
+    return PushSource(name=name, batch_source=_file(f"{name}_file", path))
+
+
 def batch_view(
     name: str,
-    entity: Entity,
-    path: str,
+    entity: Entity | Sequence[Entity],
+    path: str | PushSource,
     fields: Sequence[Field],
     *,
     ttl: timedelta = timedelta(0),
@@ -291,13 +306,20 @@ def batch_view(
 ) -> FeatureView:
     """Attributes read from a Parquet file with an `event_timestamp` column.
 
-    path: relative to encore's data directory; Feast's own offline store takes it relative to the
-    repo. ttl: how long after its event time a row holds; zero is for ever.
+    entity: several for rows that a combination of them keys; such a view can be read, but its
+    features are no slots. path: relative to encore's data directory; Feast's own offline store
+    takes it relative to the repo; or a `push_source`. ttl: how long after its event time a row
+    holds; zero is for ever.
     """
-    source = FileSource(name=f"{name}_source", path=path, timestamp_field=EVENT_TIMESTAMP)
+    source = _file(f"{name}_source", path) if isinstance(path, str) else path
+    keys = [entity] if isinstance(entity, Entity) else list(entity)
     return FeatureView(
-        name=name, entities=[entity], schema=list(fields), source=source, ttl=ttl, online=online
+        name=name, entities=keys, schema=list(fields), source=source, ttl=ttl, online=online
     )
+
+
+def _file(name: str, path: str) -> FileSource:
+    return FileSource(name=name, path=path, timestamp_field=EVENT_TIMESTAMP)
 
 
 def actions(topic: str, *, archive: str = "archive") -> KafkaSource:

@@ -48,7 +48,10 @@ class SlotDraft:
 
 @dataclass(frozen=True)
 class ViewDraft:
-    """A view. slots: by declared name; `key` is the slot of the entity's own id."""
+    """A view. slots: by declared name; `key` is the slot of the entity's own id.
+
+    join_key, string_keys, push_source: as in the plan.
+    """
 
     name: str
     entity: Side
@@ -67,6 +70,13 @@ class ViewDraft:
     accumulators: tuple[AccumulatorPlan, ...] = ()
     sequences: tuple[SequencePlan, ...] = ()
     written: dict[str, TransformPlan] = field(default_factory=dict)
+    string_keys: tuple[str, ...] = ()
+    push_source: str = ""
+
+    @property
+    def composite(self) -> bool:
+        """Whether several entities key the rows."""
+        return "," in self.join_key
 
     def same_state(self, other: ViewPlan) -> bool:
         """Whether a plan's rows hold the state this draft computes."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, cast, get_args
 
-from feast import Entity, FeatureView, Field
+from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Array, FeastType, PrimitiveFeastType
 
 from catalog import tags
@@ -55,16 +56,53 @@ def check_unique(found: Iterable[str], where: str, what: str) -> None:
         seen.add(name)
 
 
-def entity_of(view: FeatureView, entities: Mapping[str, Entity]) -> tuple[Entity, Side]:
-    """The one entity that keys the view, and its side. Raises DeclarationError."""
-    if len(view.entities) != 1 or view.entities[0] not in entities:
+@dataclass(frozen=True)
+class ViewKey:
+    """What keys a view's rows. side: of its one entity; of several that of the first join key.
+
+    join_key: of several entities all of their join keys, sorted, commas between. string_keys: the
+    join keys whose values are strings.
+    """
+
+    side: Side
+    join_key: str
+    string_keys: tuple[str, ...]
+
+
+def key_of(view: FeatureView, entities: Mapping[str, Entity]) -> ViewKey:
+    """The key of a batch view: of one entity, or of several. Raises DeclarationError."""
+    check_unique(view.entities, f"{view.name}.entities", "entity")
+    if len(view.entities) < 2:
+        entity, side = entity_of(view, entities)
+        return ViewKey(side, entity.join_key, string_keys_of(entity))
+    found = [entity_of(view, entities, name) for name in view.entities]
+    found.sort(key=lambda each: each[0].join_key)  # Feast refuses two of one join key
+    join_keys = [entity.join_key for entity, _ in found]
+    strings = [key for entity, _ in found for key in string_keys_of(entity)]
+    return ViewKey(found[0][1], ",".join(join_keys), tuple(strings))
+
+
+def string_keys_of(entity: Entity) -> tuple[str, ...]:
+    """The entity's join key where its values are strings."""
+    return (entity.join_key,) if entity.value_type == ValueType.STRING else ()
+
+
+def entity_of(
+    view: FeatureView, entities: Mapping[str, Entity], name: str | None = None
+) -> tuple[Entity, Side]:
+    """The one entity that keys the view, or the named one of several, and its side.
+
+    Raises DeclarationError.
+    """
+    names = view.entities if name is None else [name]
+    if len(names) != 1 or names[0] not in entities:
         raise DeclarationError(
             f"{view.name}.entities",
             required="one entity of the repo",
-            got=", ".join(view.entities) or "none",
+            got=", ".join(names) or "none",
             do="declare user_entity(…) or item_entity(…) and pass it",
         )
-    entity = entities[view.entities[0]]
+    entity = entities[names[0]]
     tags.check_known(entity.tags, tags.ENTITY_TAGS, entity.name)
     side = entity.tags.get(tags.SIDE, "")
     if side not in get_args(Side):

@@ -1,9 +1,8 @@
 """Batch rows: a Parquet source → the store.
 
-A batch row's fence is (0, event time): the newer row wins, whoever writes last. A stored row that
-is newer stays, an equal one is not written again, and one that cannot be read is replaced. Writes
-are compare-and-set on what was read, so concurrent runs and `online_write_batch` agree on the
-newest. Running it again after a crash finishes the work.
+Writes are compare-and-set on what was read, by the rule of `store/newest.py`, so concurrent runs,
+`online_write_batch` and pushes agree on the newest. Running it again after a crash finishes the
+work.
 """
 
 from __future__ import annotations
@@ -13,22 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from catalog.columns import rows_of, source_columns
-from schemas.errors import PlanError, StoreError
+from schemas.errors import PlanError
 from schemas.layout import layout_of
-from schemas.names import row_keys
 from schemas.plan import ViewPlan
-from schemas.row import FENCE_SLICE, Rows, decode_rows, encode_rows
-from schemas.status import Status
-from store.base import RowStore, Write
+from schemas.row import Rows
+from store.base import RowStore
+from store.newest import (
+    ATTEMPTS,
+    plan_writes,
+    require_batch,
+    still_changing,
+    waiting_keys,
+    waiting_rows,
+)
 
 BATCH_ROWS: Final = 4_096
-ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -82,76 +84,27 @@ def materialize(
     return done
 
 
-def require_batch(view: ViewPlan) -> None:
-    """Raises PlanError for a view whose rows are state."""
-    if view.kind != "batch":
-        raise PlanError(
-            view.name,
-            required="a batch view",
-            got="a windowed view, whose rows are folded from actions",
-            do=f"send actions to the topic {view.source!r}",
-        )
-
-
 def write_rows(view: ViewPlan, rows: Rows, store: RowStore) -> Materialized:
     """Writes rows of a batch view: of an entity's rows the newest, of equal times the last.
 
     Raises StoreError, also where other writers kept winning.
     """
-    chosen = _newest(rows.entity_ids, rows.offset)
-    encoded = encode_rows(layout_of(view), rows)
-    waiting = {int(rows.entity_ids[at]): (int(rows.offset[at]), encoded[at]) for at in chosen}
+    waiting = waiting_rows(view, rows)
     done = Materialized(view.name, read=len(rows), entities=len(waiting))
     for _ in range(ATTEMPTS):
-        writes, equal, newer = _plan_writes(view, waiting, store)
-        landed = store.compare_and_set(list(writes.values())) if writes else []
-        lost = {entity for entity, ok in zip(writes, landed, strict=True) if not ok}
+        planned = plan_writes(view, waiting, store.read(waiting_keys(view, waiting)))
+        landed = store.compare_and_set(list(planned.writes.values())) if planned.writes else []
+        lost = planned.lost(landed)
         done = replace(
             done,
-            written=done.written + len(writes) - len(lost),
-            equal=done.equal + equal,
-            newer=done.newer + newer,
+            written=done.written + len(planned.writes) - len(lost),
+            equal=done.equal + planned.equal,
+            newer=done.newer + planned.newer,
         )
         if not lost:
             return done
         waiting = {entity: waiting[entity] for entity in lost}
-    raise StoreError(
-        view.name,
-        required=f"rows that stay as read within {ATTEMPTS} attempts",
-        got=f"{len(waiting)} rows that other writers kept changing",
-        do="stop the other materialization and run this one again",
-    )
-
-
-def _plan_writes(
-    view: ViewPlan, waiting: dict[int, tuple[int, bytes]], store: RowStore
-) -> tuple[dict[int, Write], int, int]:
-    """What to write, by entity; how many rows are stored already, how many newer ones are."""
-    entities = list(waiting)
-    keys = row_keys(view.name, view.generation, entities)
-    stored = store.read(keys)
-    held, status = decode_rows(layout_of(view), stored, np.array(entities, np.int64))
-    writes: dict[int, Write] = {}
-    equal = newer = 0
-    for index, (entity, (event_ms, value)) in enumerate(waiting.items()):
-        old = stored[index]
-        if old == value:
-            equal += 1
-        elif status[index] == Status.PRESENT and int(held.offset[index]) > event_ms:
-            newer += 1
-        else:
-            fence = None if old is None else bytes(old[FENCE_SLICE])
-            writes[entity] = Write(keys[index], fence, value)
-    return writes, equal, newer
-
-
-def _newest(entity_ids: NDArray[np.int64], time_ms: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Index of each entity's newest row, the last of equal times. Both (n,)."""
-    order = np.lexsort((time_ms, entity_ids))  # stable: the last row of equal times comes last
-    ids = entity_ids[order]
-    last = np.ones(len(ids), bool)
-    last[:-1] = ids[1:] != ids[:-1]
-    return np.sort(order[last])
+    raise still_changing(view, len(waiting))
 
 
 def _batches(view: ViewPlan, path: Path) -> Iterator[tuple[pa.Table, int]]:

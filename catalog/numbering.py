@@ -9,8 +9,8 @@ The first six rules of `docs/evolution.md`, with the same numbers:
 3. A streamed view takes a new generation when its state changes: entity, topic, lateness, fields,
    rings or sequences. Windows, transforms and TTL are computed when a row is read and change in
    place.
-4. A batch view takes a new generation when a stored value would change its meaning: another entity,
-   or a field of another dtype, capacity or written transform.
+4. A batch view takes a new generation when a stored value would change its meaning: another entity
+   or composite key, or a field of another dtype, capacity or written transform.
 5. A new generation keeps the ids of the fields that it takes over; its rows start compact, without
    fields that are no longer declared.
 6. A view that is no longer declared leaves its last generation behind; a view that takes its name
@@ -51,6 +51,8 @@ def number(draft: ViewDraft, parent: ViewPlan | None, retired: int = 0) -> ViewP
         accumulators=draft.accumulators,
         sequences=draft.sequences,
         written=draft.written,
+        string_keys=draft.string_keys,
+        push_source=draft.push_source,
     )
 
 
@@ -71,6 +73,8 @@ def _state_goes_on(draft: ViewDraft, parent: ViewPlan) -> bool:
 
 def _values_go_on(draft: ViewDraft, parent: ViewPlan) -> bool:
     if parent.kind != "batch" or parent.entity != draft.entity:
+        return False
+    if parent.join_key != draft.join_key and (draft.composite or len(parent.join_keys) > 1):
         return False
     known = {field.name: field for field in parent.fields}
     for field in draft.fields:

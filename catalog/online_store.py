@@ -13,45 +13,46 @@ In `feature_store.yaml`:
       lock: plan.lock.json          # relative to the repo
       now_ms: 1651795196782         # only to read as of a moment; else the clock
 
-A String's id is turned back where its transform is a vocabulary; where it cannot be (a hash, or a
-value out of the vocabulary) the value reads "id:<n>".
+What comes back for a String or an Array stands in `aggregation/online.py`; docs/feast.md lists
+which of Feast's own tests hold.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-from feast import Entity, FeatureView
+from feast import Entity, FeatureView, utils
 from feast.base_feature_view import BaseFeatureView
 from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import StrictStr
 
-from aggregation.finalise import Finaliser
+from aggregation.online import OnlineRows, OnlineView
 from catalog.columns import rows_of
 from catalog.compiler import compile_view
-from catalog.elements import element_name, element_of
+from catalog.entity_keys import entity_id
 from catalog.lock import LOCK_NAME, require_lock
-from catalog.materialize import require_batch, write_rows
+from catalog.materialize import write_rows
 from catalog.numbering import number
 from catalog.registry import read_registry, registered, registry_path
-from catalog.values import FeatureColumn, to_protos
+from catalog.values import to_protos, to_python
+from schemas.elements import element_of
 from schemas.errors import PlanError, SettingsError
-from schemas.ids import string_id
-from schemas.layout import layout_of
-from schemas.names import row_keys
 from schemas.plan import Plan, ViewPlan
-from schemas.row import decode_rows
-from schemas.status import FAILED, Status
+from schemas.status import FieldStatus
 from store.base import RowStore
+from store.newest import require_batch
 from store.redis_store import RedisRowStore
 
 WRITE_ROWS: Final = 4_096
@@ -92,6 +93,16 @@ class EncoreOnlineStore(OnlineStore):
             if progress is not None:
                 progress(len(part))
 
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[WriteRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """As `online_write_batch`, in a thread."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+
     def online_read(
         self,
         config: RepoConfig,
@@ -103,27 +114,55 @@ class EncoreOnlineStore(OnlineStore):
 
         A streamed view without a row has its empty state. A corrupt row reads as no row.
         """
-        view = self._view(config, table)
         names = requested_features or [field.name for field in table.features]
-        columns = [_column(view, table, name) for name in names]
-        entity_ids = np.array([_entity_id(key) for key in entity_keys], np.int64)  # (n,)
-        keys = row_keys(view.name, view.generation, entity_ids.tolist())
-        rows, status = decode_rows(layout_of(view), self._open(config).read(keys), entity_ids)
-        wanted = {source for column in columns for source in column.sources}
-        features = Finaliser(view, wanted)(rows, _now_ms(config))
-        known = ~np.isin(status, FAILED)  # (n,)
-        if view.kind == "batch":
-            known &= (status == Status.PRESENT) & ~features.expired
-        values = {column.name: to_protos(column, features) for column in columns}
-        return [
-            (
-                _event_time(int(rows.newest_ms[index])),
-                {name: protos[index] for name, protos in values.items()},
+        read = self._prepare(config, table, names, entity_keys)
+        raw = self._open(config).read(read.keys)
+        return read.rows(read.program.rows(raw, read.entity_ids, _now_ms(config)))
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[ReadRow]:
+        """As `online_read`, in a thread: Feast calls it from whatever event loop there is."""
+        return await asyncio.to_thread(
+            self.online_read, config, table, entity_keys, requested_features
+        )
+
+    def _read_features_per_fv(
+        self, config: RepoConfig, grouped_refs: list[tuple[FeatureView, list[str]]], *given: Any
+    ) -> None:
+        """Feast's hook under `get_online_features`: all views in one round trip, and the status of
+        each value, which `online_read` has no place for."""
+        join_key_values, join_key_names, response, full_names, with_versions = given
+        reads: list[tuple[_Read, Any, int]] = []
+        for table, names in grouped_refs:
+            entities, places, length = utils._get_unique_entities(
+                table, join_key_values, join_key_names
             )
-            if known[index]
-            else (None, None)
-            for index in range(len(entity_keys))
-        ]
+            keys = utils._get_entity_key_protos(entities)
+            reads.append((self._prepare(config, table, names, keys), places, length))
+        raw = iter(self._open(config).read([key for read, _, _ in reads for key in read.keys]))
+        now_ms = _now_ms(config)
+        for read, places, length in reads:
+            found = read.program.rows([next(raw) for _ in read.keys], read.entity_ids, now_ms)
+            utils._populate_response_from_feature_data(
+                read.names,
+                read.rows(found),
+                places,
+                response,
+                full_names,
+                read.table,
+                length,
+                with_versions,
+            )
+            _set_statuses(response, read.names, found, places)
+
+    async def _read_features_per_fv_async(self, *given: Any) -> None:
+        """The same under `get_online_features_async`, in a thread."""
+        await asyncio.to_thread(self._read_features_per_fv, *given)
 
     def update(
         self,
@@ -171,9 +210,21 @@ class EncoreOnlineStore(OnlineStore):
             self._store.close()
             self._store = None
 
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reads and writes may be awaited."""
+        return SupportedAsyncMethods(read=True, write=True)
+
     async def close(self) -> None:
         """Feast's hook at the end of its server."""
         self.disconnect()
+
+    def _prepare(
+        self, config: RepoConfig, table: FeatureView, names: list[str], keys: list[EntityKey]
+    ) -> _Read:
+        view = self._view(config, table)
+        ids = [entity_id(view, key) for key in keys]
+        return _Read(table, names, OnlineView(view, names), ids)
 
     def _open(self, config: RepoConfig) -> RowStore:
         if self._store is None:
@@ -215,48 +266,61 @@ def _now_ms(config: RepoConfig) -> int:
     return fixed if fixed is not None else time.time_ns() // 1_000_000
 
 
+@dataclass(frozen=True)
+class _Read:
+    """One view's part of a read. names: the features asked for. entity_ids: of its rows."""
+
+    table: FeatureView
+    names: list[str]
+    program: OnlineView
+    entity_ids: list[int]
+
+    @property
+    def keys(self) -> list[str]:
+        """The store keys of the rows."""
+        return self.program.keys(self.entity_ids)
+
+    def rows(self, found: OnlineRows) -> list[ReadRow]:
+        """As `online_read` returns them: (None, None) where nothing can be told of a row."""
+        dtypes = {field.name: field.dtype for field in self.table.features}
+        values = {name: to_protos(dtypes[name], found.values[name]) for name in self.names}
+        none = (FieldStatus.NOT_FOUND, FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.INVALID)
+        return [
+            (None, None)
+            if self.names and found.statuses[self.names[0]][index] in none
+            else (_event_time(event_ms), {name: values[name][index] for name in self.names})
+            for index, event_ms in enumerate(found.event_ms)
+        ]
+
+
+def _set_statuses(
+    response: GetOnlineFeaturesResponse,
+    names: list[str],
+    found: OnlineRows,
+    places: Iterable[list[int]],
+) -> None:
+    """Statuses of the feature vectors that were added last. places: of each row in the reply."""
+    for name, vector in zip(names, response.results[-len(names) :], strict=True):
+        for status, indexes in zip(found.statuses[name], places, strict=True):
+            for index in indexes:
+                vector.statuses[index] = status
+
+
 def _event_time(newest_ms: int) -> datetime | None:
     return datetime.fromtimestamp(newest_ms / 1000, UTC) if newest_ms > 0 else None
 
 
-def _entity_id(key: EntityKey) -> int:
-    """The id of a key with one int64, int32 or string value."""
-    value = key.entity_values[0]
-    match value.WhichOneof("val"):
-        case "string_val":
-            return string_id(value.string_val)
-        case "int64_val" | "int32_val" as kind:
-            return int(getattr(value, kind))
-        case kind:
-            raise PlanError(key.join_keys[0], required="an integer or string id", got=str(kind))
-
-
-def _column(view: ViewPlan, table: FeatureView, name: str) -> FeatureColumn:
-    """A requested feature as the plan's: itself, or the elements an Array is stored as."""
-    field = next((field for field in table.features if field.name == name), None)
-    known = {feature.name for feature in view.features}
-    if field is not None and name in known:
-        return FeatureColumn(name, (name,), field.dtype, view.written.get(name))
-    elements: list[str] = []
-    while (element := element_name(name, len(elements))) in known:
-        elements.append(element)
-    if field is None or not elements:
-        raise PlanError(
-            f"{view.name}.{name}",
-            required="a feature of the lock file",
-            got="none of that name",
-            do="run `encore apply`",
-        )
-    return FeatureColumn(name, tuple(elements), field.dtype, None)
-
-
 def _table_of(view: ViewPlan, data: Sequence[WriteRow]) -> pa.Table:
     """Feast's rows as a batch source would hold them; features that were not given are null."""
-    held: dict[str, list[Any]] = {view.join_key: [_entity_id(key) for key, _, _, _ in data]}
+    held: dict[str, list[Any]] = {name: [] for name in view.join_keys}
+    for key, _, _, _ in data:
+        entity_id(view, key)  # refuses a key of another kind
+        for name, value in zip(key.join_keys, key.entity_values, strict=True):
+            held[name].append(to_python(value))
     times = [when if when.tzinfo else when.replace(tzinfo=UTC) for _, _, when, _ in data]
     given = list(dict.fromkeys(name for _, values, _, _ in data for name in values))
     for name in given:
-        held[name] = [_python_value(values.get(name)) for _, values, _, _ in data]
+        held[name] = [to_python(values.get(name)) for _, values, _, _ in data]
     table = pa.table(held)
     stamps = pa.array(times, pa.timestamp("us", "UTC"))
     table = table.append_column(view.timestamp_field, stamps)
@@ -270,11 +334,3 @@ def _with_nulls(view: ViewPlan, table: pa.Table) -> pa.Table:
         if feature.name not in names and element_of(feature.name, names) is None:
             table = table.append_column(feature.name, pa.nulls(table.num_rows))
     return table
-
-
-def _python_value(value: Value | None) -> Any:
-    kind = None if value is None else value.WhichOneof("val")
-    if value is None or kind is None:
-        return None
-    held = getattr(value, kind)
-    return list(held.val) if kind.endswith("_list_val") else held

@@ -96,7 +96,7 @@ def _collect(contents: RepoContents, declared: object, where: str) -> None:
             _add_sources(contents, declared.stream_source, declared.batch_source)
         case FeatureView():
             contents.feature_views.append(declared)
-            _add_sources(contents, declared.batch_source)
+            _add_sources(contents, declared.batch_source, declared.stream_source)
         case Entity():
             contents.entities.append(declared)
         case FeatureService():

@@ -64,7 +64,14 @@ def compile_service(
     slots = (tuple(user), tuple(item), tuple(sequences))
     if not any(slots):
         raise DeclarationError(service.name, required="at least one feature", got="none")
-    return ServicePlan(service.name, *slots, service_fingerprint(dict(views), *slots))
+    fingerprint = service_fingerprint(dict(views), *slots)
+    return ServicePlan(service.name, *slots, fingerprint, features=_references(service, drafts))
+
+
+def _references(service: FeatureService, drafts: Drafts) -> tuple[str, ...]:
+    """What the service chose, as "view:feature"."""
+    chosen = _selections(service, drafts)
+    return tuple(f"{view}:{name}" for view, names in chosen for name in names)
 
 
 def check_sharing(drafts: Drafts) -> None:
@@ -87,6 +94,13 @@ def _chosen(service: FeatureService, drafts: Drafts) -> Iterator[tuple[ViewDraft
     seen: set[tuple[str, str]] = set()
     for view_name, names in _selections(service, drafts):
         draft = _draft(service, view_name, drafts)
+        if draft.composite:
+            raise DeclarationError(
+                f"{service.name}.{view_name}",
+                required="views of one entity",
+                got=f"one keyed by {draft.join_key}",
+                do='read it by "view:feature"; a request ranks one user and single items',
+            )
         if draft.key is not None and (view_name, "") not in seen:
             yield draft, draft.key
         seen.add((view_name, ""))

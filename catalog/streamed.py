@@ -30,6 +30,7 @@ from catalog.fields import (
     check_unique,
     entity_of,
     slot_of,
+    string_keys_of,
     ttl_of,
     type_name,
 )
@@ -123,6 +124,7 @@ def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) ->
         declared=tuple(field.name for field in view.features),
         slots=slots,
         timestamp_field=view.timestamp_field,
+        string_keys=string_keys_of(entity),
         skew_ms=skew_ms,
         future_ms=_lateness(view, tags.FUTURE_MS, DEFAULT_FUTURE_MS),
         accumulators=tuple(rings),

@@ -9,6 +9,7 @@ import numpy as np
 
 from aggregation.finalise import Features, finalise
 from schemas.errors import PlanError, SettingsError
+from schemas.ids import key_id
 from schemas.layout import layout_of
 from schemas.names import PLAN_KEY, row_key
 from schemas.plan import Plan, ViewPlan, load_plan
@@ -75,19 +76,19 @@ def views_of(plan: Plan, entities: Collection[str], view: str | None) -> list[Vi
 
     Raises PlanError for a key or a view that the plan does not have.
     """
-    known = sorted({candidate.join_key for candidate in plan.views})
+    known = sorted({key for candidate in plan.views for key in candidate.join_keys})
     for key in entities:
         if key not in known:
             raise PlanError("features", required=f"one of {', '.join(known)}", got=repr(key))
     chosen = [plan.view(view)] if view else list(plan.views)
-    return [candidate for candidate in chosen if candidate.join_key in entities]
+    return [candidate for candidate in chosen if set(candidate.join_keys) <= set(entities)]
 
 
 def read_features(
     store: RowStore, views: Collection[ViewPlan], entities: Mapping[str, int], now_ms: int
 ) -> list[Reading]:
     """The features of each view's entity at `now_ms`, in one round trip. Raises StoreError."""
-    ids = [entities[view.join_key] for view in views]
+    ids = [key_id([entities[key] for key in view.join_keys]) for view in views]
     keys = [row_key(v.name, v.generation, i) for v, i in zip(views, ids, strict=True)]
     raw = store.read(keys)
     readings = []

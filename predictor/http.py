@@ -1,8 +1,11 @@
-"""The ranking service over HTTP: Open Inference Protocol v2, JSON.
+"""The ranking service over HTTP: Open Inference Protocol v2, and what Feast's clients use; JSON.
 
     GET  /v2, /v2/health/live, /v2/health/ready      the server
     GET  /v2/models/{name}[/ready]                   `rank` and `aggregate`: what they take and give
     POST /v2/models/{name}/infer                     serve one request
+    POST /get-online-features                        read features, as Feast's server does
+    POST /push, /write-to-online-store               write batch rows, as Feast's server does
+    GET  /health                                     as /v2/health/ready
     GET  /metrics                                    Prometheus
 
 Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
@@ -14,20 +17,26 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import pydantic_core
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from predictor.features import parse_features, read_features
 from predictor.limits import Limits
 from predictor.metrics import Metrics
 from predictor.models import ServedModel, metadata, serve, served_model
 from predictor.protocol import encode_error, parse_infer
+from predictor.push import PushedRows, parse_push, parse_write, write_pushed
 from predictor.rank import Ranker
 from predictor.watcher import Watcher
 from schemas.errors import EncoreError, RequestError
+from schemas.plan import Plan
+from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
 SERVER_NAME: Final = "encore"
@@ -40,6 +49,7 @@ class Service:
     ranker: Ranker
     watcher: Watcher
     metrics: Metrics
+    store: AsyncRowStore
     version: str
     limits: Limits = field(default_factory=Limits)
     page_size: int = 20
@@ -59,6 +69,10 @@ def create_app(service: Service) -> FastAPI:
     app.get("/v2/models/{name}")(model_metadata)
     app.get("/v2/models/{name}/ready")(model_ready)
     app.post("/v2/models/{name}/infer")(infer)
+    app.post("/get-online-features")(online_features)
+    app.post("/push")(push)
+    app.post("/write-to-online-store")(write_to_online_store)
+    app.get("/health")(ready)
     app.get("/metrics")(metrics)
     app.exception_handler(EncoreError)(_on_encore_error)
     app.exception_handler(HTTPException)(_on_http_error)
@@ -109,11 +123,46 @@ async def model_ready(request: Request, name: str) -> Response:
 
 async def infer(request: Request, name: str) -> Response:
     """Serve one request."""
-    service, model = _service(request), served_model(name)
+    model = served_model(name)
+    return await _counted(request, name, lambda service, body: _infer(service, model, body))
+
+
+async def online_features(request: Request) -> Response:
+    """Features of entities, by references or a service's name."""
+
+    async def answer(service: Service, body: bytes) -> bytes:
+        plan = service.ranker.generations.current.plan
+        query = parse_features(body, plan, service.limits)
+        now_ms = time.time_ns() // 1_000_000
+        return await read_features(service.ranker, query, now_ms, service.timeout_ms)
+
+    return await _counted(request, "get-online-features", answer)
+
+
+async def push(request: Request) -> Response:
+    """Batch rows by the name of a push source or of a view."""
+    return await _counted(request, "push", partial(_write, parse_push))
+
+
+async def write_to_online_store(request: Request) -> Response:
+    """Batch rows by the name of a view."""
+    return await _counted(request, "write-to-online-store", partial(_write, parse_write))
+
+
+async def metrics(request: Request) -> Response:
+    """The service's counts."""
+    return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _counted(
+    request: Request, name: str, answer: Callable[[Service, bytes], Awaitable[bytes]]
+) -> Response:
+    """The answer to a body, counted under a name."""
+    service = _service(request)
     try:
         body = await _body(request, service.limits.body_bytes)
         started = time.perf_counter()
-        reply = await _infer(service, model, body)
+        reply = await answer(service, body)
         service.metrics.seconds.labels(name).observe(time.perf_counter() - started)
     except RequestError as error:
         service.metrics.requests.labels(name, str(error.status)).inc()
@@ -122,9 +171,12 @@ async def infer(request: Request, name: str) -> Response:
     return Response(reply, media_type="application/json")
 
 
-async def metrics(request: Request) -> Response:
-    """The service's counts."""
-    return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4")
+async def _write(
+    parse: Callable[[bytes, Plan, Limits], list[PushedRows]], service: Service, body: bytes
+) -> bytes:
+    plan = service.ranker.generations.current.plan
+    await write_pushed(service.store, parse(body, plan, service.limits), service.timeout_ms)
+    return b"null"
 
 
 async def _infer(service: Service, model: ServedModel, body: bytes) -> bytes:

@@ -43,16 +43,10 @@ class InferRequest:
 
 def parse_infer(body: bytes, limits: Limits) -> InferRequest:
     """A request body. Raises RequestError (400) naming the first thing that is wrong."""
-    if not body:
-        raise RequestError("body", required="a JSON object", got="an empty body")
-    try:
-        data = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise RequestError("body", required="JSON", got=str(error)) from None
-    fields = _object(data, "body", _BODY_KEYS)
+    fields = parse_object(body, _BODY_KEYS)
     request_id = fields.get("id")
     if request_id is not None:
-        request_id = _text(request_id, "id", limits)
+        request_id = as_text(request_id, "id", limits)
     return InferRequest(
         request_id,
         _parameters(fields.get("parameters"), limits),
@@ -61,9 +55,21 @@ def parse_infer(body: bytes, limits: Limits) -> InferRequest:
     )
 
 
-def _object(value: object, where: str, known: frozenset[str]) -> dict[str, Any]:
+def parse_object(body: bytes, known: frozenset[str]) -> dict[str, Any]:
+    """A body's JSON object of no other than the known keys. Raises RequestError."""
+    if not body:
+        raise RequestError("body", required="a JSON object", got="an empty body")
+    try:
+        data = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestError("body", required="JSON", got=str(error)) from None
+    return as_object(data, "body", known)
+
+
+def as_object(value: object, where: str, known: frozenset[str]) -> dict[str, Any]:
+    """The value if it is an object of no other than the known keys. Raises RequestError."""
     if not isinstance(value, dict):
-        raise RequestError(where, required="a JSON object", got=_kind(value))
+        raise RequestError(where, required="a JSON object", got=kind_of(value))
     if unknown := sorted(value.keys() - known):
         raise RequestError(
             where, required=f"only {', '.join(sorted(known))}", got=repr(unknown[0])[:80]
@@ -71,15 +77,17 @@ def _object(value: object, where: str, known: frozenset[str]) -> dict[str, Any]:
     return value
 
 
-def _list(value: object, where: str) -> list[Any]:
+def as_list(value: object, where: str) -> list[Any]:
+    """The value if it is a list. Raises RequestError."""
     if not isinstance(value, list):
-        raise RequestError(where, required="a list", got=_kind(value))
+        raise RequestError(where, required="a list", got=kind_of(value))
     return value
 
 
-def _text(value: object, where: str, limits: Limits) -> str:
+def as_text(value: object, where: str, limits: Limits) -> str:
+    """The value if it is a string, neither empty nor too long. Raises RequestError."""
     if not isinstance(value, str) or not 0 < len(value) <= limits.name_chars:
-        got = f"{len(value)} characters" if isinstance(value, str) else _kind(value)
+        got = f"{len(value)} characters" if isinstance(value, str) else kind_of(value)
         raise RequestError(where, required=f"1 to {limits.name_chars} characters", got=got)
     return value
 
@@ -88,26 +96,26 @@ def _parameters(value: object, limits: Limits) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or len(value) > 32:
-        got = f"{len(value)} of them" if isinstance(value, dict) else _kind(value)
+        got = f"{len(value)} of them" if isinstance(value, dict) else kind_of(value)
         raise RequestError("parameters", required="an object of at most 32", got=got)
     for name, each in value.items():
         if not isinstance(each, str | int | float):
             required = "a string, number or boolean"
-            raise RequestError(f"parameters.{name[:80]}", required=required, got=_kind(each))
+            raise RequestError(f"parameters.{name[:80]}", required=required, got=kind_of(each))
         if isinstance(each, str):
-            _text(each, f"parameters.{name[:80]}", limits)
+            as_text(each, f"parameters.{name[:80]}", limits)
     return value
 
 
 def _inputs(value: object, limits: Limits) -> dict[str, NDArray[np.int64]]:
-    entries = _list(value, "inputs")
+    entries = as_list(value, "inputs")
     if len(entries) > 16:
         raise RequestError("inputs", required="at most 16 tensors", got=str(len(entries)))
     inputs: dict[str, NDArray[np.int64]] = {}
     for index, entry in enumerate(entries):
         where = f"inputs[{index}]"
-        fields = _object(entry, where, _INPUT_KEYS)
-        name = _text(fields.get("name"), f"{where}.name", limits)
+        fields = as_object(entry, where, _INPUT_KEYS)
+        name = as_text(fields.get("name"), f"{where}.name", limits)
         if name in inputs:
             raise RequestError(f"{where}.name", required="a name of its own", got=repr(name))
         inputs[name] = _tensor(fields, f"inputs.{name}")
@@ -119,7 +127,7 @@ def _tensor(fields: Mapping[str, Any], where: str) -> NDArray[np.int64]:
     if fields.get("datatype") != INT64:
         got = repr(fields.get("datatype"))[:80]
         raise RequestError(f"{where}.datatype", required=INT64, got=got)
-    shape, data = fields.get("shape"), _list(fields.get("data"), f"{where}.data")
+    shape, data = fields.get("shape"), as_list(fields.get("data"), f"{where}.data")
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int:
         raise RequestError(f"{where}.shape", required="[n]", got=repr(shape)[:80])
     if shape[0] != len(data):
@@ -139,12 +147,14 @@ def _tensor(fields: Mapping[str, Any], where: str) -> NDArray[np.int64]:
 def _outputs(value: object, limits: Limits) -> tuple[str, ...] | None:
     if value is None:
         return None
-    entries = _list(value, "outputs")
+    entries = as_list(value, "outputs")
     if len(entries) > 64:
         raise RequestError("outputs", required="at most 64", got=str(len(entries)))
     known = frozenset({"name", "parameters"})
     names = tuple(
-        _text(_object(entry, f"outputs[{index}]", known).get("name"), f"outputs[{index}]", limits)
+        as_text(
+            as_object(entry, f"outputs[{index}]", known).get("name"), f"outputs[{index}]", limits
+        )
         for index, entry in enumerate(entries)
     )
     return names or None
@@ -161,7 +171,8 @@ _NAMES: Final[dict[type, str]] = {
 }
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, for people."""
     return _NAMES.get(type(value), type(value).__name__)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -100,7 +100,7 @@ class Ranker:
         with self._admitted():
             reserved = self._reserve()
             try:
-                raw, failed = await self._read(generation, query, deadline)
+                raw, failed = await self._read(_keys(generation, query), deadline)
                 scored = await self._infer(
                     lambda: self._score(generation, query, raw, failed), deadline
                 )
@@ -121,7 +121,7 @@ class Ranker:
         deadline = _deadline(query, self.config.reply_ms)
         generation = self.generations.current
         with self._admitted():
-            raw, failed = await self._read(generation, query, deadline)
+            raw, failed = await self._read(_keys(generation, query), deadline)
             assembled = await self._infer(
                 lambda: _assemble(generation, query, raw, failed), deadline
             )
@@ -129,6 +129,23 @@ class Ranker:
             assembled = _assemble(generation, query, [], Status.TIMEOUT)
             return AggregateReply(generation, assembled, Degraded.DEADLINE)
         return AggregateReply(generation, assembled, _row_flags(assembled, failed))
+
+    async def look_up(
+        self,
+        keys: Sequence[str],
+        work: Callable[[list[bytes | None], Status | None], T],
+        timeout_ms: float,
+    ) -> T:
+        """Read rows and work on them where requests do: for clients that read features.
+
+        `work` takes the rows, or none and the status that all of them have; it raises nothing.
+        Raises RequestError (503) when overloaded.
+        """
+        deadline = time.monotonic() + (timeout_ms - self.config.reply_ms) / 1000
+        with self._admitted():
+            raw, failed = await self._read(keys, deadline)
+            done = await self._infer(lambda: (work(raw, failed),), deadline)
+        return work([], Status.TIMEOUT) if done is None else done[0]
 
     def close(self) -> None:
         """Stop the inference thread; call it when no request is left."""
@@ -164,10 +181,9 @@ class Ranker:
         return False
 
     async def _read(
-        self, generation: ServingGeneration, query: Query, deadline: float
+        self, keys: Sequence[str], deadline: float
     ) -> tuple[list[bytes | None], Status | None]:
         """The request's rows, or the status that all of them have."""
-        keys = generation.program.keys(query.user_id, query.candidate_ids)
         budget = (deadline - time.monotonic()) * self.config.store_share
         try:
             async with asyncio.timeout(budget):
@@ -228,6 +244,10 @@ class _InFlight:
 
     def __exit__(self, *_: object) -> None:
         self._ranker.in_flight -= 1
+
+
+def _keys(generation: ServingGeneration, query: Query) -> list[str]:
+    return generation.program.keys(query.user_id, query.candidate_ids)
 
 
 def _deadline(query: Query, reply_ms: float) -> float:

@@ -141,6 +141,7 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             ranker=ranker,
             watcher=watcher,
             metrics=Metrics(ranker, watcher),
+            store=store,
             version=config.version,
             limits=config.limits,
             page_size=config.page_size,

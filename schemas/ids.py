@@ -7,6 +7,7 @@ record). Both are held to the reference libraries by tests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -37,6 +38,24 @@ def string_id(text: str) -> int:
     """
     value = xxhash.xxh3_64_intdigest(text.encode())
     return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def key_id(values: Sequence[int | str]) -> int:
+    """The entity id of a key, its values in the order of the sorted join keys.
+
+    One integer is its own id and one string its `string_id`. Several are the xxh3-64 of their ids'
+    8 little-endian bytes each, one after the other. Raises OverflowError beyond int64.
+
+    >>> key_id([7]), key_id(["full_active"]) == string_id("full_active")
+    (7, True)
+    >>> key_id([7, "full_active"]) == key_id([7, string_id("full_active")])
+    True
+    """
+    ids = [string_id(value) if isinstance(value, str) else value for value in values]
+    raw = b"".join(each.to_bytes(8, "little", signed=True) for each in ids)
+    if len(ids) == 1:
+        return ids[0]
+    return int.from_bytes(xxhash.xxh3_64_digest(raw), "big", signed=True)
 
 
 def hash64(values: Array, seed: int = 0) -> NDArray[np.uint64]:

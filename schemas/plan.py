@@ -179,6 +179,9 @@ class ViewPlan:
     entity: whose id keys the rows. kind: `batch` rows hold values, `streamed` rows hold state.
     generation: part of the row key; any change of a streamed view's state takes a new one.
     written: for a batch view, transforms applied when a row is written {field: transform}.
+    join_key: of a batch view keyed by several entities their join keys, sorted, commas between.
+    string_keys: the join keys whose values are strings. push_source: the name that pushes to the
+        view go by, besides its own; "" where none is declared.
     source: topic of a streamed view, path of a batch view's Parquet source.
     skew_ms / future_ms: an action older than sent_ms - skew_ms is late, newer than sent_ms +
         future_ms is from the future; both go to a side output.
@@ -199,6 +202,13 @@ class ViewPlan:
     accumulators: tuple[AccumulatorPlan, ...] = ()
     sequences: tuple[SequencePlan, ...] = ()
     written: dict[str, TransformPlan] = field(default_factory=dict)
+    string_keys: tuple[str, ...] = ()
+    push_source: str = ""
+
+    @property
+    def join_keys(self) -> tuple[str, ...]:
+        """The columns that key the rows, sorted; one for all but composite batch views."""
+        return tuple(self.join_key.split(","))
 
     def feature(self, name: str) -> FeaturePlan:
         """The feature of that name; KeyError names the view."""
@@ -215,7 +225,8 @@ class ServicePlan:
     `slots` has the columns of a side's tensor: the features, then the crosses (user_slots (1, Su),
     item_slots (N, Si)); sequences are (1, L) each. `fingerprint` is over all that changes a tensor
     (slots, transforms, and the definition of each feature used), so a model trained for it can be
-    checked, and an unrelated feature never retires the model.
+    checked, and an unrelated feature never retires the model. `features` is what was chosen, as
+    "view:feature", for clients that read features by the service's name.
     """
 
     name: str
@@ -224,6 +235,7 @@ class ServicePlan:
     sequences: tuple[SequenceSlotPlan, ...]
     fingerprint: str  # 16 hex digits
     crosses: tuple[CrossPlan, ...] = ()
+    features: tuple[str, ...] = ()
 
     def crosses_of(self, scope: Scope) -> tuple[CrossPlan, ...]:
         """The crosses of one scope, in the declared order."""

@@ -17,5 +17,19 @@ class Status(IntEnum):
     CORRUPT = 5
 
 
+class FieldStatus(IntEnum):
+    """Feast's status of one feature of one entity, by Feast's numbers.
+
+    PRESENT also for the empty state of a streamed view, whose counts are 0. INVALID where the row
+    could not be read (TIMEOUT, STORE_ERROR, CORRUPT). OUTSIDE_MAX_AGE beyond a batch view's TTL.
+    """
+
+    INVALID = 0
+    PRESENT = 1
+    NULL_VALUE = 2
+    NOT_FOUND = 3
+    OUTSIDE_MAX_AGE = 4
+
+
 #: Statuses whose features are null whatever the kind of view.
 FAILED = (Status.TIMEOUT, Status.STORE_ERROR, Status.CORRUPT)

@@ -1,4 +1,4 @@
-"""How an Array with a transform is stored: each element a field of its own, counted from 1."""
+"""How a batch Array with a transform rests: each element a field of its own, counted from 1."""
 
 from __future__ import annotations
 
