@@ -6,7 +6,7 @@ A pure function of two plans: `encore plan` shows it beforehand, `encore apply` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from catalog.durations import text
@@ -245,8 +245,7 @@ def _services(held: Plan, after: Plan) -> Iterable[ServiceChange]:
 
 def _slots(service: ServicePlan, plan: Plan) -> dict[str, Any]:
     """Everything a service's tensors are made of, by name, in order, with what is behind it."""
-    groups = [getattr(service, field.name) for field in fields(service)]
-    slots = [slot for group in groups if isinstance(group, tuple) for slot in group]
+    slots = (*service.slots("user"), *service.sequences, *service.slots("item"))
     return {slot.name: (slot, _behind(slot, plan)) for slot in slots}
 
 
