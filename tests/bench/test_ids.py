@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.ids import Case, case_of
+from bench.ids import Case, case_of, without_crosses
 from bench.peers.string_ids import HASHER_COLUMNS, StringSlots, feature_hasher
 from bench.server import own_store
 from bench.workload import Workload, load_workload
@@ -22,8 +22,9 @@ def work() -> tuple[Workload, Case]:
     with (
         own_store() as (host, port),
         RedisRowStore(f"redis://{host}:{port}/0") as store,
-        load_workload(store, 5, ITEMS) as workload,
+        load_workload(store, 5, ITEMS) as loaded,
     ):
+        workload = without_crosses(loaded)
         return workload, case_of(workload, store, workload.requests(1, ITEMS, seed=0)[0])
 
 
