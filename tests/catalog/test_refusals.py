@@ -491,12 +491,9 @@ def test_refused(declared: Callable[[], Definitions], message: str) -> None:
 
 
 def test_an_id_slot_takes_the_transforms_of_an_integer() -> None:
+    repo = replace(Repo(), video_fields=[entity_id(video, vocab(["a"]))], selection={})
     with pytest.raises(DeclarationError, match=r"videos.video_id.transform"):
-        compile_plan(
-            replace(
-                Repo(), video_fields=[entity_id(video, vocab(["a"]))], selection={}
-            ).definitions()
-        )
+        compile_plan(repo.definitions())
 
 
 def test_identity_takes_a_float_and_a_bool() -> None:
