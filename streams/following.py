@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from schemas.errors import PlanError, StoreError
@@ -28,8 +29,14 @@ class PlanFollower:
     look_s: the least time between two looks. Used by one task.
     """
 
-    def __init__(self, store: AsyncRowStore, topic: str, look_s: float = LOOK_S) -> None:
-        self._store, self._topic, self._look_s = store, topic, look_s
+    def __init__(
+        self,
+        store: AsyncRowStore,
+        topic: str,
+        look_s: float = LOOK_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._topic, self._look_s, self._clock_s = store, topic, look_s, clock_s
         self._version: str | None = None
         self._next_look_s = 0.0
         self.views: tuple[ViewPlan, ...] = ()
@@ -41,10 +48,10 @@ class PlanFollower:
 
     async def look_now_and_then(self) -> bool:
         """`look`, unless the last one was just now; a store that is away is waited for."""
-        clock_s = time.monotonic()
-        if clock_s < self._next_look_s:
+        now_s = self._clock_s()
+        if now_s < self._next_look_s:
             return False
-        self._next_look_s = clock_s + self._look_s
+        self._next_look_s = now_s + self._look_s
         try:
             return await self.look()
         except StoreError as error:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,10 +22,6 @@ from faust.types import TP
 
 from schemas.names import by_item_topic
 from schemas.plan import Plan, ViewPlan
-from store.base import AsyncRowStore
-from store.redis_store import AsyncRedisRowStore
-from store.wire import StoreConfig
-from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.folding import Folder
@@ -35,6 +30,7 @@ from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.plans import published_plan
 from streams.positions import Positions
 from streams.rekey import Rekeyer
+from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
 from streams.source_table import Pair, PairStore
@@ -68,11 +64,11 @@ class Batch:
 class ItemWorker:
     """A `streams.app.Handler` that re-keys and folds."""
 
-    def __init__(self, config: StreamConfig) -> None:
-        self._config = config
+    def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
+        self._config, self._servers = config, servers
         self._pairs: dict[int, Pair] = {}
         self._dropped = 0
-        self._reported_s = time.monotonic()
+        self._reported_s = self._servers.clock_s()
 
     # --- life -------------------------------------------------------------------------------
 
@@ -80,16 +76,14 @@ class ItemWorker:
         """Connect, create missing topics, load the plan, learn the epochs."""
         config = self._config
         self._send, self._marks = send, marks
-        self._store: AsyncRowStore = AsyncRedisRowStore(
-            StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
-        )
+        self._store = self._servers.open_store(config)
         await self._store.check_policy()
-        self._admin = await asyncio.to_thread(
-            Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
-        )
+        self._admin = await self._servers.admin(config)
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         self._source, self._target = [
-            await Source.open(self._admin, facts[name], self._store, config.patience_ms)
+            await Source.open(
+                self._admin, facts[name], self._store, config.patience_ms, self._servers.clock_s
+            )
             for name in (config.topic, config.item_topic)
         ]
         group = rekey_group(config.item_group, self._target.epoch)
@@ -191,7 +185,7 @@ class ItemWorker:
         await self._tables.save(tp.partition, pair)
 
     def _report(self, now: bool = False) -> None:
-        clock_s = time.monotonic()
+        clock_s = self._servers.clock_s()
         if not now and clock_s - self._reported_s < REPORT_EVERY_S:
             return
         self._reported_s = clock_s

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -29,15 +28,12 @@ from faust.types import TP
 
 from schemas.errors import StreamError
 from schemas.names import dead_letter_topic
-from store.base import AsyncRowStore
-from store.redis_store import AsyncRedisRowStore
-from store.wire import StoreConfig
-from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.archives import ActionArchive, Held, RankArchive, RekeyedArchive, TopicArchive
 from streams.config import StreamConfig
 from streams.messages import DeadLetter
 from streams.positions import Positions
+from streams.servers import REAL_SERVERS, Servers
 from streams.source import Source
 from streams.transport import Marks
 
@@ -86,8 +82,8 @@ class Topic:
 class Sink:
     """A `streams.app.Handler` that archives."""
 
-    def __init__(self, config: StreamConfig) -> None:
-        self._config = config
+    def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
+        self._config, self._servers = config, servers
         self._topics: dict[str, Topic] = {}
         self._buffers: dict[TP, Buffer] = {}
 
@@ -97,15 +93,13 @@ class Sink:
         """Connect, create missing topics, look at the files."""
         config = self._config
         self._send, self._marks = send, marks
-        self._store: AsyncRowStore = AsyncRedisRowStore(
-            StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
-        )
-        self._admin = await asyncio.to_thread(
-            Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
-        )
+        self._store = self._servers.open_store(config)
+        self._admin = await self._servers.admin(config)
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         for name in (config.topic, config.item_topic, config.rank_topic):
-            source = await Source.open(self._admin, facts[name], self._store, config.patience_ms)
+            source = await Source.open(
+                self._admin, facts[name], self._store, config.patience_ms, self._servers.clock_s
+            )
             positions = Positions(self._store, name, config.archive_group, source.epoch)
             self._topics[name] = Topic(source, positions, self._archive(source))
 
@@ -162,14 +156,14 @@ class Sink:
         if tp in self._buffers and not self._buffers[tp].fits(part):
             await self._write(tp)
         if tp not in self._buffers:
-            self._buffers[tp] = Buffer(time.monotonic())
+            self._buffers[tp] = Buffer(self._servers.clock_s())
         buffer = self._buffers[tp]
         buffer.add(part)
         if buffer.rows >= self._config.roll_rows:
             await self._write(tp)
 
     async def _write_old(self) -> None:
-        oldest_s = time.monotonic() - self._config.roll_ms / 1000
+        oldest_s = self._servers.clock_s() - self._config.roll_ms / 1000
         for tp, buffer in list(self._buffers.items()):
             if buffer.opened_s <= oldest_s:
                 await self._write(tp)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from schemas.errors import StreamError
 from store.base import AsyncRowStore
-from streams.admin import Admin, TopicFacts
+from streams.admin import TopicFacts
 from streams.patience import patiently
+from streams.servers import TopicAdmin
 
 log = logging.getLogger("encore.streams")
 
@@ -20,18 +22,30 @@ WATCH_S: Final = 2.0
 class Source:
     """A topic whose id must not change while a process reads it."""
 
-    def __init__(self, admin: Admin, facts: TopicFacts, epoch: int, patience_ms: int) -> None:
-        self._admin, self._patience_ms = admin, patience_ms
+    def __init__(
+        self,
+        admin: TopicAdmin,
+        facts: TopicFacts,
+        epoch: int,
+        patience_ms: int,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._admin, self._patience_ms, self._clock_s = admin, patience_ms, clock_s
         self._next_watch_s = 0.0
         self.topic, self.topic_id, self.epoch = facts.name, facts.topic_id, epoch
 
     @classmethod
     async def open(
-        cls, admin: Admin, facts: TopicFacts, store: AsyncRowStore, patience_ms: int
+        cls,
+        admin: TopicAdmin,
+        facts: TopicFacts,
+        store: AsyncRowStore,
+        patience_ms: int,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> Source:
         """Ask the store for the number of this log; a new log takes the next one."""
         epoch = await store.epoch_of(facts.name, facts.topic_id)
-        return cls(admin, facts, epoch, patience_ms)
+        return cls(admin, facts, epoch, patience_ms, clock_s)
 
     async def check(self) -> None:
         """Raises StreamError unless the topic still has the id it had.
@@ -48,10 +62,10 @@ class Source:
 
     async def watch(self) -> None:
         """`check` now and then while nothing comes; a broker that is away is waited for."""
-        clock_s = time.monotonic()
-        if clock_s < self._next_watch_s:
+        now_s = self._clock_s()
+        if now_s < self._next_watch_s:
             return
-        self._next_watch_s = clock_s + WATCH_S
+        self._next_watch_s = now_s + WATCH_S
         try:
             facts = await asyncio.to_thread(self._admin.describe, self.topic)
         except StreamError as error:

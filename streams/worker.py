@@ -18,16 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator
 from typing import Final
 
 from faust.types import TP
 
-from store.base import AsyncRowStore
-from store.redis_store import AsyncRedisRowStore
-from store.wire import StoreConfig
-from streams.admin import REQUEST_TIMEOUT_MS, Admin
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.folding import Folder
@@ -35,6 +30,7 @@ from streams.following import PlanFollower
 from streams.generations import Generations
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.positions import Positions
+from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
 from streams.transport import Marks
@@ -52,9 +48,9 @@ def run_worker(config: StreamConfig) -> int:
 class Worker:
     """A `streams.app.Handler` that folds."""
 
-    def __init__(self, config: StreamConfig) -> None:
-        self._config = config
-        self._reported_s = time.monotonic()
+    def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
+        self._config, self._servers = config, servers
+        self._reported_s = self._servers.clock_s()
 
     # --- life -------------------------------------------------------------------------------
 
@@ -63,21 +59,19 @@ class Worker:
         config = self._config
         self._marks = marks
         self._aside = SideOutputs(config.topic, send)
-        self._store: AsyncRowStore = AsyncRedisRowStore(
-            StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms)
-        )
+        self._store = self._servers.open_store(config)
         await self._store.check_policy()
-        self._admin = await asyncio.to_thread(
-            Admin, config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS)
-        )
+        self._admin = await self._servers.admin(config)
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
-        self._source = await Source.open(self._admin, facts, self._store, config.patience_ms)
+        self._source = await Source.open(
+            self._admin, facts, self._store, config.patience_ms, self._servers.clock_s
+        )
         epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)
         self._generations = Generations(
             self._store, config.topic, config.group, epoch, config.patience_ms
         )
-        self._plan = PlanFollower(self._store, config.topic)
+        self._plan = PlanFollower(self._store, config.topic, clock_s=self._servers.clock_s)
         await self._plan.open()
         views = self._plan.views
         self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
@@ -173,7 +167,7 @@ class Worker:
         )
 
     def _report(self, now: bool = False) -> None:
-        clock_s = time.monotonic()
+        clock_s = self._servers.clock_s()
         if not now and clock_s - self._reported_s < REPORT_EVERY_S:
             return
         self._reported_s = clock_s

@@ -1,0 +1,61 @@
+"""What a stream process reaches beyond its own memory: the row store, the broker's facts, a clock.
+
+Handlers are given `Servers` and open what they need from it, so the same code runs against real
+servers, against doubles, and under a clock that is moved by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from store.base import AsyncRowStore
+from store.redis_store import AsyncRedisRowStore
+from store.wire import StoreConfig
+from streams.admin import REQUEST_TIMEOUT_MS, Admin, TopicFacts
+from streams.config import StreamConfig
+
+
+class TopicAdmin(Protocol):
+    """What is asked of a broker about its topics; blocking, called from a thread, one at a time."""
+
+    def describe(self, topic: str) -> TopicFacts | None:
+        """As `Admin.describe`."""
+        ...
+
+    def ensure_topics(self, topics: Mapping[str, int]) -> dict[str, TopicFacts]:
+        """As `Admin.ensure_topics`."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection."""
+        ...
+
+
+def open_redis(config: StreamConfig) -> AsyncRowStore:
+    """The row store that the settings name; it connects when it is first asked."""
+    return AsyncRedisRowStore(StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms))
+
+
+def open_broker(config: StreamConfig) -> TopicAdmin:
+    """The broker that the settings name. Blocking. Raises StreamError where none answers."""
+    return Admin(config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS))
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """open_admin may block and is called in a thread. clock_s: seconds, never going back."""
+
+    open_store: Callable[[StreamConfig], AsyncRowStore] = open_redis
+    open_admin: Callable[[StreamConfig], TopicAdmin] = open_broker
+    clock_s: Callable[[], float] = time.monotonic
+
+    async def admin(self, config: StreamConfig) -> TopicAdmin:
+        """`open_admin`, beside the event loop."""
+        return await asyncio.to_thread(self.open_admin, config)
+
+
+REAL_SERVERS = Servers()
