@@ -1,6 +1,6 @@
 """The demo's service with the log's rows in a store: what request benchmarks run against.
 
-Batch rows are materialized by `catalog`, user activity is folded from the log's own actions up to
+Batch rows are materialized by `catalog`, streamed rows are folded from the log's own actions up to
 its end, and requests are real: users drawn by how often they appear, candidates by how often they
 were shown.
 """
@@ -77,7 +77,7 @@ def load_workload(store: RowStore, users: int, items: int) -> Iterator[Workload]
             if view.kind == "batch":
                 materialize(view, Path(directory), store)
             else:
-                _fold_log(view, store, user_ids)
+                _fold_log(view, store, user_ids if view.entity == "user" else item_ids)
         yield Workload(
             program,
             user_ids,
@@ -98,18 +98,19 @@ def _most_seen(
     return ids[top].astype(np.int64), counts[top] / counts[top].sum()
 
 
-def _fold_log(view: ViewPlan, store: RowStore, user_ids: NDArray[np.int64]) -> None:
-    """Rows of those users as the log's actions leave them."""
+def _fold_log(view: ViewPlan, store: RowStore, entity_ids: NDArray[np.int64]) -> None:
+    """Rows of those entities as the log's actions leave them."""
     actions = load_timeline(KUAIRAND, 0.0, 0.0).actions
-    order = np.argsort(user_ids)
-    place = np.searchsorted(user_ids, actions["user"], sorter=order).clip(max=len(order) - 1)
+    order = np.argsort(entity_ids)
+    entities = actions[view.entity]  # (a,)
+    place = np.searchsorted(entity_ids, entities, sorter=order).clip(max=len(order) - 1)
     row_index = order[place]  # (a,)
-    ours = user_ids[row_index] == actions["user"]
+    ours = entity_ids[row_index] == entities
     layout = layout_of(view)
-    rows = empty_rows(layout, user_ids)
+    rows = empty_rows(layout, entity_ids)
     fold(view, rows, row_index[ours], actions[ours], actions["time_ms"][ours])
     rows.epoch[:], rows.offset[:] = 1, len(actions)
-    keys = row_keys(view.name, view.generation, user_ids.tolist())
+    keys = row_keys(view.name, view.generation, entity_ids.tolist())
     values = encode_rows(layout, rows)
     store.compare_and_set(
         [Write(key, None, value) for key, value in zip(keys, values, strict=True)]
