@@ -9,6 +9,7 @@ Symbols: n rows, T slots of a ring, m actions, w tiles of a window, A rings of o
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,26 @@ def add_values(ring: Array, cells: Index, values: NDArray[np.int64]) -> None:
     ring.reshape(-1)[cells[starts]] += np.add.reduceat(values, starts)
 
 
-def window_totals(rings: Array, heads: Array, held: Array, now_tile: int, tiles: int) -> Array:
-    """The totals over the tiles in (now_tile - w, now_tile].
+def inside_window(heads: Array, held: Array, now_tile: int, ring_tiles: int, tiles: int) -> Array:
+    """Which slots hold a tile in (now_tile - w, now_tile].
 
-    rings: (A, n, T) int64. heads: (n,) newest tiles; held: (n,) bool, False where a ring is empty.
-    tiles: w <= T. Returns (A, n) int64.
+    heads: (n,) int64 newest tiles; held: (n,) bool, False where a ring is empty. ring_tiles: T.
+    tiles: w <= T. Returns (n, T) bool.
     """
-    wanted = now_tile - np.arange(tiles)  # (w,)
-    taken = rings[:, :, wanted % rings.shape[2]]  # (A, n, w)
-    behind = heads[:, None] - wanted  # (n, w): how far each wanted tile lies behind the head
-    inside = (behind >= 0) & (behind < rings.shape[2]) & held[:, None]  # (n, w)
-    if not inside.all():
-        taken = taken * inside
-    total: Array = taken.sum(axis=2)  # (A, n)
-    return total
+    ahead = np.where(held, heads - now_tile, ring_tiles)  # (n,) tiles from now to the head
+    behind = _behind_head(ring_tiles)[heads % ring_tiles] - ahead[:, None]  # (n, T) from now back
+    inside: Array = behind.view(np.uint64) < np.uint64(tiles)  # below 0 is huge
+    return inside
+
+
+@cache
+def _behind_head(ring_tiles: int) -> Array:
+    """How many tiles a slot's tile lies behind the head's, by the head's slot. (T, T) int64."""
+    slots = np.arange(ring_tiles)
+    return (slots[:, None] - slots) % ring_tiles
+
+
+def window_totals(rings: Array, inside: Array) -> Array:
+    """The totals over slots. rings: (A, n, T) int64. inside: (n, T) bool. Returns (A, n) int64."""
+    totals: Array = np.einsum("ant,nt->an", rings, inside.astype(np.int64))
+    return totals

@@ -1,0 +1,187 @@
+"""The kinds of features: each a small class that computes many features at once.
+
+A new kind is a class with `compile`, which checks what the plan asks for and groups what can be
+computed together, and a line in `KINDS`.
+
+Symbols: n rows, A rings of one shape, T slots of a ring, L capacity of a vector feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+
+from aggregation.features import Features, Moment, Step
+from aggregation.rings import inside_window, window_totals
+from aggregation.saturate import saturate
+from aggregation.sequences import shifted, visible
+from schemas.errors import PlanError
+from schemas.layout import NUMPY
+from schemas.plan import AccumulatorPlan, FeaturePlan, FieldPlan, SequencePlan, ViewPlan
+from schemas.row import Rows
+
+Compile = Callable[[ViewPlan, Sequence[FeaturePlan]], Iterator[Step]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """Stored numbers, as they are. features: (name, source, dtype) of each."""
+
+    features: tuple[tuple[str, str, np.dtype[Any]], ...]
+
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """Zero where null."""
+        for name, source, dtype in self.features:
+            present = moment.living(rows.present[source])  # (n,)
+            values = np.where(present, rows.values[source], 0)  # (n,)
+            out.values[name] = values.astype(dtype, copy=False)
+            out.null[name] = ~present
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Stored vectors, cut to the feature's capacity."""
+
+    features: tuple[FeaturePlan, ...]
+
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """Empty where null."""
+        for feature in self.features:
+            present = moment.living(rows.present[feature.source])  # (n,)
+            lengths = np.where(present, rows.lengths[feature.source], 0)  # (n,)
+            inside = np.arange(feature.capacity) < lengths[:, None]  # (n, L)
+            values = np.where(inside, rows.values[feature.source][:, : feature.capacity], 0)
+            out.values[feature.name] = values.astype(NUMPY[feature.dtype], copy=False)
+            out.lengths[feature.name] = np.minimum(lengths, feature.capacity)
+            out.null[feature.name] = ~present
+
+
+def fields(view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Step]:
+    """Stored fields, as they are."""
+    stored = {field.name: field for field in view.fields}
+    for feature in features:
+        _check_field(view, feature, stored.get(feature.source))
+    vectors = tuple(feature for feature in features if feature.capacity)
+    scalars = tuple(
+        (feature.name, feature.source, NUMPY[feature.dtype])
+        for feature in features
+        if not feature.capacity
+    )
+    if scalars:
+        yield Scalars(scalars)
+    if vectors:
+        yield Vectors(vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of one length over rings of one shape. head: field of the rings' newest tile."""
+
+    head: str
+    hop_ms: int
+    ring_tiles: int
+    tiles: int
+    features: tuple[FeaturePlan, ...]
+
+    @classmethod
+    def compile(cls, view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Self]:
+        """One step for each shape and length."""
+        groups: dict[tuple[str, int, int, int], list[FeaturePlan]] = {}
+        for feature in features:
+            ring = _ring_of(view, feature)
+            key = (ring.head, ring.hop_ms, ring.tiles, feature.tiles)
+            groups.setdefault(key, []).append(feature)
+        for key, members in groups.items():
+            yield cls(*key, tuple(members))
+
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """Never null: an empty row counts 0."""
+        held = moment.living(rows.present[self.head])  # (n,)
+        now_tile = moment.now_ms // self.hop_ms
+        heads = rows.values[self.head]  # (n,)
+        inside = inside_window(heads, held, now_tile, self.ring_tiles, self.tiles)  # (n, T)
+        rings = np.empty((len(self.features), *inside.shape), np.int64)  # (A, n, T)
+        for place, feature in enumerate(self.features):
+            rings[place] = rows.values[feature.source]
+        totals = window_totals(rings, inside)  # (A, n) int64
+        for feature, total in zip(self.features, totals, strict=True):
+            out.values[feature.name] = saturate(total, NUMPY[feature.dtype])
+            out.null[feature.name] = moment.never
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Columns of one sequence. time_field: of its entries' event times."""
+
+    time_field: str
+    features: tuple[FeaturePlan, ...]
+
+    @classmethod
+    def compile(cls, view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Self]:
+        """One step for each sequence."""
+        groups: dict[str, list[FeaturePlan]] = {}
+        for feature in features:
+            groups.setdefault(_sequence_of(view, feature).time_field, []).append(feature)
+        for time_field, members in groups.items():
+            yield cls(time_field, tuple(members))
+
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """Never null: an empty row has an empty sequence."""
+        lengths = rows.lengths[self.time_field]  # (n,)
+        if moment.alive is not None:
+            lengths = np.where(moment.alive, lengths, 0)
+        skip, remain = visible(rows.values[self.time_field], lengths, moment.now_ms)
+        cut = moment.alive is not None or skip.any()
+        for feature in self.features:
+            values = rows.values[feature.source]  # (n, K)
+            if cut:
+                values = shifted(values, skip, remain)
+            values = values[:, : feature.capacity]  # (n, L)
+            out.values[feature.name] = values.astype(NUMPY[feature.dtype], copy=False)
+            out.lengths[feature.name] = np.minimum(remain, feature.capacity)
+            out.null[feature.name] = moment.never
+
+
+#: How the features of each kind are compiled.
+KINDS: Final[dict[str, Compile]] = {
+    "field": fields,
+    "window": Windows.compile,
+    "sequence": Sequences.compile,
+}
+
+
+def _refuse(view: ViewPlan, feature: FeaturePlan, required: str, got: str) -> PlanError:
+    return PlanError(
+        f"{view.name}.{feature.name}", required=required, got=got, do="run `encore apply`"
+    )
+
+
+def _check_field(view: ViewPlan, feature: FeaturePlan, field: FieldPlan | None) -> None:
+    if field is None:
+        raise _refuse(view, feature, "a stored field", repr(feature.source))
+    if (feature.capacity > 0) != (field.capacity > 0) or feature.capacity > field.capacity:
+        required = f"a capacity within the {field.capacity} stored"
+        raise _refuse(view, feature, required, str(feature.capacity))
+
+
+def _ring_of(view: ViewPlan, feature: FeaturePlan) -> AccumulatorPlan:
+    for ring in view.accumulators:
+        if ring.field == feature.source:
+            if not 0 < feature.tiles <= ring.tiles:
+                required = f"1 to {ring.tiles} tiles, as the ring holds"
+                raise _refuse(view, feature, required, str(feature.tiles))
+            return ring
+    raise _refuse(view, feature, "an accumulator's field", repr(feature.source))
+
+
+def _sequence_of(view: ViewPlan, feature: FeaturePlan) -> SequencePlan:
+    for sequence in view.sequences:
+        if feature.source in (*sequence.fields, sequence.time_field):
+            if not 0 < feature.capacity <= sequence.capacity:
+                required = f"a capacity of 1 to {sequence.capacity}"
+                raise _refuse(view, feature, required, str(feature.capacity))
+            return sequence
+    raise _refuse(view, feature, "a sequence's field", repr(feature.source))
