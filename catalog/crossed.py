@@ -15,6 +15,7 @@ from catalog.fields import check_name, check_unique
 from catalog.services import Drafts, all_slots, resolve
 from catalog.transforms import STRING, compile_transform
 from schemas.errors import DeclarationError
+from schemas.fingerprint import service_fingerprint
 from schemas.plan import (
     CrossPlan,
     FeaturePlan,
@@ -22,7 +23,6 @@ from schemas.plan import (
     Scope,
     ServicePlan,
     ViewPlan,
-    service_fingerprint,
 )
 
 

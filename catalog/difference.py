@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from catalog.durations import text
-from schemas.plan import (
-    FeaturePlan,
-    Plan,
-    SequenceSlotPlan,
-    ServicePlan,
-    SlotPlan,
-    ViewPlan,
-)
+from schemas.fingerprint import slot_meaning
+from schemas.plan import FeaturePlan, Plan, ServicePlan, ViewPlan
 
 What = Literal["added", "changed", "removed"]
 
@@ -246,17 +240,8 @@ def _services(held: Plan, after: Plan) -> Iterable[ServiceChange]:
 def _slots(service: ServicePlan, plan: Plan) -> dict[str, Any]:
     """Everything a service's tensors are made of, by name, in order, with what is behind it."""
     slots = (*service.slots("user"), *service.sequences, *service.slots("item"))
-    return {slot.name: (slot, _behind(slot, plan)) for slot in slots}
-
-
-def _behind(slot: Any, plan: Plan) -> Any:
-    """The feature of a slot with its rings and sequences; None for a slot that has no feature."""
-    if not isinstance(slot, SlotPlan | SequenceSlotPlan):
-        return None
-    view = plan.view(slot.view)
-    feature = view.feature(slot.feature)
-    rings = [ring for ring in view.accumulators if ring.field == feature.source]
-    return feature, rings, [held for held in view.sequences if feature.source in held.fields]
+    views = _by_name(plan.views)
+    return {slot.name: slot_meaning(views, slot) for slot in slots}
 
 
 # --- for people -----------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from catalog.drafts import SlotDraft, ViewDraft
 from catalog.fields import check_name
 from catalog.transforms import same_ids, stored_transform
 from schemas.errors import DeclarationError
+from schemas.fingerprint import service_fingerprint
 from schemas.plan import (
     SequenceSlotPlan,
     ServicePlan,
     SlotPlan,
     TransformPlan,
     ViewPlan,
-    service_fingerprint,
 )
 from schemas.values import value_name
 

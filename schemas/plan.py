@@ -11,11 +11,10 @@ finalised from state at `now_ms`); a *slot* is one int-ID column of a tensor.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, field
+from dataclasses import field
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -224,9 +223,9 @@ class ServicePlan:
 
     `slots` has the columns of a side's tensor: the features, then the crosses (user_slots (1, Su),
     item_slots (N, Si)); sequences are (1, L) each. `fingerprint` is over all that changes a tensor
-    (slots, transforms, and the definition of each feature used), so a model trained for it can be
-    checked, and an unrelated feature never retires the model. `features` is what was chosen, as
-    "view:feature", for clients that read features by the service's name.
+    (`schemas.fingerprint`), so a model trained for it can be checked, and an unrelated feature
+    never retires the model. `features` is what was chosen, as "view:feature", for clients that
+    read features by the service's name.
     """
 
     name: str
@@ -335,39 +334,3 @@ def load_plan(text: str | bytes, where: str = "plan.lock.json") -> Plan:
             do="run `encore apply` with this version of encore",
         )
     return plan
-
-
-def service_fingerprint(
-    views: dict[str, ViewPlan],
-    user_slots: tuple[SlotPlan, ...],
-    item_slots: tuple[SlotPlan, ...],
-    sequences: tuple[SequenceSlotPlan, ...],
-    crosses: tuple[CrossPlan, ...] = (),
-) -> str:
-    """16 hex digits over the slots and the definition of each feature they use."""
-    slots: list[dict[str, Any]] = []
-    for side, group in (("user", user_slots), ("item", item_slots), ("sequence", sequences)):
-        for slot in group:
-            view = views[slot.view]
-            slots.append(
-                {"side": side, "slot": asdict(slot), "feature": _definition(view, slot.feature)}
-            )
-    for cross in crosses:
-        used = [_definition(views[each.view], each.feature) for each in cross.operands]
-        slots.append({"side": "cross", "slot": asdict(cross), "features": used})
-    canonical = json.dumps(slots, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _definition(view: ViewPlan, name: str) -> dict[str, Any]:
-    """A feature with what it is computed from, without generation or field ids."""
-    feature = view.feature(name)
-    programs: tuple[AccumulatorPlan | SequencePlan, ...] = tuple(
-        a for a in view.accumulators if a.field == feature.source
-    ) + tuple(s for s in view.sequences if feature.source in (*s.fields, s.time_field))
-    return {
-        "view": view.name,
-        "entity": view.entity,
-        "feature": asdict(feature),
-        "programs": [asdict(program) for program in programs],
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schemas.fingerprint import service_fingerprint
 from schemas.ids import log_boundaries
 from schemas.plan import (
     AccumulatorPlan,
@@ -17,7 +18,6 @@ from schemas.plan import (
     SlotPlan,
     TransformPlan,
     ViewPlan,
-    service_fingerprint,
 )
 
 MINUTE = 60_000

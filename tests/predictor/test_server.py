@@ -17,8 +17,8 @@ import pytest
 from encore.local import free_port
 from predictor.card import CURRENT, WEIGHTS
 from predictor.package import publish_package, write_package
+from schemas.fingerprint import service_fingerprint
 from schemas.names import PLAN_KEY
-from schemas.plan import service_fingerprint
 from schemas.ranklog import decode_record
 from schemas.spool import read_frames
 from store.redis_store import RedisRowStore
