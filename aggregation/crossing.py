@@ -1,6 +1,6 @@
 """The crosses of a service: value blocks → the crossed columns of its tensors.
 
-Symbols: U users (1 in a request), N candidates, n rows of a result, k features of a block.
+Symbols: U users (1 in a request), N candidates, n rows of a result.
 """
 
 from __future__ import annotations
@@ -13,30 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.crosses import Operand, Pair, evaluate, misfit
-from aggregation.tensors import Ids
+from aggregation.slots import Records, Sheet
 from schemas.errors import PlanError
-from schemas.ids import to_ids
 from schemas.plan import CrossPlan, OperandPlan, Plan, Scope, ServicePlan, Side
-from schemas.values import LENGTH_SUFFIX, Block, null_mask, value_name, value_names
+from schemas.values import LENGTH_SUFFIX, value_name, value_names
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 SCOPES: Final[tuple[Scope, ...]] = ("user", "item", "pair")
 _CHUNK: Final = 8_192  # candidates of many users crossed at once: their sequences fit the cache
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """One side's block. values: (n,). null: (n, k) bool, the block's null bitmap unpacked."""
-
-    values: Block
-    null: Mask
-
-    @classmethod
-    def of(cls, values: Block) -> Records:
-        """A block as it was logged."""
-        return cls(values, null_mask(values))
 
 
 Blocks = Mapping[Side, Records]
@@ -95,12 +81,12 @@ class CrossProgram:
             for scope in SCOPES
         }
 
-    def fill_user(self, user: Records, out: Ids) -> None:
-        """The user's crosses. out: (U, Su), whose last columns are set."""
+    def fill_user(self, user: Records, out: Sheet) -> None:
+        """Puts the user's crosses into the sheet of U records."""
         _fill(self._groups["user"], {"user": user}, None, out)
 
-    def fill_item(self, user: Records, item: Records, user_of: Array | None, out: Ids) -> None:
-        """The candidates' crosses. out: (N, Si), whose last columns are set.
+    def fill_item(self, user: Records, item: Records, user_of: Array | None, out: Sheet) -> None:
+        """Puts the candidates' crosses into the sheet of N records.
 
         user_of: (N,) record of each candidate's user, None where there is one user. Raises
         ValueError where it is needed and not there.
@@ -120,23 +106,22 @@ class CrossProgram:
             _fill(pairs, blocks, user_of, out)
 
 
-def _fill(groups: tuple[_Group, ...], blocks: Blocks, user_of: Array | None, out: Ids) -> None:
+def _fill(groups: tuple[_Group, ...], blocks: Blocks, user_of: Array | None, out: Sheet) -> None:
     for group in groups:
         left, right = group.left.read(blocks), group.right.read(blocks)
         if user_of is None:
-            _write(group, Pair(left, right), out)
+            _write(group, Pair(left, right), out, slice(None))
             continue
-        for start in range(0, len(out), _CHUNK):
-            items = np.arange(start, min(start + _CHUNK, len(out)))  # (n,)
+        for start in range(0, len(user_of), _CHUNK):
+            items = np.arange(start, min(start + _CHUNK, len(user_of)))  # (n,)
             rows = {"user": user_of[items], "item": items}
             pair = Pair(left.take(rows[group.left.side]), right.take(rows[group.right.side]))
-            _write(group, pair, out[start : start + _CHUNK])
+            _write(group, pair, out, slice(start, start + _CHUNK))
 
 
-def _write(group: _Group, pair: Pair, out: Ids) -> None:
+def _write(group: _Group, pair: Pair, out: Sheet, rows: slice) -> None:
     for column, cross in group.members:
-        values, null = evaluate(pair, cross)
-        out[:, column] = to_ids(values, null, cross.transform)
+        out.put(column, *evaluate(pair, cross), rows)
 
 
 def _check(plan: Plan, service: ServicePlan, cross: CrossPlan) -> None:

@@ -5,8 +5,7 @@
 `tensors` is a pure function of the value blocks, and the blocks are what the rank log keeps: a
 tensor rebuilt from the log equals the served one bit for bit.
 
-Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side, Su and Si slots (crosses
-last), L sequence capacity, k features of a block, g slots that one transform takes.
+Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.block import SideProgram
-from aggregation.crossing import CrossProgram, Records
+from aggregation.crosses import OPERATORS
+from aggregation.crossing import CrossProgram
+from aggregation.slots import Column, Records, SequenceProgram, SlotProgram
 from aggregation.tensors import Ids, Tensors
 from schemas.errors import PlanError
-from schemas.ids import to_ids
-from schemas.plan import Plan, SequenceSlotPlan, SlotPlan, TransformPlan
+from schemas.layout import NUMPY
+from schemas.plan import CrossPlan, Plan, SequenceSlotPlan, Side, SlotPlan
 from schemas.status import Status
-from schemas.values import LENGTH_SUFFIX, Block, value_name, value_names
+from schemas.values import Block, value_name
 
 Array = NDArray[Any]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +51,6 @@ class Assembled:
     tensors: Tensors
 
 
-@dataclass(frozen=True, slots=True)
-class _SlotGroup:
-    """Slots of one side with one transform and dtype: their ids are computed in one go.
-
-    fields: (g,) block fields. nulls: (g,) places in the null bitmap. slots: (g,) columns filled.
-    """
-
-    transform: TransformPlan
-    dtype: np.dtype[Any]
-    fields: tuple[str, ...]
-    nulls: NDArray[np.intp]
-    slots: NDArray[np.intp]
-
-
 class ServiceProgram:
     """The compiled program of one service. Immutable; safe to share between threads.
 
@@ -82,12 +68,25 @@ class ServiceProgram:
             self._check_scalar(slot)
         for sequence in self.service.sequences:
             self._check_vector(sequence)
-        self._user_groups = _grouped(self.service.user_slots, self.user_dtype)
-        self._item_groups = _grouped(self.service.item_slots, self.item_dtype)
+        self._user_slots = self._slots("user", self.user_dtype)
+        self._item_slots = self._slots("item", self.item_dtype)
+        self._sequences = tuple(
+            SequenceProgram(slot, self.user_dtype) for slot in self.service.sequences
+        )
         self._crosses = CrossProgram(
             plan, self.service, {"user": self.user_dtype, "item": self.item_dtype}
         )
-        self._widths = len(self.service.slots("user")), len(self.service.slots("item"))
+
+    def _slots(self, side: Side, dtype: np.dtype[np.void]) -> SlotProgram:
+        columns = []
+        for slot in self.service.slots(side):
+            if isinstance(slot, CrossPlan):
+                result = NUMPY[OPERATORS[slot.operator].result]
+                columns.append(Column(slot.transform, result))
+            else:
+                field = value_name(slot.view, slot.feature)
+                columns.append(Column(slot.transform, dtype[field], field))
+        return SlotProgram(columns, dtype)
 
     def _check_scalar(self, slot: SlotPlan) -> None:
         stored = self.plan.view(slot.view).feature(slot.feature).capacity
@@ -182,49 +181,9 @@ class ServiceProgram:
     ) -> Tensors:
         sequences: dict[str, Ids] = {}
         lengths: dict[str, Ids] = {}
-        for slot in self.service.sequences:
-            name = value_name(slot.view, slot.feature)
-            there = np.minimum(user.values[name + LENGTH_SUFFIX], slot.capacity)  # (U,) u2
-            behind = np.arange(slot.capacity) >= there[:, None]  # (U, L)
-            values = user.values[name][:, : slot.capacity]  # (U, L)
-            sequences[slot.name] = to_ids(values, behind, slot.transform)  # (U, L) int32
-            lengths[slot.name] = there.astype(np.int32)  # (U,) int32
-        user_slots = _slot_ids(user, self._user_groups, self._widths[0])  # (U, Su)
-        item_slots = _slot_ids(item, self._item_groups, self._widths[1])  # (N, Si)
-        self._crosses.fill_user(user, user_slots)
-        self._crosses.fill_item(user, item, user_of, item_slots)
-        return Tensors(user_slots, item_slots, sequences, lengths)
-
-
-def _slot_ids(records: Records, groups: tuple[_SlotGroup, ...], width: int) -> Ids:
-    """The slots of one side that are features; the crosses behind them are still 0.
-
-    records: n of k features. Returns (n, S) int32.
-    """
-    n = len(records.values)
-    ids = np.zeros((n, width), np.int32)  # (n, S) int32
-    for group in groups:
-        columns = np.empty((n, len(group.fields)), group.dtype)  # (n, g)
-        for place, field in enumerate(group.fields):
-            columns[:, place] = records.values[field]
-        ids[:, group.slots] = to_ids(columns, records.null[:, group.nulls], group.transform)
-    return ids
-
-
-def _grouped(slots: tuple[SlotPlan, ...], dtype: np.dtype[np.void]) -> tuple[_SlotGroup, ...]:
-    """Slots by (transform, value dtype), in the order of their first member."""
-    places = {name: place for place, name in enumerate(value_names(dtype))}
-    members: dict[tuple[TransformPlan, str], list[tuple[str, int]]] = {}
-    for index, slot in enumerate(slots):
-        name = value_name(slot.view, slot.feature)
-        members.setdefault((slot.transform, dtype[name].str), []).append((name, index))
-    return tuple(
-        _SlotGroup(
-            transform,
-            np.dtype(code),
-            tuple(name for name, _ in group),
-            np.array([places[name] for name, _ in group], np.intp),
-            np.array([index for _, index in group], np.intp),
-        )
-        for (transform, code), group in members.items()
-    )
+        for sequence in self._sequences:
+            sequences[sequence.name], lengths[sequence.name] = sequence(user.values)
+        user_sheet, item_sheet = self._user_slots.sheet(user), self._item_slots.sheet(item)
+        self._crosses.fill_user(user, user_sheet)
+        self._crosses.fill_item(user, item, user_of, item_sheet)
+        return Tensors(user_sheet.ids(), item_sheet.ids(), sequences, lengths)

@@ -63,10 +63,21 @@ def hash64(values: Array, seed: int = 0) -> NDArray[np.uint64]:
 
     values: int64 of any shape. Returns uint64 of the same shape.
     """
-    raw = values.astype(np.int64, copy=False).view(np.uint64)
+    return flipped_hash64(values.astype(np.int64, copy=False), seed_flip(seed))
+
+
+def seed_flip(seed: int) -> np.uint64:
+    """What `flipped_hash64` takes for a seed."""
     swapped = int.from_bytes((seed & 0xFFFF_FFFF).to_bytes(4, "little"), "big")
     mixed_seed = (seed & _U64) ^ (swapped << 32)
-    flip = np.uint64((int(_XXH3_BITFLIP) - mixed_seed) & _U64)
+    return np.uint64((int(_XXH3_BITFLIP) - mixed_seed) & _U64)
+
+
+def flipped_hash64(
+    values: NDArray[np.int64], flip: np.uint64 | NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """`hash64` by the `seed_flip` of the seed: one for all, or an array that broadcasts."""
+    raw = values.view(np.uint64)
     hashed = ((raw << np.uint64(32)) | (raw >> np.uint64(32))) ^ flip
     hashed ^= _rotate_left(hashed, 49) ^ _rotate_left(hashed, 24)
     hashed *= _XXH3_PRIME
@@ -167,7 +178,7 @@ def _present_ids(values: Array, missing: Array, transform: TransformPlan) -> NDA
         case "stored":
             inside = (whole >= 0) & (whole < transform.size)
             return np.where(inside, whole, OUT_OF_RANGE).astype(np.int32)
-    known, position = _vocabulary(transform.values)
+    known, position = vocabulary(transform.values)
     if len(known) == 0:
         return np.full(values.shape, OUT_OF_RANGE, np.int32)
     place = np.minimum(np.searchsorted(known, whole), len(known) - 1)
@@ -177,7 +188,7 @@ def _present_ids(values: Array, missing: Array, transform: TransformPlan) -> NDA
 
 
 @lru_cache(maxsize=256)
-def _vocabulary(
+def vocabulary(
     values: tuple[int, ...] | tuple[str, ...],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The sorted vocabulary (strings by their ids) and each entry's declared position."""
