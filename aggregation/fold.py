@@ -86,7 +86,7 @@ def fold(
         touched[ordered.rows] = True
         saturated = _fold_rings(view, rows, ordered, taken)
         for sequence in view.sequences:
-            _fold_sequence(sequence, rows, ordered, taken[sequence.action, sequence.columns])
+            _fold_sequence(sequence, rows, ordered, taken[_entries_of(sequence)])
         _advance_clock(view, rows, ordered)
     return FoldReport(chosen, late, future, touched, saturated)
 
@@ -105,11 +105,16 @@ def _judge(
 def _wanted(view: ViewPlan) -> set[tuple[str, tuple[str, ...]]]:
     """Each (action, columns) that some accumulator or sequence of the view takes."""
     rings = {(ring.action, _columns(ring)) for ring in view.accumulators}
-    return rings | {(sequence.action, sequence.columns) for sequence in view.sequences}
+    return rings | {_entries_of(sequence) for sequence in view.sequences}
 
 
 def _columns(ring: AccumulatorPlan) -> tuple[str, ...]:
     return (ring.column,) if ring.function == "sum" else NO_COLUMNS
+
+
+def _entries_of(sequence: SequencePlan) -> tuple[str, tuple[str, ...]]:
+    """The action, and the columns that it must know to be an entry."""
+    return sequence.action, NO_COLUMNS if sequence.gaps else sequence.columns
 
 
 def _fold_rings(view: ViewPlan, rows: Rows, ordered: OrderedActions, taken: Taken) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from aggregation.features import Features, Moment, Step
+from aggregation.features import Array, Features, Moment, Step
 from aggregation.rings import inside_window, window_totals
 from aggregation.saturate import saturate
 from aggregation.sequences import shifted, visible
@@ -130,10 +130,7 @@ class Sequences:
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Never null: an empty row has an empty sequence."""
-        lengths = rows.lengths[self.time_field]  # (n,)
-        if moment.alive is not None:
-            lengths = np.where(moment.alive, lengths, 0)
-        skip, remain = visible(rows.values[self.time_field], lengths, moment.now_ms)
+        skip, remain = self.visible(rows, moment)
         cut = moment.alive is not None or skip.any()
         for feature in self.features:
             values = rows.values[feature.source]  # (n, K)
@@ -144,12 +141,38 @@ class Sequences:
             out.lengths[feature.name] = np.minimum(remain, feature.capacity)
             out.null[feature.name] = moment.never
 
+    def visible(self, rows: Rows, moment: Moment) -> tuple[Array, Array]:
+        """Entries to skip, and those that remain: (n,) int64 each."""
+        lengths = rows.lengths[self.time_field]  # (n,)
+        if moment.alive is not None:
+            lengths = np.where(moment.alive, lengths, 0)
+        return visible(rows.values[self.time_field], lengths, moment.now_ms)
+
+
+class Ages(Sequences):
+    """How long ago each entry of one sequence was, ms: what a raw time is to a model."""
+
+    __slots__ = ()
+
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """At least 0, since entries after now are left out. Never null."""
+        skip, remain = self.visible(rows, moment)
+        times = shifted(rows.values[self.time_field], skip, remain)  # (n, K)
+        inside = np.arange(times.shape[1]) < remain[:, None]  # (n, K)
+        ages = np.where(inside, moment.now_ms - times, 0)
+        for feature in self.features:
+            values = saturate(ages[:, : feature.capacity], NUMPY[feature.dtype])
+            out.values[feature.name] = values  # (n, L)
+            out.lengths[feature.name] = np.minimum(remain, feature.capacity)
+            out.null[feature.name] = moment.never
+
 
 #: How the features of each kind are compiled.
 KINDS: Final[dict[str, Compile]] = {
     "field": fields,
     "window": Windows.compile,
     "sequence": Sequences.compile,
+    "age": Ages.compile,
 }
 
 

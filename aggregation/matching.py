@@ -2,7 +2,8 @@
 
 `delete_user` is an instruction, not behaviour: it is never folded, so not even `*` counts it. An
 action whose edge did not know a column (its author, music, position, or a first tag) is counted by
-counts, adds nothing to a sum of that column, and is left out of every sequence that keeps it.
+counts, adds nothing to a sum of that column, and is left out of a sequence that keeps it, or is an
+entry with UNKNOWN there where the sequence may have gaps.
 
 Symbols: a actions, m folded actions, r rows with at least one of them.
 """
@@ -22,6 +23,7 @@ from schemas.actions import (
     KNOWN_MUSIC,
     KNOWN_POSITION,
     KNOWN_TAGS_SHIFT,
+    UNKNOWN,
 )
 from schemas.errors import PlanError
 
@@ -93,12 +95,16 @@ class OrderedActions:
         return np.flatnonzero(taken)
 
     def column(self, name: str, at: Index) -> NDArray[np.int64]:
-        """A column's values at positions `at` (k,). Returns (k,) int64."""
+        """A column's values at positions `at` (k,), UNKNOWN where an action does not know it.
+
+        Returns (k,) int64.
+        """
         if name == "time_ms":
             return self.time_ms[at]
         values = self.actions["tags"][:, 0] if name == "tag" else self.actions[name]
         taken: NDArray[np.int64] = values[self.order[at]].astype(np.int64, copy=False)
-        return taken
+        bits = _known_bits(name)
+        return taken if not bits else np.where(self.known[at] & bits, taken, UNKNOWN)
 
 
 def run_starts(keys: Array) -> Index:

@@ -28,12 +28,12 @@ from feast.repo_contents import RepoContents
 from feast.repo_operations import extract_objects_for_apply_delete
 
 from catalog.compiler import Definitions, compile_plan
-from catalog.declare import quiet_feast
 from catalog.difference import Difference, difference
 from catalog.lock import LOCK_NAME, read_lock, replace_file, write_lock
 from catalog.publish import check_follows, publish, published
 from catalog.registry import read_registry, registered, registry_path, same_content
 from catalog.repo import CONFIG_NAME, definitions_of, load_repo
+from catalog.stream_view import quiet_feast
 from schemas.errors import DeclarationError, PlanError
 from schemas.plan import Plan
 from store.base import RowStore

@@ -23,13 +23,10 @@ checks declarations of any origin, also those written without these helpers.
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Final
 
 from feast import (
     Entity,
@@ -41,12 +38,7 @@ from feast import (
     PushSource,
     ValueType,
 )
-from feast.aggregation import Aggregation
 from feast.data_format import JsonFormat
-from feast.protos.feast.core.StreamFeatureView_pb2 import (
-    StreamFeatureView as StreamFeatureViewProto,
-)
-from feast.stream_feature_view import StreamFeatureView
 from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String
 
 from catalog import tags as names
@@ -63,6 +55,7 @@ from catalog.crosses import (
     share,
 )
 from catalog.durations import to_ms
+from catalog.stream_view import StreamedFeatureView
 from catalog.transforms import (
     Transform,
     boundaries,
@@ -70,6 +63,20 @@ from catalog.transforms import (
     identity,
     log_buckets,
     vocab,
+)
+from catalog.windows import (
+    DAY,
+    HOUR,
+    MINUTE,
+    WEEK,
+    Sequenced,
+    Windowed,
+    column,
+    count,
+    last_n,
+    new_field,
+    recent,
+    total,
 )
 from schemas.names import by_item_topic
 from schemas.plan import Side
@@ -86,6 +93,7 @@ __all__ = [
     "Int32",
     "Int64",
     "Lateness",
+    "Sequenced",
     "StreamedFeatureView",
     "String",
     "Windowed",
@@ -93,6 +101,7 @@ __all__ = [
     "actions_by_item",
     "batch_view",
     "boundaries",
+    "column",
     "contains",
     "count",
     "cross",
@@ -110,17 +119,13 @@ __all__ = [
     "position",
     "push_source",
     "ratio",
+    "recent",
     "share",
     "streamed_view",
     "total",
     "user_entity",
     "vocab",
 ]
-
-MINUTE: Final = timedelta(minutes=1)
-HOUR: Final = timedelta(hours=1)
-DAY: Final = timedelta(days=1)
-WEEK: Final = timedelta(days=7)
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
 
@@ -143,55 +148,6 @@ class Lateness:
 
 
 DEFAULT_LATENESS: Final = Lateness()
-
-
-@contextmanager
-def quiet_feast() -> Iterator[None]:
-    """Silences Feast's notice that stream feature views are experimental."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
-        yield
-
-
-class StreamedFeatureView(StreamFeatureView):
-    """A StreamFeatureView that equals itself after a round trip through the registry.
-
-    Feast 0.67 writes the fields in set order and adds the join key to them, so that each no-op
-    apply made a version. This one writes its features in their order and nothing else.
-    """
-
-    def __init__(self, **declared: Any) -> None:
-        with quiet_feast():
-            super().__init__(**declared)
-
-    def to_proto(self) -> StreamFeatureViewProto:
-        """The registry's form: features in declared order."""
-        proto = cast(StreamFeatureViewProto, super().to_proto())  # type: ignore[no-untyped-call]
-        del proto.spec.features[:]
-        proto.spec.features.extend(field.to_proto() for field in self.features)
-        return proto
-
-    def __copy__(self) -> StreamedFeatureView:
-        held = StreamedFeatureView.__new__(StreamedFeatureView)
-        held.__dict__.update(self.__dict__)
-        held.features = copy.copy(self.features)
-        held.entity_columns = copy.copy(self.entity_columns)
-        held.projection = copy.copy(self.projection)
-        return held
-
-    def __eq__(self, other: object) -> bool:
-        return bool(super().__eq__(other))  # type: ignore[no-untyped-call]
-
-    def __hash__(self) -> int:
-        return super().__hash__()
-
-
-@dataclass(frozen=True)
-class Windowed:
-    """One feature of a streamed view: what readers get, and how it is computed."""
-
-    field: Field
-    aggregation: Aggregation
 
 
 def user_entity(name: str, *, join_key: str, string_ids: bool = False) -> Entity:
@@ -224,7 +180,7 @@ def feature(
     this one uses; its transform is taken over. capacity: most elements of an Array; with a
     transform each element becomes a slot, `name_1` to `name_<capacity>`.
     """
-    return _field(name, dtype, transform, {names.SHARES: shares, names.CAPACITY: capacity})
+    return new_field(name, dtype, transform, {names.SHARES: shares, names.CAPACITY: capacity})
 
 
 def entity_id(entity: Entity, transform: Transform | None = None, *, shares: str = "") -> Field:
@@ -233,61 +189,7 @@ def entity_id(entity: Entity, transform: Transform | None = None, *, shares: str
     It is stored in the batch row, so an entity without a row has id 0.
     """
     dtype = String if entity.value_type == ValueType.STRING else Int64
-    return _field(entity.join_key, dtype, transform, {names.SHARES: shares})
-
-
-def count(
-    name: str,
-    action: str,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """How many actions of that type ("click", or "*" for any) the window holds."""
-    aggregation = Aggregation(action, "count", window, hop or default_hop(window), name)
-    return Windowed(_field(name, Int64, transform, {}), aggregation)
-
-
-def total(
-    name: str,
-    column: str,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """The sum of an action's column ("play.value", the play's milliseconds) over the window."""
-    aggregation = Aggregation(column, "sum", window, hop or default_hop(window), name)
-    return Windowed(_field(name, Int64, transform, {}), aggregation)
-
-
-def last_n(
-    name: str,
-    column: str,
-    n: int,
-    transform: Transform | None = None,
-    *,
-    shares: str = "",
-    length: int | None = None,
-) -> Windowed:
-    """The newest `n` values of an action's column ("play.item"), newest first.
-
-    length: how many of them a tensor takes; all unless given.
-    """
-    field = _field(name, Array(Int64), transform, {names.SHARES: shares, names.LENGTH: length})
-    return Windowed(field, Aggregation(column=column, function=f"last_n:{n}", name=name))
-
-
-def default_hop(window: timedelta) -> timedelta:
-    """5 min up to an hour, 1 h up to a day, 1 d beyond.
-
-    >>> default_hop(timedelta(days=7))
-    datetime.timedelta(days=1)
-    """
-    if window <= HOUR:
-        return 5 * MINUTE
-    return HOUR if window <= DAY else DAY
+    return new_field(entity.join_key, dtype, transform, {names.SHARES: shares})
 
 
 def push_source(name: str, path: str) -> PushSource:
@@ -352,17 +254,22 @@ def streamed_view(
     name: str,
     entity: Entity,
     source: KafkaSource,
-    features: Sequence[Windowed],
+    features: Sequence[Windowed | Sequenced],
     *,
     ttl: timedelta = timedelta(0),
     lateness: Lateness = DEFAULT_LATENESS,
 ) -> StreamedFeatureView:
     """State folded from a topic, finalised when it is read."""
+    declared = [
+        windowed
+        for each in features
+        for windowed in (each.columns if isinstance(each, Sequenced) else (each,))
+    ]
     return StreamedFeatureView(
         name=name,
         entities=[entity],
-        schema=[each.field for each in features],
-        aggregations=[each.aggregation for each in features],
+        schema=[each.field for each in declared],
+        aggregations=[each.aggregation for each in declared],
         source=source,
         timestamp_field=source.timestamp_field,
         mode="python",
@@ -385,12 +292,3 @@ def feature_service(
     """
     tags = {names.CROSSES: crosses_tag(crosses)} if crosses else {}
     return FeatureService(name=name, features=list(features), tags=tags)
-
-
-def _field(
-    name: str, dtype: FeastType, transform: Transform | None, extra: Mapping[str, object]
-) -> Field:
-    held = {tag: str(value) for tag, value in extra.items() if value is not None and value != ""}
-    if transform is not None:
-        held[names.TRANSFORM] = transform.to_json()
-    return Field(name=name, dtype=dtype, tags=held)

@@ -146,7 +146,11 @@ def _computed_from(view: ViewPlan, feature: FeaturePlan) -> tuple[Any, ...]:
     rings = [
         (a.function, a.action, a.column) for a in view.accumulators if a.field == feature.source
     ]
-    held = [(s.action, s.columns) for s in view.sequences if feature.source in s.fields]
+    held = [
+        (s.action, dict(zip(s.fields, s.columns, strict=True)).get(feature.source, ""), s.gaps)
+        for s in view.sequences
+        if feature.source in (*s.fields, s.time_field)
+    ]
     return (*rings, *held)
 
 
@@ -206,7 +210,7 @@ def _parts(view: ViewPlan, part: str) -> dict[str, Any]:
         case "ring":
             return {a.field: (a.hop_ms, a.tiles, a.action, a.column) for a in view.accumulators}
         case "sequence":
-            return {s.name: (s.action, s.columns, s.capacity) for s in view.sequences}
+            return {s.name: (s.action, s.columns, s.capacity, s.gaps) for s in view.sequences}
         case _:
             return dict(view.written)
 

@@ -34,7 +34,8 @@ class SlotDraft:
     declared: the name a service uses. feature: the plan's feature (`tag_1` of a declared `tag`).
     ids: how values become ids, None where only `shares` says so. stored: the row holds the id.
     shares: (view, feature) whose table this one uses. length: of a sequence's tensor, 0 for a
-    scalar slot. dtype: of the values, "string" where the row holds the id of a string.
+    scalar slot. dtype: of the values, "string" where the row holds the id of a string. sentinels:
+    more values that mean missing than those of `ids` or of what it shares. aligned: as in the plan.
     """
 
     declared: str
@@ -44,6 +45,8 @@ class SlotDraft:
     stored: bool = False
     shares: tuple[str, str] | None = None
     length: int = 0
+    sentinels: tuple[float, ...] = ()
+    aligned: str = ""
 
 
 @dataclass(frozen=True)

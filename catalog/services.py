@@ -7,7 +7,7 @@ takes over that feature's ids. The slot of an entity's own id comes first among 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from feast import FeatureService
 
@@ -59,7 +59,9 @@ def compile_service(
                 do="leave it out of the service",
             )
         sequences.append(
-            SequenceSlotPlan(name, draft.name, slot.feature, slot.length, transform, table)
+            SequenceSlotPlan(
+                name, draft.name, slot.feature, slot.length, transform, table, slot.aligned
+            )
         )
     slots = (tuple(user), tuple(item), tuple(sequences))
     if not any(slots):
@@ -164,6 +166,7 @@ def resolve(draft: ViewDraft, slot: SlotDraft, drafts: Drafts) -> tuple[Transfor
     """The slot's transform and table name. Raises DeclarationError."""
     table = _table(draft, slot, drafts, ())
     ids = table.ids if slot.ids is None else slot.ids
+    ids = replace(ids, sentinels=(*ids.sentinels, *slot.sentinels))
     return (stored_transform(ids) if slot.stored else ids), table.name
 
 

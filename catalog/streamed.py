@@ -1,21 +1,20 @@
 """A stream feature view → state: rings of tiles and sequences, and the features read from them.
 
 Grammar of a Feast Aggregation: column "<action>" or "<action>.<column>", "*" for any action;
-function "count", "sum" or "last_n:<n>"; name always; time_window and slide_interval (the hop) for
-the former two. One ring a (function, action, column, hop) serves all windows of that hop; it holds
-the longest window and the tiles that late actions may still reach. One head a hop. One sequence an
-(action, column), as long as the longest `n`.
+function "count", "sum", or "last_n:…" (`catalog.sequences`); name always; time_window and
+slide_interval (the hop) for the former two. One ring a (function, action, column, hop) serves all
+windows of that hop; it holds the longest window and the tiles that late actions may still reach.
+One head a hop.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, cast
+from dataclasses import dataclass
+from typing import Final, Literal, cast
 
-from feast import Entity, KafkaSource
+from feast import Entity, Field, KafkaSource
 from feast.aggregation import Aggregation
 from feast.stream_feature_view import StreamFeatureView
 from feast.types import Array, FeastType, Int64
@@ -25,7 +24,6 @@ from catalog import tags
 from catalog.drafts import FieldDraft, SlotDraft, ViewDraft
 from catalog.durations import HOUR_MS, MINUTE_MS, either, label, text, to_ms
 from catalog.fields import (
-    MAX_CAPACITY,
     check_name,
     check_unique,
     entity_of,
@@ -33,6 +31,16 @@ from catalog.fields import (
     string_keys_of,
     ttl_of,
     type_name,
+)
+from catalog.sequences import (
+    LAST_N,
+    LastN,
+    check_aligned,
+    check_sequence_column,
+    compile_sequences,
+    parse_last_n,
+    sequence_slot,
+    spelled,
 )
 from schemas.actions import ACTION_TYPES, ActionType
 from schemas.errors import DeclarationError
@@ -48,8 +56,6 @@ ACTIONS: Final = tuple(
 )
 SUMMABLE: Final = ("value",)
 FUNCTIONS: Final = 'count, sum or last_n:<n> (as in "last_n:50")'
-
-_LAST_N: Final = re.compile(r"last_n:(-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -71,28 +77,13 @@ class Window:
     @property
     def ring_field(self) -> str:
         """The stored field: `count_click_5min`, `sum_play_value_1h`."""
-        parts = (self.function, _spelled(self.action), self.column, label(self.hop_ms))
+        parts = (self.function, spelled(self.action), self.column, label(self.hop_ms))
         return "_".join(part for part in parts if part)
 
     @property
     def tiles(self) -> int:
         """Tiles a window holds."""
         return self.window_ms // self.hop_ms
-
-
-@dataclass(frozen=True)
-class LastN:
-    """The newest `n` values of one column of an action type."""
-
-    name: str
-    action: str
-    column: str
-    n: int
-
-    @property
-    def sequence(self) -> str:
-        """The sequence's name, and its stored field: `last_play_item`."""
-        return f"last_{_spelled(self.action)}_{self.column}"
 
 
 def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) -> ViewDraft:
@@ -108,7 +99,7 @@ def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) ->
     sequences = sorted((p for p in programs if isinstance(p, LastN)), key=lambda s: s.sequence)
     skew_ms = _lateness(view, tags.SKEW_MS, DEFAULT_SKEW_MS)
     rings, features = _rings(windows, skew_ms)
-    stored, more = _sequences(sequences)
+    stored, more = compile_sequences(view.name, sequences)
     fields = [*_ring_fields(rings), *_sequence_fields(stored)]
     check_unique((field.name for field in fields), view.name, "stored field")
     slots = _slots(view, {program.name: program for program in programs})
@@ -130,10 +121,6 @@ def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) ->
         accumulators=tuple(rings),
         sequences=tuple(stored),
     )
-
-
-def _spelled(action: str) -> str:
-    return "any" if action == ANY_ACTION else action
 
 
 def _refuse_code(view: StreamFeatureView) -> None:
@@ -194,10 +181,10 @@ def _program(view: str, declared: Aggregation) -> Window | LastN:
         )
     where = f"{view}.{declared.name}"
     check_name(declared.name, where)
-    action, column = _parse_column(declared.column, where)
-    counted = _LAST_N.fullmatch(declared.function)
-    if counted:
-        return _last_n(declared, int(counted[1]), action, column, where)
+    action, column = _parse_column(declared, where)
+    newest = parse_last_n(declared, action, column, where)
+    if newest is not None:
+        return newest
     if declared.function not in ("count", "sum"):
         raise DeclarationError(f"{where}.function", required=FUNCTIONS, got=repr(declared.function))
     window_ms, hop_ms = _window(declared, where)
@@ -219,42 +206,23 @@ def _program(view: str, declared: Aggregation) -> Window | LastN:
     return Window(declared.name, function, action, column, window_ms, hop_ms)
 
 
-def _parse_column(declared: str, where: str) -> tuple[str, str]:
-    action, dot, column = declared.partition(".")
+def _parse_column(declared: Aggregation, where: str) -> tuple[str, str]:
+    action, dot, column = declared.column.partition(".")
     if action != ANY_ACTION and action not in ACTIONS:
         raise DeclarationError(
             f"{where}.column",
             required=f"an action, one of {', '.join(ACTIONS)} or *",
             got=repr(action),
         )
-    if dot and column not in ACTION_COLUMNS:
+    if dot and LAST_N.fullmatch(declared.function):
+        check_sequence_column(column, where)
+    elif dot and column not in ACTION_COLUMNS:
         raise DeclarationError(
             f"{where}.column",
             required=f"a column of an action, one of {', '.join(ACTION_COLUMNS)}",
             got=repr(column),
         )
     return action, column
-
-
-def _last_n(declared: Aggregation, n: int, action: str, column: str, where: str) -> LastN:
-    if not 1 <= n <= MAX_CAPACITY:
-        raise DeclarationError(
-            f"{where}.function", required=f"last_n of 1 to {MAX_CAPACITY}", got=str(n)
-        )
-    if not column:
-        raise DeclarationError(
-            f"{where}.column",
-            required="<action>.<column> for last_n",
-            got=repr(declared.column),
-            do=f"use '{action}.item'",
-        )
-    if declared.time_window is not None:
-        raise DeclarationError(
-            f"{where}.window",
-            required="no window for last_n, which keeps the newest whatever their age",
-            got=text(to_ms(declared.time_window)),
-        )
-    return LastN(declared.name, action, column, n)
 
 
 def _window(declared: Aggregation, where: str) -> tuple[int, int]:
@@ -350,32 +318,6 @@ def _rings(
     return rings, features
 
 
-def _sequences(declared: Sequence[LastN]) -> tuple[list[SequencePlan], list[FeaturePlan]]:
-    longest: dict[str, LastN] = {}
-    for each in declared:
-        known = longest.get(each.sequence)
-        if known is None or known.n < each.n:
-            longest[each.sequence] = each
-    stored = [
-        SequencePlan(
-            name=name,
-            action=each.action,
-            columns=(each.column,),
-            fields=(name,),
-            time_field=f"{name}_at_ms",
-            capacity=each.n,
-        )
-        for name, each in sorted(longest.items())
-    ]
-    features = [
-        FeaturePlan(
-            name=each.name, dtype="i64", kind="sequence", source=each.sequence, capacity=each.n
-        )
-        for each in declared
-    ]
-    return stored, features
-
-
 def _ring_fields(rings: Sequence[AccumulatorPlan]) -> list[FieldDraft]:
     dtypes: dict[str, Dtype] = {"count": "u16", "sum": "i64"}
     heads: defaultdict[str, list[AccumulatorPlan]] = defaultdict(list)
@@ -400,16 +342,19 @@ def _slots(
     for field in view.features:
         where = f"{view.name}.{field.name}"
         slot = slot_of(field, "i64", where)
-        program: Any = programs[field.name]
-        n = program.n if isinstance(program, LastN) else 0
-        length = tags.integer(field.tags, tags.LENGTH, where, low=1, default=n)
-        if length > n:
-            raise DeclarationError(
-                f"{where}.length",
-                required=f"at most the {n} stored" if n else "no length for a window",
-                got=str(length),
-                do=f"declare last_n of {length}, or a length of {n}" if n else "",
-            )
+        program = programs[field.name]
+        if isinstance(program, Window):
+            _refuse_length(field, where)
+        elif slot is not None:
+            slot = sequence_slot(slot, program, field, where)
         if slot is not None:
-            slots[field.name] = (replace(slot, length=length),)
+            slots[field.name] = (slot,)
+    check_aligned(view.name, (slot for held in slots.values() for slot in held))
     return slots
+
+
+def _refuse_length(field: Field, where: str) -> None:
+    if tags.LENGTH in field.tags:
+        raise DeclarationError(
+            f"{where}.length", required="no length for a window", got=field.tags[tags.LENGTH]
+        )

@@ -112,10 +112,12 @@ def _origin(view: ViewPlan, feature: FeaturePlan) -> str:
             what = f"{ring.function} of {ring.action}{'.' + ring.column if ring.column else ''}"
             return f"{what}, {text(feature.window_ms)} in hops of {text(ring.hop_ms)}"
     for held in view.sequences:
-        if feature.source in (*held.fields, held.time_field) and feature.kind == "sequence":
+        if feature.source in (*held.fields, held.time_field) and feature.kind != "field":
             columns = dict(zip(held.fields, held.columns, strict=True))
-            column = columns.get(feature.source, "time_ms")
-            return f"newest {feature.capacity} of {held.action}.{column}"
+            time = "age_ms" if feature.kind == "age" else "time_ms"
+            beside = f", of {held.name}" if held.gaps else ""
+            column = columns.get(feature.source, time)
+            return f"newest {feature.capacity} of {held.action}.{column}{beside}"
     return "attribute"
 
 

@@ -37,6 +37,8 @@ MAX_ACTIONS: Final = 100_000
 MAX_TIME_MS: Final = 1 << 48  # the year 10889
 MAX_VALUE: Final = 1 << 40  # 35 years of play ms: 2**23 of them still fit an i64 sum
 MAX_TAGS: Final = 3
+#: Stands in a sequence for a column that the edge did not know of that action; it has id 0.
+UNKNOWN: Final = -(1 << 63)
 
 KNOWN_AUTHOR: Final = 1
 KNOWN_MUSIC: Final = 2

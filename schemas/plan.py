@@ -71,6 +71,8 @@ class SequencePlan:
 
     time_field: the stored i64 vector of event times, ms.
     columns / fields: the kept ACTION columns and the stored vector field of each, in one order.
+    gaps: every matching action is an entry, with UNKNOWN (`schemas.actions`) where its edge did not
+        know a column; otherwise an action that does not know all columns is left out.
     """
 
     name: str
@@ -79,6 +81,7 @@ class SequencePlan:
     fields: tuple[str, ...]
     time_field: str
     capacity: int
+    gaps: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,14 +89,15 @@ class FeaturePlan:
     """What a reader gets.
 
     kind: `field` (a stored field as it is), `window` (the last `tiles` tiles of an accumulator
-        up to tile(now_ms)), `sequence` (one column of a sequence, entries after now_ms left out).
-    source: name of the field, the accumulator's field, or the sequence's column field.
+        up to tile(now_ms)), `sequence` (one column of a sequence, entries after now_ms left out),
+        `age` (of each of its entries the ms that have passed at now_ms).
+    source: name of the field, the accumulator's field, or the sequence's column or time field.
     window_ms: the declared window, for people; 0 where there is none.
     """
 
     name: str
     dtype: Dtype
-    kind: Literal["field", "window", "sequence"]
+    kind: Literal["field", "window", "sequence", "age"]
     source: str
     capacity: int = 0
     tiles: int = 0
@@ -134,7 +138,11 @@ class SlotPlan:
 
 @dataclass(frozen=True, config=STRICT)
 class SequenceSlotPlan:
-    """One (1, L) int-ID sequence of the user, newest first, 0-padded, with its length."""
+    """One (1, L) int-ID sequence of the user, newest first, 0-padded, with its length.
+
+    aligned: slots of one view with one name here are of the same actions, position by position, and
+    equally long; "" for a sequence that stands alone.
+    """
 
     name: str
     view: str
@@ -142,6 +150,7 @@ class SequenceSlotPlan:
     capacity: int
     transform: TransformPlan
     table: str
+    aligned: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -76,7 +76,7 @@ class StreamedView:
         return self
 
     def sequence(
-        self, name: str, action: str, columns: tuple[str, ...], capacity: int
+        self, name: str, action: str, columns: tuple[str, ...], capacity: int, gaps: bool = False
     ) -> StreamedView:
         time_field = self.field(f"{name}_time_ms", "i64", capacity)
         dtypes: dict[str, Dtype] = {"position": "i16", "scene": "u16"}
@@ -84,7 +84,9 @@ class StreamedView:
             self.field(f"{name}_{column}", dtypes.get(column, "i64"), capacity)
             for column in columns
         )
-        self.sequences.append(SequencePlan(name, action, columns, fields, time_field, capacity))
+        self.sequences.append(
+            SequencePlan(name, action, columns, fields, time_field, capacity, gaps)
+        )
         for column, field in zip(columns, fields, strict=True):
             dtype = dtypes.get(column, "i64")
             self.features.append(FeaturePlan(field, dtype, "sequence", field, capacity))
@@ -119,6 +121,8 @@ def small_view(ttl_ms: int = 0) -> ViewPlan:
     view.sequence("plays", "play", ("item", "author", "value"), 4)
     view.sequence("liked", "like", ("author",), 2)
     view.sequence("seen", "*", ("item", "tag", "position", "scene", "music", "user"), 3)
+    view.sequence("clicks", "click", ("author", "item", "position", "tag"), 4, gaps=True)
+    view.features.append(FeaturePlan("click_ages", "i64", "age", "clicks_time_ms", 3))
     return view.plan(ttl_ms=ttl_ms)
 
 

@@ -26,14 +26,15 @@ def value_of(view: ViewPlan, feature: FeaturePlan, row: Row, now_ms: int) -> Any
     if feature.kind == "field":
         value = row.get(feature.source)
         return value[: feature.capacity] if isinstance(value, list) else value
-    if feature.kind == "sequence":
+    if feature.kind in ("sequence", "age"):
         times_field = next(
             sequence.time_field
             for sequence in view.sequences
             if feature.source in (*sequence.fields, sequence.time_field)
         )
         pairs = zip(row.get(times_field) or [], row.get(feature.source) or [], strict=True)
-        return [value for time_ms, value in pairs if time_ms <= now_ms][: feature.capacity]
+        values = [value for time_ms, value in pairs if time_ms <= now_ms][: feature.capacity]
+        return [now_ms - time_ms for time_ms in values] if feature.kind == "age" else values
     ring = next(ring for ring in view.accumulators if ring.field == feature.source)
     head, slots = row.get(ring.head), row.get(ring.field)
     total = 0

@@ -20,6 +20,11 @@ State = dict[str, Any]
 LIMITS = {"u8": 2**8 - 1, "u16": 2**16 - 1, "u32": 2**32 - 1}
 
 
+def least(dtype: str) -> int:
+    """What stands for a column that is not known."""
+    return 0 if dtype.startswith("u") else -(2 ** (int(dtype[1:]) - 1))
+
+
 def as_dicts(actions: NDArray[np.void]) -> list[dict[str, Any]]:
     """ACTION records as dicts of Python numbers."""
     names = actions.dtype.names or ()
@@ -65,8 +70,10 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
         entries = []
         for action in _matching(folded, sequence.action):
             kept = [column_of(action, column) for column in sequence.columns]
-            if None not in kept:
-                entries.append((action["time_ms"], *kept))
+            if sequence.gaps or None not in kept:
+                lowest = [least(dtypes[field]) for field in sequence.fields]
+                filled = [low if k is None else k for k, low in zip(kept, lowest, strict=True)]
+                entries.append((action["time_ms"], *filled))
         newest_first = sorted(entries, reverse=True)[: sequence.capacity]
         for place, field in enumerate((sequence.time_field, *sequence.fields)):
             state[field] = [entry[place] for entry in newest_first]

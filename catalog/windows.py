@@ -1,0 +1,155 @@
+"""Typed helpers for what a streamed view folds: windows and sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from feast import Field
+from feast.aggregation import Aggregation
+from feast.types import Array, FeastType, Int64
+
+from catalog import tags as names
+from catalog.transforms import Transform
+from catalog.words import Action, SequenceColumn
+
+MINUTE: Final = timedelta(minutes=1)
+HOUR: Final = timedelta(hours=1)
+DAY: Final = timedelta(days=1)
+WEEK: Final = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """One feature of a streamed view: what readers get, and how it is computed."""
+
+    field: Field
+    aggregation: Aggregation
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sequence. Make one with `column`."""
+
+    name: str
+    of: SequenceColumn
+    transform: Transform | None
+    shares: str
+
+
+@dataclass(frozen=True)
+class Sequenced:
+    """The columns of one sequence, a feature each, aligned position by position."""
+
+    columns: tuple[Windowed, ...]
+
+
+def count(
+    name: str,
+    action: str,
+    window: timedelta,
+    transform: Transform | None = None,
+    *,
+    hop: timedelta | None = None,
+) -> Windowed:
+    """How many actions of that type ("click", or "*" for any) the window holds."""
+    aggregation = Aggregation(action, "count", window, hop or default_hop(window), name)
+    return Windowed(new_field(name, Int64, transform, {}), aggregation)
+
+
+def total(
+    name: str,
+    column: str,
+    window: timedelta,
+    transform: Transform | None = None,
+    *,
+    hop: timedelta | None = None,
+) -> Windowed:
+    """The sum of an action's column ("play.value", the play's milliseconds) over the window."""
+    aggregation = Aggregation(column, "sum", window, hop or default_hop(window), name)
+    return Windowed(new_field(name, Int64, transform, {}), aggregation)
+
+
+def column(
+    name: str, of: SequenceColumn, transform: Transform | None = None, *, shares: str = ""
+) -> Column:
+    """A column of a sequence, as the feature `name`.
+
+    of: "item", "author", "value" (play ms), "tag" (the item's first), …, or "age_ms", how long ago
+    the action was at the time of the request. shares: "view:feature" whose ids and table it uses.
+    """
+    return Column(name, of, transform, shares)
+
+
+def last_n(
+    name: str,
+    column: str,
+    n: int,
+    transform: Transform | None = None,
+    *,
+    shares: str = "",
+    length: int | None = None,
+) -> Windowed:
+    """The newest `n` values of an action's column ("play.item"), newest first.
+
+    length: how many of them a tensor takes; all unless given.
+    """
+    extra = {names.SHARES: shares, names.LENGTH: length}
+    return _newest(name, column, f"last_n:{n}", transform, extra)
+
+
+def recent(
+    name: str, action: Action, n: int, columns: Sequence[Column], *, length: int | None = None
+) -> Sequenced:
+    """The newest `n` actions of a type, newest first: several columns of them, side by side.
+
+    Each column is a feature; entry i of all of them is of the same action, and one that its edge
+    did not know has id 0. name: of what is stored. length: how many entries a tensor takes; all
+    unless given.
+    """
+    return Sequenced(
+        tuple(
+            _newest(
+                each.name,
+                f"{action}.{each.of}",
+                f"last_n:{n}:{name}",
+                each.transform,
+                {names.SHARES: each.shares, names.LENGTH: length},
+            )
+            for each in columns
+        )
+    )
+
+
+def _newest(
+    name: str,
+    column: str,
+    function: str,
+    transform: Transform | None,
+    extra: Mapping[str, object],
+) -> Windowed:
+    field = new_field(name, Array(Int64), transform, extra)
+    return Windowed(field, Aggregation(column=column, function=function, name=name))
+
+
+def default_hop(window: timedelta) -> timedelta:
+    """5 min up to an hour, 1 h up to a day, 1 d beyond.
+
+    >>> default_hop(timedelta(days=7))
+    datetime.timedelta(days=1)
+    """
+    if window <= HOUR:
+        return 5 * MINUTE
+    return HOUR if window <= DAY else DAY
+
+
+def new_field(
+    name: str, dtype: FeastType, transform: Transform | None, extra: Mapping[str, object]
+) -> Field:
+    """A Feast Field with encore's tags; those that are None or "" are left out."""
+    held = {tag: str(value) for tag, value in extra.items() if value is not None and value != ""}
+    if transform is not None:
+        held[names.TRANSFORM] = transform.to_json()
+    return Field(name=name, dtype=dtype, tags=held)
