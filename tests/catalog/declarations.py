@@ -15,6 +15,7 @@ from catalog.declare import (
     Array,
     Float64,
     Int64,
+    Sequenced,
     StreamedFeatureView,
     String,
     Windowed,
@@ -100,6 +101,6 @@ class Repo:
         return plan
 
 
-def activity_of(*windows: Windowed, **declared: Any) -> StreamedFeatureView:
+def activity_of(*windows: Windowed | Sequenced, **declared: Any) -> StreamedFeatureView:
     """A streamed view of just these features."""
     return streamed_view("user_activity", user, actions("actions"), list(windows), **declared)
