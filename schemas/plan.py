@@ -25,6 +25,22 @@ PLAN_FORMAT: Final = 1
 
 Dtype = Literal["bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f32", "f64"]
 Side = Literal["user", "item"]
+RingFunction = Literal["count", "sum", "squares", "min", "max", "distinct"]
+FeatureKind = Literal[
+    "field",
+    "window",
+    "mean",
+    "std",
+    "min",
+    "max",
+    "distinct",
+    "decayed_sum",
+    "ratio",
+    "sequence",
+    "age",
+    "last",
+]
+Comparison = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 CrossOperator = Literal["contains", "share", "position", "ratio", "difference", "equals", "dot"]
 Scope = Literal["user", "item", "pair"]
 STRICT: Final = ConfigDict(extra="forbid")
@@ -47,22 +63,41 @@ class FieldPlan:
 
 
 @dataclass(frozen=True, config=STRICT)
-class AccumulatorPlan:
-    """A ring of tiles, one number a tile: `count` of the actions that match, or `sum` of a column.
+class ConditionPlan:
+    """One column of an action compared with a constant; `in` with several, ascending.
 
-    field: the stored vector field (u16 counts that saturate, i64 sums).
+    An action that does not know the column meets no condition on it, not even `!=`.
+    """
+
+    column: str
+    op: Comparison
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AccumulatorPlan:
+    """A ring of tiles: what is kept of the actions that match, `width` numbers a tile.
+
+    field: the stored vector field, `tiles * width` numbers; which numbers says `aggregation.tiles`.
     head: the stored i64 scalar field with the ring's newest tile (shared by all rings of one hop).
-    action: the action type that matches, or "*" for any.
-    column: the summed ACTION column; "" for counts.
+    function: `count` of the actions (u16 or u32, saturating), `sum` of a column (i64), `squares`
+        of it (i64, two words), its `min` and `max` (u64), the smallest hashes of its `distinct`
+        values (u64).
+    action: the action types that match, joined by "|" in their order, or "*" for any.
+    column: the ACTION column; "" for a count of all. Where it is named, actions that do not know
+        it are left out.
+    where: conditions that must all hold.
     """
 
     field: str
     head: str
-    function: Literal["count", "sum"]
+    function: RingFunction
     action: str
     column: str
     hop_ms: int
     tiles: int
+    where: tuple[ConditionPlan, ...] = ()
+    width: int = 1
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,6 +105,7 @@ class SequencePlan:
     """The newest `capacity` matching actions, newest first; ties in time ordered by the columns.
 
     time_field: the stored i64 vector of event times, ms.
+    action, where: which actions match, as of a ring.
     columns / fields: the kept ACTION columns and the stored vector field of each, in one order.
     gaps: every matching action is an entry, with UNKNOWN (`schemas.actions`) where its edge did not
         know a column; otherwise an action that does not know all columns is left out.
@@ -82,26 +118,43 @@ class SequencePlan:
     time_field: str
     capacity: int
     gaps: bool = False
+    where: tuple[ConditionPlan, ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)
 class FeaturePlan:
-    """What a reader gets.
+    """What a reader gets; `aggregation.finalise` says how, and what where there is nothing.
 
-    kind: `field` (a stored field as it is), `window` (the last `tiles` tiles of an accumulator
-        up to tile(now_ms)), `sequence` (one column of a sequence, entries after now_ms left out),
-        `age` (of each of its entries the ms that have passed at now_ms).
-    source: name of the field, the accumulator's field, or the sequence's column or time field.
+    kind: `field`, a stored field as it is. Over the last `tiles` tiles of rings up to tile(now_ms):
+        `window`, the total of a count or sum; `mean` of (sum, count); `std` of (squares, sum,
+        count); `min`, `max`; `distinct`; `decayed_sum` of a count or sum. `ratio` of two features
+        of the view. `sequence`, one column of a sequence without the entries after now_ms; `age`,
+        of each of its entries the ms that have passed at now_ms; `last`, the newest of them.
+    source: name of the field, the ring's field, the sequence's column or time field, or of a ratio
+        the feature above. others: the further fields, or the feature below, in the order said above.
     window_ms: the declared window, for people; 0 where there is none.
+    half_life_ms: of a decayed sum, after which a tile weighs half. within_ms: of `last`, how old
+        the entry may be, 0 for any age. prior, weight: of a ratio,
+        (a + prior * weight) / (b + weight).
     """
 
     name: str
     dtype: Dtype
-    kind: Literal["field", "window", "sequence", "age"]
+    kind: FeatureKind
     source: str
     capacity: int = 0
     tiles: int = 0
     window_ms: int = 0
+    others: tuple[str, ...] = ()
+    half_life_ms: int = 0
+    within_ms: int = 0
+    prior: float = 0.0
+    weight: float = 0.0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All that the feature is computed from: `source`, then `others`."""
+        return (self.source, *self.others)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -312,12 +365,11 @@ _ADAPTER: Final[TypeAdapter[Plan]] = TypeAdapter(Plan)
 def dump_plan(plan: Plan) -> str:
     """The lock file's text: sorted keys, two-space indent, trailing newline; stable to the byte.
 
-    `retired` is written only where a view was retired.
+    What is at its default is left out, so that a plan which does not use what a later encore adds
+    reads the same. Defaults are part of the format: none ever changes.
     """
-    data = _ADAPTER.dump_python(plan, mode="json")
-    if not plan.retired:
-        del data["retired"]
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+    data = _ADAPTER.dump_python(plan, mode="json", exclude_defaults=True)
+    return json.dumps(data | {"format": plan.format}, indent=2, sort_keys=True) + "\n"
 
 
 def load_plan(text: str | bytes, where: str = "plan.lock.json") -> Plan:
