@@ -3,8 +3,8 @@
 The state of a row is a function of the set of actions folded into it, not of how they were batched
 or in which order they came:
 
-- rings hold integer counts that saturate, and exact sums, of the tiles up to a head, and the head
-  of every ring is the tile of the row's newest folded action, whatever its type;
+- rings hold integers of the tiles up to a head (`aggregation.tiles`), and the head of every ring is
+  the tile of the row's newest folded action, whatever its type;
 - sequences are the newest K of all matching actions in a total order (`aggregation.sequences`);
 - whether an action is late or from the future depends on it and its own `sent_ms` only.
 
@@ -15,15 +15,16 @@ sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.matching import OrderedActions, run_numbers, run_starts
-from aggregation.rings import add_counts, add_values, moved_slots
+from aggregation.matching import OrderedActions, Selection, run_numbers, run_starts
+from aggregation.rings import TileRuns, moved_slots
 from aggregation.saturate import saturate
 from aggregation.sequences import Entries, merge
+from aggregation.tiles import ADD, MAX_ACTIONS
 from schemas.actions import ActionType
 from schemas.plan import AccumulatorPlan, SequencePlan, ViewPlan
 from schemas.row import Rows
@@ -32,10 +33,8 @@ Array = NDArray[Any]
 Index = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-#: What a program takes, (action, columns that must be known), → positions in order that match.
-Taken = dict[tuple[str, tuple[str, ...]], Index]
-
-NO_COLUMNS: Final[tuple[str, ...]] = ()
+#: What a program takes → positions in order that match.
+Taken = dict[Selection, Index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,8 @@ class FoldReport:
     folded: is in its row's state now (also when no accumulator or sequence of the view takes it:
     it moves the row's clock). late, future: outside the view's bounds, for the side output. An
     action with none of the three is an instruction (`delete_user`) and is left to the caller.
-    touched: (n,) bool rows with at least one folded action. saturated: ring cells that this call
-    cut off at their maximum.
+    touched: (n,) bool rows with at least one folded action. saturated: tiles that this call cut off
+    at their maximum.
     """
 
     folded: Mask
@@ -67,8 +66,8 @@ def fold(
     from the future when `time_ms > sent_ms + future_ms`. The work grows with a and the number of
     rows touched, not with n.
 
-    Raises ValueError for arrays that do not fit, PlanError for a program no action can feed. Rows
-    are unchanged after either.
+    Raises ValueError for arrays that do not fit or more than 2^22 actions, PlanError for a program
+    no action can feed. Rows are unchanged after either.
     """
     row_index, sent_ms = np.asarray(row_index, np.intp), np.asarray(sent_ms, np.int64)
     n = len(rows.entity_ids)
@@ -77,16 +76,19 @@ def fold(
         raise ValueError(f"fold: needs one row and one sent_ms an action, got {got}")
     if ((row_index < 0) | (row_index >= n)).any():
         raise ValueError(f"fold: needs row_index within [0, {n})")
+    if len(actions) > MAX_ACTIONS:
+        raise ValueError(f"fold: needs at most {MAX_ACTIONS} actions a call, got {len(actions)}")
     late, future, chosen = _judge(view, actions, sent_ms)
     ordered = OrderedActions.of(actions, row_index, np.flatnonzero(chosen))
-    taken = {columns: ordered.matching(*columns) for columns in _wanted(view)}
+    programs = (*view.accumulators, *view.sequences)
+    taken = {each: ordered.matching(each) for each in {Selection.of(one) for one in programs}}
     touched = np.zeros(n, bool)
     saturated = 0
     if len(ordered.rows):
         touched[ordered.rows] = True
         saturated = _fold_rings(view, rows, ordered, taken)
         for sequence in view.sequences:
-            _fold_sequence(sequence, rows, ordered, taken[_entries_of(sequence)])
+            _fold_sequence(sequence, rows, ordered, taken[Selection.of(sequence)])
         _advance_clock(view, rows, ordered)
     return FoldReport(chosen, late, future, touched, saturated)
 
@@ -102,46 +104,50 @@ def _judge(
     return late, future, behaviour & ~late & ~future
 
 
-def _wanted(view: ViewPlan) -> set[tuple[str, tuple[str, ...]]]:
-    """Each (action, columns) that some accumulator or sequence of the view takes."""
-    rings = {(ring.action, _columns(ring)) for ring in view.accumulators}
-    return rings | {_entries_of(sequence) for sequence in view.sequences}
-
-
-def _columns(ring: AccumulatorPlan) -> tuple[str, ...]:
-    return (ring.column,) if ring.function == "sum" else NO_COLUMNS
-
-
-def _entries_of(sequence: SequencePlan) -> tuple[str, tuple[str, ...]]:
-    """The action, and the columns that it must know to be an entry."""
-    return sequence.action, NO_COLUMNS if sequence.gaps else sequence.columns
-
-
 def _fold_rings(view: ViewPlan, rows: Rows, ordered: OrderedActions, taken: Taken) -> int:
-    """Advance and fill all rings. Returns the number of cells cut off at their maximum."""
+    """Advance and fill all rings. Returns the number of tiles cut off at their maximum."""
     saturated = 0
-    at = ordered.rows  # (r,)
-    shapes = dict.fromkeys((ring.head, ring.hop_ms, ring.tiles) for ring in view.accumulators)
-    for head, hop_ms, tiles in shapes:
+    shapes: dict[tuple[str, int, int], list[AccumulatorPlan]] = {}
+    for ring in view.accumulators:
+        shapes.setdefault((ring.head, ring.hop_ms, ring.tiles), []).append(ring)
+    for (head, hop_ms, tiles), rings in shapes.items():
         newest = _new_heads(rows, head, hop_ms, ordered)  # (r,)
-        old = np.where(rows.present[head][at], rows.values[head][at], newest - tiles)  # (r,)
-        clear = moved_slots(old, newest, tiles)  # (r, T)
+        left = _left_slots(rows, head, ordered.rows, newest, tiles)
         tile = ordered.time_ms // hop_ms  # (m,)
         inside = tile > newest[ordered.group] - tiles  # (m,)
-        cells = ordered.group * tiles + tile % tiles  # (m,) in the touched rows' rings
-        for ring in view.accumulators:
-            if (ring.head, ring.hop_ms, ring.tiles) != (head, hop_ms, tiles):
-                continue
-            state = rows.values[ring.field][at]  # (r, T), a copy
-            np.copyto(state, 0, where=clear)
-            matching = taken[ring.action, _columns(ring)]
-            matching = matching[inside[matching]]
-            if ring.function == "count":
-                saturated += add_counts(state, cells[matching])
-            else:
-                add_values(state, cells[matching], ordered.column(ring.column, matching))
-            _put(rows.values, ring.field, at, state)
+        filled: dict[Selection, tuple[Index, TileRuns | None]] = {}
+        for selection in {Selection.of(ring) for ring in rings}:
+            at = taken[selection]
+            at = at[inside[at]]  # (k,)
+            row = ordered.rows[ordered.group[at]]  # (k,)
+            filled[selection] = at, TileRuns.of(row, tile[at] % tiles, tiles) if len(at) else None
+        for ring in rings:
+            state = _writeable(rows.values, ring.field)  # (n, T * W)
+            _clear(state, left, ring.width)
+            at, runs = filled[Selection.of(ring)]
+            if runs is not None:
+                values = ordered.column(ring.column, at) if ring.column else at  # (k,)
+                saturated += ADD[ring.function](state, runs, values)
     return saturated
+
+
+def _left_slots(
+    rows: Rows, head: str, at: Index, newest: NDArray[np.int64], tiles: int
+) -> tuple[Index, Index]:
+    """The (row, slot) pairs that tiles left since the rows' heads. at: (r,). newest: (r,)."""
+    held = rows.values[head][at]  # (r,)
+    moved = rows.present[head][at] & (held < newest)  # (r,) a row without a head is all zeros
+    row, slot = np.nonzero(moved_slots(held[moved], newest[moved], tiles))
+    return at[moved][row], slot
+
+
+def _clear(state: Array, left: tuple[Index, Index], width: int) -> None:
+    """Zero all numbers of the tiles at those (row, slot) pairs. state: (n, T * W)."""
+    row, slot = left
+    if width == 1:
+        state[row, slot] = 0
+    else:
+        state[row[:, None], slot[:, None] * width + np.arange(width)] = 0
 
 
 def _new_heads(rows: Rows, head: str, hop_ms: int, ordered: OrderedActions) -> NDArray[np.int64]:
@@ -170,29 +176,37 @@ def _fold_sequence(
     entries = Entries(run_numbers(starts, len(group)), keys)
     merged, lengths = merge(held, lengths, entries)
     for name, values in zip(names, merged, strict=True):
-        _put(rows.values, name, at, values)
-        _put(rows.lengths, name, at, lengths)
+        _writeable(rows.values, name)[at] = values
+        _writeable(rows.lengths, name)[at] = lengths
 
 
 def _advance_clock(view: ViewPlan, rows: Rows, ordered: OrderedActions) -> None:
     """Heads and newest_ms of the touched rows, and all their state fields present."""
     at = ordered.rows  # (r,)
     for head, hop_ms in {(ring.head, ring.hop_ms) for ring in view.accumulators}:
-        _put(rows.values, head, at, _new_heads(rows, head, hop_ms, ordered))
-        _put(rows.present, head, at, True)
+        newest = _new_heads(rows, head, hop_ms, ordered)
+        _writeable(rows.values, head)[at] = newest
+        _fill(rows.present, head, at, True)
     for ring in view.accumulators:
-        _put(rows.present, ring.field, at, True)
-        _put(rows.lengths, ring.field, at, ring.tiles)
+        _fill(rows.present, ring.field, at, True)
+        _fill(rows.lengths, ring.field, at, ring.tiles * ring.width)
     for sequence in view.sequences:
         for name in (sequence.time_field, *sequence.fields):
-            _put(rows.present, name, at, True)
+            _fill(rows.present, name, at, True)
     newest_ms = rows.newest_ms.copy()  # (n,)
     newest_ms[at] = np.maximum(newest_ms[at], ordered.newest_ms)
     rows.newest_ms = newest_ms
 
 
-def _put(columns: dict[str, Any], name: str, at: Index, values: Any) -> None:
-    """Write values at rows `at`, into a fresh column where this one is read-only."""
+def _fill(columns: dict[str, Any], name: str, at: Index, value: int) -> None:
+    """Write one value at rows `at`, where it is not there yet."""
+    if (columns[name][at] != value).any():
+        _writeable(columns, name)[at] = value
+
+
+def _writeable(columns: dict[str, Any], name: str) -> Array:
+    """A column that can be written to: a copy takes the place of one that cannot."""
     if not columns[name].flags.writeable:
         columns[name] = columns[name].copy()
-    columns[name][at] = values
+    column: Array = columns[name]
+    return column

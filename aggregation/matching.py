@@ -2,15 +2,16 @@
 
 `delete_user` is an instruction, not behaviour: it is never folded, so not even `*` counts it. An
 action whose edge did not know a column (its author, music, position, or a first tag) is counted by
-counts, adds nothing to a sum of that column, and is left out of a sequence that keeps it, or is an
-entry with UNKNOWN there where the sequence may have gaps.
+counts of all, adds nothing to what is kept of that column, meets no condition on it, and is left
+out of a sequence that keeps it, or is an entry with UNKNOWN there where the sequence may have gaps.
 
 Symbols: a actions, m folded actions, r rows with at least one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,10 +25,13 @@ from schemas.actions import (
     KNOWN_POSITION,
     KNOWN_TAGS_SHIFT,
     UNKNOWN,
+    ActionType,
 )
 from schemas.errors import PlanError
+from schemas.plan import AccumulatorPlan, Comparison, ConditionPlan, SequencePlan
 
 ANY_ACTION: Final = "*"
+OR: Final = "|"
 
 #: The action columns that declarations may name, and the bits of `known` of which one must be set.
 ACTION_COLUMNS: Final[dict[str, int]] = {
@@ -44,6 +48,38 @@ ACTION_COLUMNS: Final[dict[str, int]] = {
 
 Array = NDArray[Any]
 Index = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+
+_COMPARE: Final[dict[Comparison, Callable[[Array, int], Mask]]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a ring or sequence takes. action, where: as in the plan. columns: those that must be
+    known. Hashable: what several take alike is found once."""
+
+    action: str
+    columns: tuple[str, ...] = ()
+    where: tuple[ConditionPlan, ...] = ()
+
+    @classmethod
+    def of(cls, program: AccumulatorPlan | SequencePlan) -> Selection:
+        """Of a ring, or of a sequence. Raises PlanError for a column that no action has."""
+        if isinstance(program, SequencePlan):
+            columns = program.columns
+        else:
+            columns = (program.column,) if program.column else ()
+        for column in columns:
+            _known_bits(column)
+        gaps = isinstance(program, SequencePlan) and program.gaps
+        return cls(program.action, () if gaps else columns, program.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +112,31 @@ class OrderedActions:
         kind, known = actions["type"][order], actions["known"][order]  # (m,) u1
         return cls(actions, row[starts], time_ms[starts], order, group, time_ms, kind, known)
 
-    def matching(self, action: str, columns: Sequence[str] = ()) -> Index:
-        """Positions, ascending, of the actions of that type that know all `columns`.
+    def matching(self, selection: Selection) -> Index:
+        """Positions, ascending, of the actions that a selection takes.
 
-        Raises PlanError for a type or column that no action has.
+        Raises PlanError for a type, column or comparison that no action has.
         """
-        if action == ANY_ACTION:
-            taken = np.ones(len(self.order), bool)  # (m,)
-        elif action in ACTION_TYPES and action != "delete_user":
-            taken = self.kind == ACTION_TYPES[action]
-        else:
-            names = ", ".join((ANY_ACTION, *ACTION_TYPES))
-            raise PlanError("plan action", required=f"one of {names}", got=repr(action))
-        for column in columns:
+        taken = self._of_type(selection.action)  # (m,)
+        for column in (*selection.columns, *(each.column for each in selection.where)):
             bits = _known_bits(column)
             if bits:
-                taken &= (self.known & bits) != 0
-        return np.flatnonzero(taken)
+                taken = taken & (self.known & bits != 0)
+        found = np.flatnonzero(taken)
+        for condition in selection.where:
+            found = found[_meets(self.column(condition.column, found), condition)]
+        return found
+
+    def _of_type(self, action: str) -> Mask:
+        """Which actions are of these types, (m,)."""
+        if action == ANY_ACTION:
+            return np.ones(len(self.order), bool)
+        kinds = [ACTION_TYPES.get(name) for name in action.split(OR)]
+        if None in kinds or ActionType.DELETE_USER in kinds:
+            names = ", ".join((ANY_ACTION, *ACTION_TYPES))
+            raise PlanError("plan action", required=f"one of {names}", got=repr(action))
+        taken: Mask = np.isin(np.arange(256), kinds)[self.kind]
+        return taken
 
     def column(self, name: str, at: Index) -> NDArray[np.int64]:
         """A column's values at positions `at` (k,), UNKNOWN where an action does not know it.
@@ -105,6 +149,20 @@ class OrderedActions:
         taken: NDArray[np.int64] = values[self.order[at]].astype(np.int64, copy=False)
         bits = _known_bits(name)
         return taken if not bits else np.where(self.known[at] & bits, taken, UNKNOWN)
+
+
+def _meets(values: NDArray[np.int64], condition: ConditionPlan) -> Mask:
+    """Which values, (k,), meet a condition on them."""
+    if condition.op == "in":
+        return np.isin(values, np.array(condition.values, np.int64))
+    compare = _COMPARE.get(condition.op)
+    if compare is None or len(condition.values) != 1:
+        raise PlanError(
+            "plan condition",
+            required=f"in, or one of {', '.join(_COMPARE)} with one constant",
+            got=f"{condition.op} with {len(condition.values)}",
+        )
+    return compare(values, condition.values[0])
 
 
 def run_starts(keys: Array) -> Index:

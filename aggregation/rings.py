@@ -1,21 +1,23 @@
 """Rings of tiles: `tile(t) = floor(t / hop)`, tile τ rests in slot τ mod T.
 
 A ring whose newest tile (its head) is h holds the tiles (h - T, h]. When the head moves on, the
-slots of the tiles that left are zeroed; an action older than all T tiles is dropped. Since counts
-only grow until they saturate, and sums are exact, a ring depends on the set of actions only.
+slots of the tiles that left are zeroed; an action older than all T tiles is dropped. What a tile
+keeps depends on the set of its actions only (`aggregation.tiles`), and so does a ring.
 
-Symbols: n rows, T slots of a ring, m actions, w tiles of a window, A rings of one shape.
+Symbols: n rows, T slots of a ring, m actions, u tiles they fall into, w tiles of a window, A rings
+of one shape.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.matching import run_starts
+from aggregation.matching import run_numbers, run_starts
 
 Array = NDArray[Any]
 Index = NDArray[np.intp]
@@ -30,30 +32,35 @@ def moved_slots(old: Array, new: Array, tiles: int) -> NDArray[np.bool_]:
     return moved
 
 
-def add_counts(ring: Array, cells: Index) -> int:
-    """Count one at each cell, saturating at the dtype's maximum.
+@dataclass(frozen=True, slots=True)
+class TileRuns:
+    """Actions by the tile of the row that they fall into.
 
-    ring: (n, T) unsigned, contiguous, changed in place. cells: (m,) flat indexes, equal ones
-    adjacent. Returns how many cells were cut off at the maximum.
+    starts: (u,) where the run of each tile begins among the m actions. rows, slots: (u,) its row in
+    a ring's column, and its place in the ring. tiles: T.
     """
-    if len(cells) == 0:
-        return 0
-    starts = run_starts(cells)
-    counts = np.diff(starts, append=len(cells))
-    at = cells[starts]
-    flat = ring.reshape(-1)
-    limit = np.iinfo(ring.dtype).max
-    wide = flat[at].astype(np.int64) + counts
-    flat[at] = np.minimum(wide, limit)
-    return int((wide > limit).sum())
 
+    starts: Index
+    rows: Index
+    slots: Index
+    tiles: int
+    actions: int
 
-def add_values(ring: Array, cells: Index, values: NDArray[np.int64]) -> None:
-    """Add values (m,) at cells (m,), equal ones adjacent. ring: (n, T) int64, changed in place."""
-    if len(cells) == 0:
-        return
-    starts = run_starts(cells)
-    ring.reshape(-1)[cells[starts]] += np.add.reduceat(values, starts)
+    @classmethod
+    def of(cls, rows: Index, slots: Index, tiles: int) -> TileRuns:
+        """rows, slots: (m,) of each action, m > 0; those of one tile are adjacent."""
+        starts = run_starts(rows * tiles + slots)
+        return cls(starts, rows[starts], slots[starts], tiles, len(rows))
+
+    @property
+    def counts(self) -> Index:
+        """How many actions fall into each tile, (u,)."""
+        return np.diff(self.starts, append=self.actions)
+
+    @property
+    def numbers(self) -> Index:
+        """Which of the u tiles each action falls into, (m,) ascending."""
+        return run_numbers(self.starts, self.actions)
 
 
 def inside_window(heads: Array, held: Array, now_tile: int, ring_tiles: int, tiles: int) -> Array:
