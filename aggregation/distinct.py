@@ -10,8 +10,8 @@ k-th smallest hash); Beyer et al., On Synopses for Distinct-Value Estimation und
 Operations, SIGMOD 2007 (unions of them); Dasgupta et al., A Framework for Estimating Stream
 Expression Cardinalities, ICDT 2016 (the smallest threshold of a union leaves it unbiased).
 
-The hash is xxh3-64 of the value's 8 bytes, without seed, and at most 2^64 - 2; a row holds 1 + hash,
-0 where there is none. The k + 1 smallest of a set depend on the set only.
+The hash is xxh3-64 of the value's 8 bytes, without seed, and at most 2^64 - 2; a row holds one more
+than it, 0 where there is none. The k + 1 smallest of a set depend on the set only.
 
 Symbols: n rows, T tiles of a ring, W = k + 1 hashes a tile, m actions, u tiles they fall into, w
 tiles of a window.
@@ -93,8 +93,9 @@ def estimate(hashes: Array) -> NDArray[np.int64]:
     known = np.sort(least.reshape(len(hashes), -1), axis=1)  # (n, w * W)
     fresh = known < threshold[:, None]
     fresh[:, 1:] &= known[:, 1:] != known[:, :-1]
-    count = np.count_nonzero(fresh, axis=1)  # (n,)
+    count: NDArray[np.int64] = np.count_nonzero(fresh, axis=1)  # (n,)
     if (threshold == _NOTHING).all():
         return count
     scale = np.where(threshold == _NOTHING, 1.0, _HASHES / (threshold.astype(np.float64) + 1.0))
-    return np.rint(count * scale).astype(np.int64)
+    whole: NDArray[np.int64] = np.rint(count * scale).astype(np.int64)
+    return whole

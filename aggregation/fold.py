@@ -80,8 +80,9 @@ def fold(
         raise ValueError(f"fold: needs at most {MAX_ACTIONS} actions a call, got {len(actions)}")
     late, future, chosen = _judge(view, actions, sent_ms)
     ordered = OrderedActions.of(actions, row_index, np.flatnonzero(chosen))
-    programs = (*view.accumulators, *view.sequences)
-    taken = {each: ordered.matching(each) for each in {Selection.of(one) for one in programs}}
+    wanted = {Selection.of(ring) for ring in view.accumulators}
+    wanted |= {Selection.of(sequence) for sequence in view.sequences}
+    taken = {selection: ordered.matching(selection) for selection in wanted}
     touched = np.zeros(n, bool)
     saturated = 0
     if len(ordered.rows):

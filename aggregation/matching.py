@@ -11,7 +11,7 @@ Symbols: a actions, m folded actions, r rows with at least one of them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +32,9 @@ from schemas.plan import AccumulatorPlan, Comparison, ConditionPlan, SequencePla
 
 ANY_ACTION: Final = "*"
 OR: Final = "|"
+
+#: The action types that are folded.
+BEHAVIOUR: Final = frozenset(ACTION_TYPES) - {ActionType.DELETE_USER.name.lower()}
 
 #: The action columns that declarations may name, and the bits of `known` of which one must be set.
 ACTION_COLUMNS: Final[dict[str, int]] = {
@@ -131,11 +134,16 @@ class OrderedActions:
         """Which actions are of these types, (m,)."""
         if action == ANY_ACTION:
             return np.ones(len(self.order), bool)
-        kinds = [ACTION_TYPES.get(name) for name in action.split(OR)]
-        if None in kinds or ActionType.DELETE_USER in kinds:
-            names = ", ".join((ANY_ACTION, *ACTION_TYPES))
-            raise PlanError("plan action", required=f"one of {names}", got=repr(action))
-        taken: Mask = np.isin(np.arange(256), kinds)[self.kind]
+        names = action.split(OR)
+        if not set(names) <= BEHAVIOUR:
+            raise PlanError(
+                "plan action",
+                required=f"one of {', '.join((ANY_ACTION, *sorted(BEHAVIOUR)))}",
+                got=repr(action),
+            )
+        of_type = np.zeros(256, bool)
+        of_type[[ACTION_TYPES[name] for name in names]] = True
+        taken: Mask = of_type[self.kind]
         return taken
 
     def column(self, name: str, at: Index) -> NDArray[np.int64]:

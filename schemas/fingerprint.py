@@ -5,8 +5,9 @@ It is over everything that changes a tensor, and nothing else:
     each slot     its place, name, table, transform, and a sequence's length
     each cross    its place, name, table, transform, operator, prior and weight, its operands
     what is read  the feature's name, side, dtype, capacity; of a window its function, action,
-                  column, hop and number of tiles; of a sequence its action and column; of a batch
-                  column its name and the transform it is written with
+                  column, conditions, hop and number of tiles; of a sequence its action, conditions
+                  and column; of a batch column its name and the transform it is written with; of a
+                  ratio the two features it is of
 
 It is not over what is storage or operation: how many tiles a ring holds or a sequence keeps for
 other features, field names and ids, groups, generations, topics and paths, TTL and lateness. So an
@@ -28,6 +29,7 @@ from typing import Any, Final
 from schemas.plan import (
     AccumulatorPlan,
     CrossPlan,
+    FeatureKind,
     FeaturePlan,
     SequencePlan,
     SequenceSlotPlan,
@@ -37,7 +39,7 @@ from schemas.plan import (
 
 #: Attributes that say where something rests, or that repeat others for people.
 _STORAGE: Final[dict[type, frozenset[str]]] = {
-    FeaturePlan: frozenset(("source", "window_ms")),
+    FeaturePlan: frozenset(("source", "others", "window_ms")),
     AccumulatorPlan: frozenset(("field", "head", "tiles")),
     SequencePlan: frozenset(("name", "columns", "fields", "time_field", "capacity")),
 }
@@ -76,23 +78,28 @@ def feature_meaning(view: ViewPlan, name: str) -> dict[str, Any]:
     Raises KeyError for a name that the view does not have.
     """
     feature = view.feature(name)
-    return {"view": view.name, "entity": view.entity, **_said(feature), **_origin(view, feature)}
+    said = {"view": view.name, "entity": view.entity, **_said(feature)}
+    if feature.kind == "ratio":
+        return said | {"ratio": [feature_meaning(view, each) for each in feature.sources]}
+    others = [_origin(view, feature.kind, source) for source in feature.others]
+    said |= {"others": others} if others else {}
+    return said | _origin(view, feature.kind, feature.source)
 
 
-def _origin(view: ViewPlan, feature: FeaturePlan) -> dict[str, Any]:
-    if feature.kind == "field":
-        written = view.written.get(feature.source)
-        return {"column": feature.source} | ({} if written is None else {"written": _said(written)})
+def _origin(view: ViewPlan, kind: FeatureKind, source: str) -> dict[str, Any]:
+    """What rests in the field `source`."""
+    if kind == "field":
+        written = view.written.get(source)
+        return {"column": source} | ({} if written is None else {"written": _said(written)})
     for ring in view.accumulators:
-        if ring.field == feature.source:
+        if ring.field == source:
             return {"window": _said(ring)}
     for held in view.sequences:
-        if feature.source == held.time_field:
+        if source == held.time_field:
             return {"sequence": _said(held), "column": "time_ms"}
-        if feature.source in held.fields:
-            column = held.columns[held.fields.index(feature.source)]
-            return {"sequence": _said(held), "column": column}
-    return {"source": feature.source}
+        if source in held.fields:
+            return {"sequence": _said(held), "column": held.columns[held.fields.index(source)]}
+    return {"source": source}
 
 
 def _said(part: Any) -> Any:

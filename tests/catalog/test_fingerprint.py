@@ -38,6 +38,7 @@ from schemas.fingerprint import service_fingerprint
 from schemas.layout import layout_of
 from schemas.plan import (
     AccumulatorPlan,
+    ConditionPlan,
     CrossPlan,
     FeaturePlan,
     FieldPlan,
@@ -153,6 +154,7 @@ IRRELEVANT: dict[type, set[str]] = {
     TransformPlan: set(),
     FeaturePlan: {"window_ms"},
     AccumulatorPlan: {"field", "head", "tiles"},
+    ConditionPlan: set(),
     SequencePlan: {"name", "fields", "time_field", "capacity"},
     FieldPlan: {"id", "dtype", "capacity", "group"},  # its name is a batch source's column
     ViewPlan: {
@@ -178,23 +180,32 @@ VIEW = ViewPlan(
         FeaturePlan("n", "i64", "window", "ring", tiles=12, window_ms=12),
         FeaturePlan("s", "i64", "sequence", "items", 5),
         FeaturePlan("f", "i32", "field", "stored"),
+        FeaturePlan("m", "f64", "mean", "sums", tiles=12, others=("ring",)),
+        FeaturePlan("r", "f64", "ratio", "n", others=("m",), prior=0.5, weight=2.0),
     ),
     "topic",
     timestamp_field="time",
     join_key="key",
     string_keys=("text_key",),
     push_source="pushed",
-    accumulators=(AccumulatorPlan("ring", "head", "count", "click", "", 1, 14),),
+    accumulators=(
+        AccumulatorPlan("ring", "head", "count", "click", "", 1, 14),
+        AccumulatorPlan(
+            *("sums", "head", "sum", "click", "value", 1, 14),
+            where=(ConditionPlan("value", ">", (5,)),),
+        ),
+    ),
     sequences=(SequencePlan("seq", "play", ("item",), ("items",), "at_ms", 50),),
     written={"stored": IDS},
 )
 SLOT = SlotPlan("n", "v", "n", IDS, "table")
+RATIO = SlotPlan("r", "v", "r", IDS, "table")
 STORED = SlotPlan("f", "v", "f", IDS, "table")
 SEQUENCE = SequenceSlotPlan("s", "v", "s", 5, IDS, "table")
 CROSS = CrossPlan(
     "c", "user", "ratio", (OperandPlan("v", "n"), OperandPlan("v", "f", (0.0,))), IDS, "t", 0.5, 2.0
 )
-PARTS = (VIEW, SLOT, STORED, SEQUENCE, CROSS)
+PARTS = (VIEW, SLOT, STORED, RATIO, SEQUENCE, CROSS)
 
 
 def attributes() -> list[tuple[type, str]]:
@@ -202,7 +213,7 @@ def attributes() -> list[tuple[type, str]]:
 
 
 #: Attributes that are one of a few words, not a name that others refer to.
-WORDS = ("dtype", "kind", "scope", "operator", "entity", "function", "action", "column")
+WORDS = ("dtype", "kind", "scope", "operator", "entity", "function", "action", "column", "op")
 
 
 def mapped(part: Any, change: Callable[[Any], Any]) -> Any:
@@ -253,8 +264,8 @@ def other(value: Any) -> Any:
     match value:
         case str():
             return f"{value}_too"
-        case tuple() if value and isinstance(value[0], float):
-            return (*value, 9.0)
+        case tuple() if value and isinstance(value[0], int | float):
+            return (*value, 9)
         case tuple():
             return value[::-1] or (9,)
         case dict():
@@ -265,8 +276,9 @@ def other(value: Any) -> Any:
 
 
 def fingerprint(parts: tuple[Any, ...]) -> str:
-    view, slot, stored, sequence, crossed = parts
-    return service_fingerprint({view.name: view}, (slot, stored), (), (sequence,), (crossed,))
+    view, slot, stored, ratio, sequence, crossed = parts
+    slots = (slot, stored, ratio)
+    return service_fingerprint({view.name: view}, slots, (), (sequence,), (crossed,))
 
 
 @pytest.mark.parametrize(
