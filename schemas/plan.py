@@ -131,7 +131,7 @@ class FeaturePlan:
         of the view. `sequence`, one column of a sequence without the entries after now_ms; `age`,
         of each of its entries the ms that have passed at now_ms; `last`, the newest of them.
     source: name of the field, the ring's field, the sequence's column or time field, or of a ratio
-        the feature above. others: the further fields, or the feature below, in the order said above.
+        the feature above. others: the further fields, or the feature below, in that order.
     window_ms: the declared window, for people; 0 where there is none.
     half_life_ms: of a decayed sum, after which a tile weighs half. within_ms: of `last`, how old
         the entry may be, 0 for any age. prior, weight: of a ratio,
