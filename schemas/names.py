@@ -5,6 +5,7 @@ from __future__ import annotations
 # --- store keys -----------------------------------------------------------------------------
 PLAN_KEY = "encore:plan"  # JSON of the published plan
 PLAN_VERSION_KEY = "encore:plan:version"  # decimal; publishing is compare-and-set on it
+STAGED_KEY = "encore:plan:staged"  # JSON of `schemas.staged`, set by the same version
 
 
 def row_key(view: str, generation: int, entity_id: int) -> str:

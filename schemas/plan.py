@@ -267,6 +267,11 @@ class ViewPlan:
     push_source: str = ""
 
     @property
+    def key(self) -> tuple[str, int]:
+        """(name, generation): whose rows these are."""
+        return self.name, self.generation
+
+    @property
     def join_keys(self) -> tuple[str, ...]:
         """The columns that key the rows, sorted; one for all but composite batch views."""
         return tuple(self.join_key.split(","))

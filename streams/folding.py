@@ -66,8 +66,9 @@ class Folder:
     """Folds runs into the rows of some views, of users or of items. Not for two calls at once.
 
     epoch: of the topic that the runs are read from. patience_ms: how long a failing store is tried
-    again. views may be replaced between two calls. floors: view → {partition: the first offset it
-    takes}; where none is given, it takes all.
+    again. views may be replaced between two calls. floors: (view, generation) → {partition: the
+    first offset it takes}; where none is given, it takes all. silent: generations whose late and
+    future actions are counted and not sent aside, since another one of the view sends them.
     """
 
     store: AsyncRowStore
@@ -75,7 +76,8 @@ class Folder:
     epoch: int
     side_output: SideOutput
     patience_ms: int
-    floors: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    floors: Mapping[tuple[str, int], Mapping[int, int]] = field(default_factory=dict)
+    silent: frozenset[tuple[str, int]] = frozenset()
     counts: FoldCounts = field(default_factory=FoldCounts)
     _written: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -106,7 +108,7 @@ class Folder:
     def above_floor(self, view: ViewPlan, run: ActionRun) -> NDArray[np.bool_]:
         """(a,) bool: the view's generation takes the action, for its place in the topic."""
         takes = np.ones(len(run), bool)
-        for partition, floor in self.floors.get(view.name, {}).items():
+        for partition, floor in self.floors.get(view.key, {}).items():
             takes &= (run.partition != partition) | (run.offset >= floor)
         return takes
 
@@ -235,7 +237,7 @@ class _ViewFold:
             for reason, places in parts.items()
             if len(places)
         ]
-        if outside:
+        if outside and self.view.key not in self.folder.silent:
             await self.folder.side_output(self.run, outside)
         self.reported = True
 

@@ -1,8 +1,11 @@
-"""The published plan, as a stream worker follows it.
+"""The published plan, as a stream worker follows it, with what is staged beside it.
 
-Whoever publishes counts up a version beside the plan; looking at it is one small read. A plan that
-cannot be used (damaged, or without a view that this topic feeds) is reported once, and what was
+Whoever publishes or stages counts up one version; looking at it is one small read. A plan that
+cannot be used (damaged, or without a view that the worker must have) is reported once, and what was
 folded before goes on.
+
+A staged generation joins once it is marked filled: from then on a worker folds it beside the
+published one of its view, so that the switch finds it up to date (`streams.catching_up`).
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import Final
 
 from schemas.errors import PlanError, StoreError
 from schemas.names import PLAN_VERSION_KEY
-from schemas.plan import Plan, ViewPlan
+from schemas.plan import Side, ViewPlan
 from store.base import AsyncRowStore
-from streams.plans import published_plan
+from streams.plans import fed_views, published_plan, staged_plan
 
 log = logging.getLogger("encore.streams")
 
@@ -24,34 +27,39 @@ LOOK_S: Final = 0.5
 
 
 class PlanFollower:
-    """The user views that a topic feeds, now and after the next publication.
+    """The views that a worker folds, now and after the next publication or staging.
 
-    look_s: the least time between two looks. Used by one task.
+    entity, source: of the views. required: a plan without such a view is refused. views: those of
+    the published plan, then filled ones of the staged plan. silent: (name, generation) of the
+    latter. Used by one task.
     """
 
     def __init__(
         self,
         store: AsyncRowStore,
-        topic: str,
-        look_s: float = LOOK_S,
+        entity: Side,
+        source: str,
+        required: bool = True,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._topic, self._look_s, self._clock_s = store, topic, look_s, clock_s
+        self._store, self._entity, self._source = store, entity, source
+        self._required, self._clock_s = required, clock_s
         self._version: str | None = None
         self._next_look_s = 0.0
         self.views: tuple[ViewPlan, ...] = ()
+        self.silent: frozenset[tuple[str, int]] = frozenset()
 
     async def open(self) -> None:
         """The first look. Raises PlanError where there is no plan to work by, StoreError."""
         self._version = await self._store.get_text(PLAN_VERSION_KEY)  # before the plan: see look
-        self.views = fed_views(await published_plan(self._store), self._topic)
+        self.views, self.silent = await self._views()
 
     async def look_now_and_then(self) -> bool:
         """`look`, unless the last one was just now; a store that is away is waited for."""
         now_s = self._clock_s()
         if now_s < self._next_look_s:
             return False
-        self._next_look_s = now_s + self._look_s
+        self._next_look_s = now_s + LOOK_S
         try:
             return await self.look()
         except StoreError as error:
@@ -59,7 +67,7 @@ class PlanFollower:
             return False
 
     async def look(self) -> bool:
-        """Whether `views` are others now. Raises StoreError.
+        """Whether `views` or `silent` are others now. Raises StoreError.
 
         A plan is read after its version, so one that is published in between is read twice at
         worst.
@@ -67,28 +75,32 @@ class PlanFollower:
         version = await self._store.get_text(PLAN_VERSION_KEY)
         if version == self._version:
             return False
+        found = before = self.views, self.silent
         try:
-            views = fed_views(await published_plan(self._store), self._topic)
+            found = await self._views()
         except PlanError as error:
             log.error("the new plan is refused, what was folded before goes on: %s", error)
-            views = self.views
         self._version = version
-        changed, self.views = views != self.views, views
-        return changed
+        self.views, self.silent = found
+        return found != before
 
-
-def fed_views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
-    """The user views that this topic feeds. Raises PlanError where there is none."""
-    views = tuple(
-        view
-        for view in plan.views
-        if view.kind == "streamed" and view.entity == "user" and view.source == topic
-    )
-    if not views:
-        raise PlanError(
-            "plan.views",
-            required=f"a streamed user view whose source is the topic {topic}",
-            got=", ".join(view.name for view in plan.views) or "no views",
-            do="declare one, then run `encore apply`",
+    async def _views(self) -> tuple[tuple[ViewPlan, ...], frozenset[tuple[str, int]]]:
+        plan = await published_plan(self._store)
+        views = fed_views(plan, self._entity, self._source)
+        if self._required and not views:
+            raise PlanError(
+                "plan.views",
+                required=f"a streamed {self._entity} view whose source is the topic {self._source}",
+                got=", ".join(view.name for view in plan.views) or "no views",
+                do="declare one, then run `encore apply`",
+            )
+        staged = await staged_plan(self._store)
+        if staged.state != "filled" or staged.plan is None:
+            return views, frozenset()
+        known = {view.key for view in views}
+        filled = tuple(
+            view
+            for view in fed_views(staged.plan, self._entity, self._source)
+            if view.key not in known and staged.views.get(view.name) == view.generation
         )
-    return views
+        return (*views, *filled), frozenset(view.key for view in filled)

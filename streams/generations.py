@@ -1,14 +1,15 @@
 """Where each generation of a view stands in its topic: a position of its own, and its floor.
 
-A generation that is new to a partition begins at its *floor*: the position at which the first
-worker took it up. Nothing below a floor is ever folded into the generation, so what fills the past
-later fills it exactly up to there. The floor is recorded before the first row is written, and never
-changes.
+A generation begins, in each partition, at its *floor*. Nothing below a floor is ever folded into
+it; a backfill fills the past exactly up to there. A generation that is published without one takes
+the position at which the first worker took it up. Floors are recorded before the first row is
+written, and never change.
 
 A generation's *mark* says up to where its rows are stored; it is written after the rows and before
-the group's mark. Reading begins at the lowest mark of all generations that are folded: those that
-are further drop by their fences what they already have. So a worker that still runs an older plan
-can move the group's mark, but opens no hole in a generation that it does not know.
+the group's mark. A generation whose mark lies before the stream's position *lags* in that
+partition: it was filled while the stream went on, or a worker with an older plan moved the group's
+mark meanwhile. Nothing of the stream is folded into it there until it has caught up
+(`streams.catching_up`), or the row's fences would pass over what it lacks.
 """
 
 from __future__ import annotations
@@ -26,117 +27,152 @@ from streams.patience import patiently
 
 #: Workers that record floors of one generation at once: each of them wins within a few rounds.
 MAX_ROUNDS: Final = 50
+#: The floor of a generation where it lags: it takes nothing of the stream.
+NOTHING: Final = (1 << 63) - 1
 
 #: Partition → offset.
 Offsets = dict[int, int]
+Key = tuple[str, int]  # view, generation
 
 
 class Generations:
-    """Marks and floors of the folded generations, in one log of a topic. Used by one task."""
+    """Marks and floors of the folded generations, in one log of a topic. Used by one task.
+
+    floors: (view, generation) → {partition: the first offset that the stream folds into it}.
+    """
 
     def __init__(
         self, store: AsyncRowStore, topic: str, group: str, epoch: int, patience_ms: int
     ) -> None:
         self._store, self._topic, self._group = store, topic, group
         self._epoch, self._patience_ms = epoch, patience_ms
-        self._views: tuple[ViewPlan, ...] = ()
-        self.floors: dict[str, Offsets] = {}  # view → floors in this log
+        self._views: dict[Key, ViewPlan] = {}
+        self._recorded: dict[Key, Offsets] = {}
+        self._lagging: dict[Key, Offsets] = {}
 
     async def begin(
         self, views: Sequence[ViewPlan], partitions: Iterable[int], marks: Mapping[int, int]
-    ) -> Offsets:
-        """Take up these generations for newly assigned partitions; where to read each from.
+    ) -> None:
+        """Take up these generations for newly assigned partitions.
 
-        marks: the group's, partition → next offset. A generation that is new begins there. A
-        partition without such a mark is left out: it is read from its beginning. Raises
-        StoreError, StreamError.
+        marks: the group's, partition → next offset: where the stream is read from. A partition
+        without one is read from its beginning, and there a new generation begins there, too.
+        Raises StoreError, StreamError.
         """
-        here = list(partitions)
-        standing = {partition: marks.get(partition, 0) for partition in here}
-        reached = [await self._take_up(view, standing) for view in views]
-        self._views = tuple(views)
-        self.floors = {view.name: self.floors[view.name] for view in views}
-        return {
-            partition: min(marks[partition], *(at[partition] for at in reached))
-            for partition in here
-            if partition in marks
-        }
+        self._views, self._recorded, self._lagging = {}, {}, {}
+        await self.change(views, {partition: marks.get(partition, 0) for partition in partitions})
 
     async def change(self, views: Sequence[ViewPlan], standing: Mapping[int, int]) -> None:
         """Fold these generations from now on; others are left as they are.
 
         standing: partition → the offset that this worker reads next, all before it being stored.
-        Raises StreamError where a generation is new to this worker and another already folded it
-        only up to an earlier offset: reading has to begin there.
+        Raises StoreError, StreamError.
         """
-        known = {(view.name, view.generation) for view in self._views}
-        for view in views:
-            if (view.name, view.generation) in known:
-                continue
-            reached = await self._take_up(view, standing)
-            for partition, offset in reached.items():
-                if offset < standing[partition]:
-                    raise StreamError(
-                        f"{view.name}@{view.generation}, {self._topic}/{partition}",
-                        required=f"a new generation, or one folded up to {standing[partition]}",
-                        got=f"one that another worker folded up to {offset}",
-                        do="restart this process: it reads again from there",
-                    )
-        self._views = tuple(views)
-        self.floors = {view.name: self.floors[view.name] for view in views}
+        wanted = {view.key: view for view in views}
+        for key, view in wanted.items():
+            if key not in self._views:
+                reached = await self._take_up(view, standing)
+                self._lagging[key] = {p: at for p, at in reached.items() if at < standing[p]}
+        self._views = wanted
+        self._recorded = {key: self._recorded[key] for key in wanted}
+        self._lagging = {key: self._lagging[key] for key in wanted}
+
+    @property
+    def floors(self) -> dict[Key, Offsets]:
+        """For `streams.folding.Folder`: what the stream may fold into each generation."""
+        return {
+            key: self._recorded[key] | dict.fromkeys(self._lagging[key], NOTHING)
+            for key in self._views
+        }
+
+    def lagging(self) -> list[tuple[ViewPlan, int, int]]:
+        """(view, partition, the next offset it lacks) of all that lag."""
+        return [
+            (self._views[key], partition, at)
+            for key, places in self._lagging.items()
+            for partition, at in sorted(places.items())
+        ]
+
+    def floor(self, view: ViewPlan, partition: int) -> int:
+        """The recorded floor, 0 where another log had it."""
+        return self._recorded[view.key].get(partition, 0)
 
     async def store(self, upto: Mapping[int, tuple[int, int]]) -> None:
-        """Record that the rows of every folded generation hold all before these offsets.
+        """Record that the rows of every generation hold all before these offsets, but where it
+        lags.
 
         upto: partition → (next offset, watermark in ms).
         """
+        for key, view in self._views.items():
+            lags = self._lagging[key]
+            await self._mark(view, {p: at for p, at in upto.items() if p not in lags})
+
+    async def advance(self, view: ViewPlan, partition: int, upto: tuple[int, int]) -> None:
+        """A lagging generation holds all before this (offset, watermark in ms) now."""
+        await self._mark(view, {partition: upto})
+        self._lagging[view.key][partition] = upto[0]
+
+    def caught_up(self, view: ViewPlan, partition: int) -> None:
+        """It has all that the stream has: from here on the stream is folded into it."""
+        del self._lagging[view.key][partition]
+
+    async def _mark(self, view: ViewPlan, upto: Mapping[int, tuple[int, int]]) -> None:
         progress = {p: (self._epoch, offset, time_ms) for p, (offset, time_ms) in upto.items()}
-        for view in self._views:
-            group = generation_group(self._group, view.name, view.generation)
-            await patiently(
-                f"progress of {view.name}@{view.generation}",
-                partial(self._store.put_progress, self._topic, group, progress),
-                self._patience_ms,
-                (StoreError,),
-            )
+        if not progress:
+            return
+        group = generation_group(self._group, view.name, view.generation)
+        await patiently(
+            f"progress of {view.name}@{view.generation}",
+            partial(self._store.put_progress, self._topic, group, progress),
+            self._patience_ms,
+            (StoreError,),
+        )
 
     async def _take_up(self, view: ViewPlan, standing: Mapping[int, int]) -> Offsets:
         """Learn or record the floors of these partitions; up to where each is folded."""
         group = generation_group(self._group, view.name, view.generation)
         marks = await self._store.get_progress(self._topic, group)
-        floors = await self._record_floors(view, standing)
-        self.floors[view.name] = {
-            p: at for p, (epoch, at) in floors.items() if epoch == self._epoch
-        }
+        wanted = {p: (self._epoch, offset) for p, offset in standing.items()}
+        held = await record_floors(self._store, self._topic, self._group, view, wanted)
+        floors = {p: at for p, (epoch, at) in held.items() if epoch == self._epoch}
+        self._recorded[view.key] = floors
         reached: Offsets = {}
         for partition, offset in standing.items():
             mark = marks.get(partition)
             if mark is not None and mark.epoch == self._epoch:
                 reached[partition] = mark.next_offset
             else:  # nothing is marked yet, but some may be stored from the floor on
-                reached[partition] = min(self.floors[view.name].get(partition, 0), offset)
+                reached[partition] = min(floors.get(partition, 0), offset)
         return reached
 
-    async def _record_floors(
-        self, view: ViewPlan, standing: Mapping[int, int]
-    ) -> dict[int, tuple[int, int]]:
-        """All floors of the generation, with those of `standing` added where there was none."""
-        key, version_key = floors_keys(self._topic, self._group, view.name, view.generation)
-        for _ in range(MAX_ROUNDS):
-            version = int(await self._store.get_text(version_key) or 0)
-            held = parse_floors(await self._store.get_text(key), key)
-            floors = {p: (self._epoch, offset) for p, offset in standing.items()} | held
-            if floors == held:
-                return held
-            text = json.dumps({str(p): floors[p] for p in sorted(floors)})
-            if await self._store.compare_and_set_text(key, version_key, version, text):
-                return floors
-        raise StreamError(
-            f"floors of {view.name}@{view.generation}",
-            required="to be recorded",
-            got=f"another writer {MAX_ROUNDS} times",
-            do="check that one group reads this topic, once",
-        )
+
+async def record_floors(
+    store: AsyncRowStore,
+    topic: str,
+    group: str,
+    view: ViewPlan,
+    wanted: Mapping[int, tuple[int, int]],
+) -> dict[int, tuple[int, int]]:
+    """All floors of the generation, with those `wanted` where there was none.
+
+    wanted, and what is returned: partition → (epoch, offset). Raises StoreError, StreamError.
+    """
+    key, version_key = floors_keys(topic, group, view.name, view.generation)
+    for _ in range(MAX_ROUNDS):
+        version = int(await store.get_text(version_key) or 0)
+        held = parse_floors(await store.get_text(key), key)
+        floors = dict(wanted) | held
+        if floors == held:
+            return held
+        text = json.dumps({str(p): floors[p] for p in sorted(floors)})
+        if await store.compare_and_set_text(key, version_key, version, text):
+            return floors
+    raise StreamError(
+        f"floors of {view.name}@{view.generation}",
+        required="to be recorded",
+        got=f"another writer {MAX_ROUNDS} times",
+        do="check that one group reads this topic, once",
+    )
 
 
 def parse_floors(text: str | None, where: str) -> dict[int, tuple[int, int]]:

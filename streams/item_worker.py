@@ -20,14 +20,12 @@ from typing import Final
 
 from faust.types import TP
 
-from schemas.names import by_item_topic
-from schemas.plan import Plan, ViewPlan
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.folding import Folder
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
-from streams.plans import published_plan
+from streams.plans import fed_views, published_plan
 from streams.positions import Positions
 from streams.rekey import Rekeyer
 from streams.servers import REAL_SERVERS, Servers
@@ -98,7 +96,7 @@ class ItemWorker:
         self._aside = SideOutputs(config.item_topic, send)
         self._folder = Folder(
             self._store,
-            item_views(await published_plan(self._store), config.topic),
+            fed_views(await published_plan(self._store), "item", config.item_topic),
             self._target.epoch,
             self._aside.send_late,
             config.patience_ms,
@@ -201,13 +199,3 @@ class ItemWorker:
 def rekey_group(group: str, target_epoch: int) -> str:
     """Under which the positions of re-keying into one log are kept: a new log begins anew."""
     return f"{group}.rekey.{target_epoch}"
-
-
-def item_views(plan: Plan, topic: str) -> tuple[ViewPlan, ...]:
-    """The item views that the re-keyed form of `topic` feeds; re-keying goes on without any."""
-    source = by_item_topic(topic)
-    return tuple(
-        view
-        for view in plan.views
-        if view.kind == "streamed" and view.entity == "item" and view.source == source
-    )

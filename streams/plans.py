@@ -1,10 +1,11 @@
-"""The plan that stream processes run: the one the store holds."""
+"""The plan that stream processes run: the one the store holds, and what is staged beside it."""
 
 from __future__ import annotations
 
 from schemas.errors import PlanError
-from schemas.names import PLAN_KEY
-from schemas.plan import Plan, load_plan
+from schemas.names import PLAN_KEY, STAGED_KEY
+from schemas.plan import Plan, Side, ViewPlan, load_plan
+from schemas.staged import Staged, load_staged
 from store.base import AsyncRowStore
 
 
@@ -16,3 +17,17 @@ async def published_plan(store: AsyncRowStore) -> Plan:
             f"store, {PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
         )
     return load_plan(text, f"store, {PLAN_KEY}")
+
+
+async def staged_plan(store: AsyncRowStore) -> Staged:
+    """What is staged, of state `none` where nothing is. Raises PlanError, StoreError."""
+    return load_staged(await store.get_text(STAGED_KEY), f"store, {STAGED_KEY}")
+
+
+def fed_views(plan: Plan, entity: Side, source: str) -> tuple[ViewPlan, ...]:
+    """The streamed views of users or of items that this topic feeds."""
+    return tuple(
+        view
+        for view in plan.views
+        if view.kind == "streamed" and view.entity == entity and view.source == source
+    )

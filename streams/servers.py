@@ -17,6 +17,7 @@ from store.redis_store import AsyncRedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin, TopicFacts
 from streams.config import StreamConfig
+from streams.log_reader import KafkaLogReader, LogReader
 
 
 class TopicAdmin(Protocol):
@@ -45,12 +46,19 @@ def open_broker(config: StreamConfig) -> TopicAdmin:
     return Admin(config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS))
 
 
+def open_log(config: StreamConfig) -> LogReader:
+    """The log of the broker that the settings name; it connects when it is first asked."""
+    return KafkaLogReader(config.bootstrap, config.patience_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """open_admin may block and is called in a thread. clock_s: seconds, never going back."""
+    """open_admin may block and is called in a thread. open_reader: for spans of the log that are
+    read again. clock_s: seconds, never going back."""
 
     open_store: Callable[[StreamConfig], AsyncRowStore] = open_redis
     open_admin: Callable[[StreamConfig], TopicAdmin] = open_broker
+    open_reader: Callable[[StreamConfig], LogReader] = open_log
     clock_s: Callable[[], float] = time.monotonic
 
     async def admin(self, config: StreamConfig) -> TopicAdmin:

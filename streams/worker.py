@@ -11,7 +11,8 @@ takes its mark with it, and the worker reads again from there. A topic id that c
 worker (the broker lost its log) ends the process before anything of the new log is written.
 
 A plan that is published meanwhile is taken over between two micro-batches: from there on the worker
-folds the new plan's views, and a new generation fills from there (`streams.generations`).
+folds the new plan's views, and a new generation fills from there (`streams.generations`). One that
+was filled up to its floors is caught up between micro-batches (`streams.catching_up`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Final
 from faust.types import TP
 
 from streams.app import Fetched, Sender, run_app
+from streams.catching_up import CatchUp
 from streams.config import StreamConfig
 from streams.folding import Folder
 from streams.following import PlanFollower
@@ -71,7 +73,10 @@ class Worker:
         self._generations = Generations(
             self._store, config.topic, config.group, epoch, config.patience_ms
         )
-        self._plan = PlanFollower(self._store, config.topic, clock_s=self._servers.clock_s)
+        self._catch_up = CatchUp(
+            config, self._servers, self._store, self._source, self._generations
+        )
+        self._plan = PlanFollower(self._store, "user", config.topic, clock_s=self._servers.clock_s)
         await self._plan.open()
         views = self._plan.views
         self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
@@ -86,9 +91,9 @@ class Worker:
             self._tell_views()
         partitions = [tp.partition for tp in tps]
         marks = await self._positions.marks()
-        ends = await self._generations.begin(self._plan.views, partitions, marks)
+        await self._generations.begin(self._plan.views, partitions, marks)
         self._use_views()
-        return self._positions.begin(tps, ends)
+        return self._positions.begin(tps, marks)
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether log and plan are still the same."""
@@ -99,6 +104,7 @@ class Worker:
     async def close(self) -> None:
         """Nothing is held back: each micro-batch is stored before the next is taken."""
         self._report(now=True)
+        await self._catch_up.close()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -149,14 +155,17 @@ class Worker:
             self._marks.advance(tp, next_offset)
 
     async def _follow(self) -> None:
-        """Take over a newly published plan. All that was read is stored."""
+        """Take over a newly published plan, then catch up. All that was read is stored."""
         if await self._plan.look_now_and_then():
             await self._generations.change(self._plan.views, self._positions.standing())
             self._use_views()
             self._tell_views()
+        if await self._catch_up.step(self._positions.standing()):
+            self._use_views()
 
     def _use_views(self) -> None:
-        self._folder.views, self._folder.floors = self._plan.views, self._generations.floors
+        self._folder.views, self._folder.silent = self._plan.views, self._plan.silent
+        self._folder.floors = self._generations.floors
 
     def _tell_views(self) -> None:
         log.info(

@@ -6,19 +6,27 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from schemas.errors import PlanError, StoreError, StreamError
-from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, floors_keys, generation_group
+from schemas.names import (
+    PLAN_KEY,
+    PLAN_VERSION_KEY,
+    STAGED_KEY,
+    floors_keys,
+    generation_group,
+)
 from schemas.plan import Plan, ViewPlan, dump_plan
+from schemas.staged import Staged, dump_staged
 from store.base import Progress
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams.admin import ensure_topics
 from streams.following import PlanFollower
-from streams.generations import Generations, parse_floors
+from streams.generations import NOTHING, Generations, parse_floors
 from streams.producer import ActionProducer
 from tests.aggregation.plans import small_view
 from tests.streams.support import (
@@ -41,8 +49,13 @@ def generations(store: MemoryRowStore, epoch: int = 1) -> Generations:
     return Generations(AsyncMemoryRowStore(store), "t", "g", epoch, 100)
 
 
-def begin(made: Generations, views: Sequence[ViewPlan], marks: dict[int, int]) -> dict[int, int]:
-    return asyncio.run(made.begin(views, (0, 1), marks))
+def begin(made: Generations, views: Sequence[ViewPlan], marks: dict[int, int]) -> None:
+    asyncio.run(made.begin(views, (0, 1), marks))
+
+
+def lags(made: Generations) -> dict[tuple[str, int], int]:
+    """(view, partition) → the next offset that it lacks."""
+    return {(view.name, partition): at for view, partition, at in made.lagging()}
 
 
 def floors_of(store: MemoryRowStore, view: ViewPlan) -> dict[int, tuple[int, int]]:
@@ -52,9 +65,10 @@ def floors_of(store: MemoryRowStore, view: ViewPlan) -> dict[int, tuple[int, int
 def test_a_first_start_reads_from_the_beginning() -> None:
     store = MemoryRowStore()
     made = generations(store)
-    assert begin(made, [VIEW], {}) == {}
+    begin(made, [VIEW], {})
     assert floors_of(store, VIEW) == {0: (1, 0), 1: (1, 0)}
-    assert made.floors == {VIEW.name: {0: 0, 1: 0}}
+    assert made.floors == {VIEW.key: {0: 0, 1: 0}}
+    assert lags(made) == {}
 
 
 def test_a_new_generation_begins_at_the_groups_position_and_keeps_its_floor() -> None:
@@ -62,26 +76,38 @@ def test_a_new_generation_begins_at_the_groups_position_and_keeps_its_floor() ->
     first = generations(store)
     begin(first, [VIEW], {})
     asyncio.run(first.change([NEXT], {0: 40, 1: 7}))
-    assert first.floors == {VIEW.name: {0: 40, 1: 7}}
+    assert first.floors == {NEXT.key: {0: 40, 1: 7}}
     asyncio.run(first.store({0: (50, 900)}))
     group = generation_group("g", VIEW.name, 2)
     assert store.get_progress("t", group) == {0: Progress(1, 50, 900)}
     again = generations(store)
-    assert begin(again, [NEXT], {0: 60, 1: 30}) == {0: 50, 1: 7}, "its own mark, else its floor"
+    begin(again, [NEXT], {0: 50, 1: 7})
+    assert lags(again) == {}, "its own mark, else its floor"
     assert floors_of(store, NEXT) == {0: (1, 40), 1: (1, 7)}
 
 
-def test_reading_begins_at_the_lowest_mark() -> None:
+def test_a_generation_lags_where_its_mark_lies_before_the_stream() -> None:
+    """Nothing of the stream is folded into it there, nor marked, until it has caught up."""
     store = MemoryRowStore()
-    for view, offset in ((VIEW, 30), (replace(VIEW, name="other"), 20)):
+    other = replace(VIEW, name="other")
+    for view, offset in ((VIEW, 30), (other, 20)):
         store.put_progress("t", generation_group("g", view.name, 1), {0: (1, offset, 0)})
-    views = [VIEW, replace(VIEW, name="other")]
-    assert begin(generations(store), views, {0: 25}) == {0: 20}
-    assert begin(generations(store), views, {0: 15}) == {0: 15}, "the group's mark is caught up"
+    made = generations(store)
+    begin(made, [VIEW, other], {0: 25})
+    assert lags(made) == {("other", 0): 20}
+    assert made.floors == {VIEW.key: {0: 25, 1: 0}, other.key: {0: NOTHING, 1: 0}}
+    asyncio.run(made.store({0: (35, 0), 1: (3, 0)}))
+    group = generation_group("g", "other", 1)
+    assert store.get_progress("t", group) == {0: Progress(1, 20, 0), 1: Progress(1, 3, 0)}
+    asyncio.run(made.advance(other, 0, (31, 5)))
+    assert lags(made) == {("other", 0): 31}
+    assert store.get_progress("t", group)[0] == Progress(1, 31, 5)
+    made.caught_up(other, 0)
+    assert lags(made) == {}
+    assert made.floors[other.key] == {0: 25, 1: 0}
 
 
-def test_a_generation_that_another_worker_folded_less_far_ends_the_process() -> None:
-    """Going on from here would leave a hole; a restart begins where the other stopped."""
+def test_a_generation_that_another_worker_folded_less_far_lags() -> None:
     store = MemoryRowStore()
     late = generations(store)
     begin(late, [VIEW], {})
@@ -89,17 +115,17 @@ def test_a_generation_that_another_worker_folded_less_far_ends_the_process() -> 
     begin(other, [VIEW], {})
     asyncio.run(other.change([NEXT], {0: 10, 1: 0}))
     asyncio.run(other.store({0: (12, 0)}))
-    with pytest.raises(StreamError, match="one that another worker folded up to 12"):
-        asyncio.run(late.change([NEXT], {0: 40, 1: 0}))
-    assert begin(generations(store), [NEXT], {0: 40}) == {0: 12}
+    asyncio.run(late.change([NEXT], {0: 40, 1: 0}))
+    assert lags(late) == {(NEXT.name, 0): 12}
 
 
 def test_a_new_log_has_no_floor() -> None:
     store = MemoryRowStore()
     begin(generations(store), [VIEW], {0: 40, 1: 40})
     made = generations(store, epoch=2)
-    assert begin(made, [VIEW], {0: 5}) == {0: 0}
-    assert made.floors == {VIEW.name: {}}
+    begin(made, [VIEW], {0: 5})
+    assert lags(made) == {(VIEW.name, 0): 0}
+    assert made.floors == {VIEW.key: {0: NOTHING}}
 
 
 def test_floors_that_others_record_at_once_are_kept() -> None:
@@ -134,7 +160,7 @@ def test_other_texts_are_no_floors(text: str) -> None:
 def test_nothing_below_the_floor_is_folded() -> None:
     bench, sent = Bench(), messages(12)
     folder = bench.folder()
-    folder.floors = {VIEW.name: {0: 5, 1: 9}}
+    folder.floors = {VIEW.key: {0: 5, 1: 9}}
     bench.apply(folder, run_of(sent))
     assert_rows_equal_oracle(bench.store, small_view(), sent[5:])
 
@@ -147,11 +173,16 @@ def publish(store: MemoryRowStore, plan: Plan) -> None:
     assert store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, version, dump_plan(plan))
 
 
+def stage(store: MemoryRowStore, staged: Staged) -> None:
+    version = int(store.get_text(PLAN_VERSION_KEY) or 0)
+    assert store.compare_and_set_text(STAGED_KEY, PLAN_VERSION_KEY, version, dump_staged(staged))
+
+
 def test_a_publication_is_noticed_once() -> None:
     async def scenario() -> None:
         store = MemoryRowStore()
         publish(store, Plan(4, 3, (VIEW,), ()))
-        follower = PlanFollower(AsyncMemoryRowStore(store), "t", look_s=0.0)
+        follower = PlanFollower(AsyncMemoryRowStore(store), "user", "t", clock_s=count().__next__)
         await follower.open()
         assert not await follower.look()
         publish(store, Plan(5, 4, (NEXT,), ()))
@@ -160,6 +191,20 @@ def test_a_publication_is_noticed_once() -> None:
         assert not await follower.look_now_and_then()
         publish(store, Plan(6, 5, (NEXT, replace(VIEW, name="batch", kind="batch")), ()))
         assert not await follower.look(), "what this topic does not feed changes nothing here"
+        newer = replace(VIEW, generation=3)
+        staged = Staged("filling", Plan(7, 6, (newer,), ()), {VIEW.name: 3}, {VIEW.name: 3})
+        stage(store, staged)
+        assert not await follower.look(), "its rows are not complete yet"
+        stage(store, replace(staged, state="filled"))
+        assert await follower.look()
+        assert follower.views == (NEXT, newer)
+        assert follower.silent == {newer.key}
+        publish(store, Plan(7, 6, (newer,), ()))
+        assert await follower.look()
+        assert follower.views == (newer,)
+        assert not follower.silent
+        stage(store, Staged())
+        assert not await follower.look()
 
     asyncio.run(scenario())
 
@@ -169,7 +214,7 @@ def test_a_plan_that_cannot_be_used_is_told_and_not_followed(
 ) -> None:
     async def scenario() -> None:
         store = MemoryRowStore()
-        follower = PlanFollower(AsyncMemoryRowStore(store), "t", look_s=0.0)
+        follower = PlanFollower(AsyncMemoryRowStore(store), "user", "t", clock_s=count().__next__)
         with pytest.raises(PlanError, match="needs a published plan, got none"):
             await follower.open()
         publish(store, Plan(1, 0, (VIEW,), ()))

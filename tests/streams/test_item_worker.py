@@ -24,7 +24,7 @@ from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
 from store.base import RowStore
 from store.redis_store import AsyncRedisRowStore
 from streams.admin import ensure_topics
-from streams.item_worker import item_views
+from streams.plans import fed_views
 from streams.producer import ActionProducer
 from streams.replay import StreamMark, item_mark, ticks_of
 from streams.replay import wait_stored as wait_mark
@@ -252,5 +252,5 @@ def test_item_views_are_those_of_the_re_keyed_topic() -> None:
         replace(view, name="of_another", entity="item", source="u.by-item"),
         replace(view, name="batch", entity="item", source="t.by-item", kind="batch"),
     )
-    found = item_views(Plan(1, 0, views, ()), "t")
+    found = fed_views(Plan(1, 0, views, ()), "item", "t.by-item")
     assert [view.name for view in found] == ["of_item"]

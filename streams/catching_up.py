@@ -1,0 +1,91 @@
+"""What a generation lacks, folded beside the stream until it has all that the stream has.
+
+A backfilled generation ends at its floors, and the stream has gone on since. Reading everything
+again from there would leave the rows that are served standing still meanwhile; so the span is read
+by a reader of its own, a slice between two micro-batches, and folded into that generation alone.
+Where it arrives at the stream's position, the stream is folded into it from the next message on.
+
+A crash in between costs a part of a slice: marks follow rows, fences drop what is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from schemas.plan import ViewPlan
+from store.base import AsyncRowStore
+from streams.config import StreamConfig
+from streams.folding import Folder, OutsideActions
+from streams.generations import Generations
+from streams.messages import ActionRun, decode_records
+from streams.servers import Servers
+from streams.source import Source
+
+#: A slice: the longest time for which the stream waits, but for a read that takes longer itself.
+SLICE_S: Final = 0.2
+
+
+class CatchUp:
+    """Catches up the lagging generations of `generations`, in the log `source`.
+
+    Used by one task, the one that folds the stream.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        servers: Servers,
+        store: AsyncRowStore,
+        source: Source,
+        generations: Generations,
+    ) -> None:
+        self._store, self._source, self._generations = store, source, generations
+        self._partitions, self._patience_ms = config.partitions, config.patience_ms
+        self._reader, self._clock_s = servers.open_reader(config), servers.clock_s
+
+    async def step(self, standing: Mapping[int, int]) -> bool:
+        """One slice. Whether a generation has caught up in a partition.
+
+        standing: partition → the offset that the stream reads next, all before it being stored.
+        Raises StreamError.
+        """
+        until_s = self._clock_s() + SLICE_S
+        arrived = False
+        lagging = self._generations.lagging()
+        for view, partition, at in lagging:
+            end = standing[partition]
+            while at < end:
+                at = await self._advance(view, partition, at, end)
+                if self._clock_s() >= until_s:
+                    break
+            if at >= end:
+                self._generations.caught_up(view, partition)
+                arrived = True
+            if self._clock_s() >= until_s:
+                break
+        if lagging and not self._generations.lagging():
+            await self._reader.close()
+        return arrived
+
+    async def close(self) -> None:
+        """Release the reader."""
+        await self._reader.close()
+
+    async def _advance(self, view: ViewPlan, partition: int, at: int, end: int) -> int:
+        """Fold some records from `at` on; the offset after them."""
+        records = await self._reader.read(self._source.topic, partition, at, end)
+        run = decode_records(records, self._partitions)[0]  # refused ones are dead letters already
+        floors = {view.key: {partition: self._generations.floor(view, partition)}}
+        folder = Folder(
+            self._store, (view,), self._source.epoch, _nowhere, self._patience_ms, floors
+        )
+        await folder.apply(run, self._source.check)
+        newest = int(run.sent_ms.max()) if len(run) else 0
+        at = int(records[-1].offset) + 1
+        await self._generations.advance(view, partition, (at, newest))
+        return at
+
+
+async def _nowhere(run: ActionRun, outside: list[OutsideActions]) -> None:
+    """Late and future actions were sent aside when the stream passed them."""

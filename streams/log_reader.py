@@ -1,0 +1,110 @@
+"""Reading a span of one partition, outside any consumer group: nothing is committed by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final, Protocol
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.structs import ConsumerRecord
+
+from schemas.errors import StreamError
+
+FETCH_BYTES: Final = 4 << 20
+READ_RECORDS: Final = 5_000
+POLL_MS: Final = 200
+
+
+class LogReader(Protocol):
+    """Reads records that are known to be in a log."""
+
+    async def read(
+        self, topic: str, partition: int, first: int, before: int
+    ) -> tuple[ConsumerRecord, ...]:
+        """Records with consecutive offsets from `first` on, at least one, all below `before`.
+
+        first < before. Raises StreamError where the log does not hold `first` any more, or the
+        broker does not answer.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release the connection; the next read makes another."""
+        ...
+
+
+class KafkaLogReader:
+    """A `LogReader` over a broker. Connects when it is first asked."""
+
+    def __init__(self, bootstrap: str, patience_ms: int) -> None:
+        self._bootstrap, self._patience_ms = bootstrap, patience_ms
+        self._consumer: Any = None
+        self._at: tuple[str, int, int] | None = None  # topic, partition, next offset
+
+    async def read(
+        self, topic: str, partition: int, first: int, before: int
+    ) -> tuple[ConsumerRecord, ...]:
+        """As `LogReader.read`."""
+        where = f"{topic}/{partition}"
+        try:
+            records = await asyncio.wait_for(
+                self._fetch(topic, partition, first), self._patience_ms / 1000
+            )
+        except OffsetOutOfRangeError:
+            raise StreamError(
+                where,
+                required=f"the record at offset {first}",
+                got="a log that does not hold it any more",
+                do="rebuild the view from the archive: `encore rebuild`",
+            ) from None
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.close()
+            raise StreamError(
+                where,
+                required=f"the record at offset {first} within {self._patience_ms} ms",
+                got=f"{type(error).__name__}: {error}",
+                do="check that the broker runs and still holds this log",
+            ) from error
+        if int(records[0].offset) != first:
+            raise StreamError(
+                where,
+                required=f"the record at offset {first}",
+                got=f"offset {records[0].offset}",
+                do="the log has lost records: rebuild the view from the archive",
+            )
+        return tuple(record for record in records if int(record.offset) < before)
+
+    async def close(self) -> None:
+        """As `LogReader.close`."""
+        consumer, self._consumer, self._at = self._consumer, None, None
+        if consumer is not None:
+            with contextlib.suppress(KafkaError, OSError):
+                await consumer.stop()
+
+    async def _fetch(self, topic: str, partition: int, first: int) -> list[ConsumerRecord]:
+        place = TopicPartition(topic, partition)
+        consumer = await self._connected()
+        if self._at != (topic, partition, first):
+            consumer.assign([place])
+            consumer.seek(place, first)
+        records: list[ConsumerRecord] = []
+        while not records:
+            found = await consumer.getmany(place, timeout_ms=POLL_MS, max_records=READ_RECORDS)
+            records = found.get(place, [])
+        self._at = topic, partition, int(records[-1].offset) + 1
+        return records
+
+    async def _connected(self) -> Any:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._bootstrap,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                max_partition_fetch_bytes=FETCH_BYTES,
+                fetch_max_wait_ms=10,
+            )
+            await consumer.start()
+            self._consumer = consumer
+        return self._consumer
