@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from aggregation.features import Array, Features, Moment, Step
-from aggregation.rings import inside_window, window_totals
+from aggregation.rings import inside_window, total_dtype, window_totals
 from aggregation.saturate import saturate
 from aggregation.sequences import shifted, visible
 from schemas.errors import PlanError
@@ -78,24 +78,29 @@ def fields(view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Step]:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of one length over rings of one shape. head: field of the rings' newest tile."""
+    """Windows of one length over rings of one shape.
+
+    head: field of the rings' newest tile. parts: features by the dtype that sums their rings.
+    """
 
     head: str
     hop_ms: int
     ring_tiles: int
     tiles: int
-    features: tuple[FeaturePlan, ...]
+    parts: tuple[tuple[np.dtype[Any], tuple[FeaturePlan, ...]], ...]
 
     @classmethod
     def compile(cls, view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Self]:
         """One step for each shape and length."""
-        groups: dict[tuple[str, int, int, int], list[FeaturePlan]] = {}
+        stored = {field.name: NUMPY[field.dtype] for field in view.fields}
+        groups: dict[tuple[str, int, int, int], dict[np.dtype[Any], list[FeaturePlan]]] = {}
         for feature in features:
             ring = _ring_of(view, feature)
             key = (ring.head, ring.hop_ms, ring.tiles, feature.tiles)
-            groups.setdefault(key, []).append(feature)
-        for key, members in groups.items():
-            yield cls(*key, tuple(members))
+            parts = groups.setdefault(key, {})
+            parts.setdefault(total_dtype(stored[ring.field]), []).append(feature)
+        for key, parts in groups.items():
+            yield cls(*key, tuple((dtype, tuple(members)) for dtype, members in parts.items()))
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Never null: an empty row counts 0."""
@@ -103,13 +108,14 @@ class Windows:
         now_tile = moment.now_ms // self.hop_ms
         heads = rows.values[self.head]  # (n,)
         inside = inside_window(heads, held, now_tile, self.ring_tiles, self.tiles)  # (n, T)
-        rings = np.empty((len(self.features), *inside.shape), np.int64)  # (A, n, T)
-        for place, feature in enumerate(self.features):
-            rings[place] = rows.values[feature.source]
-        totals = window_totals(rings, inside)  # (A, n) int64
-        for feature, total in zip(self.features, totals, strict=True):
-            out.values[feature.name] = saturate(total, NUMPY[feature.dtype])
-            out.null[feature.name] = moment.never
+        for dtype, features in self.parts:
+            rings = np.empty((len(features), *inside.shape), dtype)  # (A, n, T)
+            for place, feature in enumerate(features):
+                rings[place] = rows.values[feature.source]
+            totals = window_totals(rings, inside)  # (A, n) int64
+            for feature, total in zip(features, totals, strict=True):
+                out.values[feature.name] = saturate(total, NUMPY[feature.dtype])
+                out.null[feature.name] = moment.never
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,14 @@ def _behind_head(ring_tiles: int) -> Array:
     return (slots[:, None] - slots) % ring_tiles
 
 
+def total_dtype(ring: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that sums 2^16 tiles of a ring exactly: narrow ones move half the bytes."""
+    return np.dtype(np.uint32) if ring.kind == "u" and ring.itemsize <= 2 else np.dtype(np.int64)
+
+
 def window_totals(rings: Array, inside: Array) -> Array:
-    """The totals over slots. rings: (A, n, T) int64. inside: (n, T) bool. Returns (A, n) int64."""
-    totals: Array = np.einsum("ant,nt->an", rings, inside.astype(np.int64))
-    return totals
+    """The totals over slots. rings: (A, n, T) of a `total_dtype`. inside: (n, T) bool. Returns
+    (A, n) int64.
+    """
+    totals: Array = np.einsum("ant,nt->an", rings, inside.astype(rings.dtype))
+    return totals.astype(np.int64, copy=False)

@@ -89,8 +89,10 @@ class RowLayout:
 
     size: bytes of a whole row, trailer included. record: the row as one numpy structured dtype,
     with a field for each scalar, `<vector>` and `<vector>.length`, `present.<group>`, `entity_id`
-    and `trailer`. template: (size,) uint8, a row with all fields zero or empty and null.
-    slots: table slot of each vector. fbs: the schema that any language generates its reader from.
+    and `trailer`. template: (size,) uint8, a row with all fields zero or empty and null; empty: the
+    same with its checksum. slots: table slot of each vector. length_words: (V,) where each vector's
+    length lies, in u4 words from the front; capacities: (V,) u4. fbs: the schema that any language
+    generates its reader from.
     """
 
     view: str
@@ -101,6 +103,9 @@ class RowLayout:
     slots: dict[str, int]
     record: np.dtype[Any]
     template: NDArray[np.uint8] = field(repr=False)
+    empty: bytes = field(repr=False)
+    length_words: NDArray[np.intp] = field(repr=False)
+    capacities: NDArray[np.uint32] = field(repr=False)
     fbs: str = field(repr=False)
 
     @property
@@ -138,8 +143,22 @@ def _layout(name: str, fields: tuple[FieldPlan, ...]) -> RowLayout:
         (place.vtable, vtable),
     ):
         template[at : at + len(part)] = np.frombuffer(part, np.uint8)
-    fbs = _fbs(name, fields, groups, slots)
-    return RowLayout(name, layout_id, size, fields, groups, slots, record, template, fbs)
+    front = template[:-4].tobytes()
+    wide = [plan for plan in fields if plan.capacity > 0]
+    return RowLayout(
+        view=name,
+        layout_id=layout_id,
+        size=size,
+        fields=fields,
+        groups=groups,
+        slots=slots,
+        record=record,
+        template=template,
+        empty=front + struct.pack("<I", zlib.crc32(front)),
+        length_words=np.array([vectors[plan.name][0] // 4 for plan in wide], np.intp),  # (V,)
+        capacities=np.array([plan.capacity for plan in wide], np.uint32),  # (V,)
+        fbs=_fbs(name, fields, groups, slots),
+    )
 
 
 def layout_of(view: ViewPlan) -> RowLayout:

@@ -98,23 +98,22 @@ def decode_rows(
     PRESENT are empty. The arrays are fresh and may be written to.
     """
     n = len(raw)
-    statuses, foreign, parts = _triage(layout, raw)
+    parts, status, foreign = _triage(layout, raw)
     out: NDArray[np.void] = np.frombuffer(bytearray().join(parts), layout.record, n)  # (n,)
-    status = np.frombuffer(statuses, np.uint8)  # (n,)
     other = out["trailer"]["layout"] != layout.layout_id
     if other.any():
         foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
     wrong = (status == Status.PRESENT) & (out["entity_id"] != entity_ids)
-    for plan in layout.vectors:
-        wrong |= out[f"{plan.name}.length"] > plan.capacity
+    lengths = _lengths(layout, out)  # (n, V)
+    wrong |= (lengths > layout.capacities).any(axis=1)
     if foreign:
         wrong[foreign] = False
-        _blank(layout, out, foreign)
+        _blank(layout, out, lengths, foreign)
     if wrong.any():
         status[wrong] = Status.CORRUPT
-        _blank(layout, out, wrong)
+        _blank(layout, out, lengths, wrong)
     out["entity_id"] = entity_ids
-    rows = _columns(layout, out)
+    rows = _columns(layout, out, lengths)
     if foreign:
         _merge_foreign(layout, raw, foreign, rows, status)
     return rows, status
@@ -122,35 +121,45 @@ def decode_rows(
 
 def _triage(
     layout: RowLayout, raw: Sequence[bytes | None]
-) -> tuple[bytearray, list[int], list[bytes]]:
-    """Status byte of each row, which rows are of another size, and n parts of our own size."""
-    empty = layout.template.tobytes()
-    size = layout.size
-    statuses = bytearray(len(raw))
+) -> tuple[list[bytes], NDArray[np.uint8], list[int]]:
+    """n parts of our own size, the status of each row, and which rows are of another size.
+
+    Almost always all rows that are there are whole: that is asked of all of them in C first.
+    """
+    size, empty = layout.size, layout.empty
+    parts = [empty if row is None else row for row in raw]
+    status = np.zeros(len(raw), np.uint8)  # (n,) PRESENT
+    if None in raw:
+        status[[row is None for row in raw]] = Status.NOT_FOUND
     foreign: list[int] = []
-    parts: list[bytes] = []
-    for index, row in enumerate(raw):
-        if row is None:
-            statuses[index] = Status.NOT_FOUND
-            parts.append(empty)
-        elif crc32(row) != CRC_RESIDUE or len(row) < TRAILER_BYTES + 8:
-            statuses[index] = Status.CORRUPT
-            parts.append(empty)
-        elif len(row) == size:
-            parts.append(row)
-        else:
+    if {*map(len, parts)} <= {size} and {*map(crc32, parts)} <= {CRC_RESIDUE}:
+        return parts, status, foreign
+    for index, row in enumerate(parts):
+        if crc32(row) != CRC_RESIDUE or len(row) < TRAILER_BYTES + 8:
+            status[index] = Status.CORRUPT
+            parts[index] = empty
+        elif len(row) != size:
             foreign.append(index)
-            parts.append(empty)
-    return statuses, foreign, parts
+            parts[index] = empty
+    return parts, status, foreign
 
 
-def _blank(layout: RowLayout, out: NDArray[np.void], which: Any) -> None:
+def _lengths(layout: RowLayout, out: NDArray[np.void]) -> NDArray[np.uint32]:
+    """The length of each vector as it is written. Returns (n, V)."""
+    words = out.view("<u4").reshape(len(out), layout.size // 4)  # (n, words)
+    return words.take(layout.length_words, axis=1)
+
+
+def _blank(
+    layout: RowLayout, out: NDArray[np.void], lengths: NDArray[np.uint32], which: Any
+) -> None:
     """Overwrite those rows with the empty row."""
     out.view(np.uint8).reshape(len(out), layout.size)[which] = layout.template
+    lengths[which] = 0
 
 
-def _columns(layout: RowLayout, out: NDArray[np.void]) -> Rows:
-    """Strided views into `out`; presence bits and lengths as arrays of their own."""
+def _columns(layout: RowLayout, out: NDArray[np.void], lengths: NDArray[np.uint32]) -> Rows:
+    """Strided views into `out`; presence bits and lengths, (n, V), as arrays of their own."""
     present: dict[str, NDArray[np.bool_]] = {}
     for group in layout.groups:
         bits = np.unpackbits(
@@ -159,10 +168,11 @@ def _columns(layout: RowLayout, out: NDArray[np.void]) -> Rows:
         for name, bit in group.bits.items():
             present[name] = bits[:, bit]
     trailer = out["trailer"]
+    signed = lengths.view(np.int32).T  # (V, n)
     return Rows(
         out["entity_id"],
         {plan.name: out[plan.name] for plan in layout.fields},
-        {plan.name: out[f"{plan.name}.length"].astype(np.int32) for plan in layout.vectors},
+        {plan.name: signed[index] for index, plan in enumerate(layout.vectors)},
         present,
         trailer["epoch"],
         trailer["offset"],
