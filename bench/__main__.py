@@ -16,6 +16,7 @@ from schemas.errors import EncoreError
 BENCHMARKS: Final = (
     Benchmark("format", "the same values at rest: bytes, encoding, decoding", "bench.format"),
     Benchmark("ids", "raw values to int ids, beside pipelines keyed by strings", "bench.ids"),
+    Benchmark("stream", "actions into rows, and how soon a request reads them", "bench.stream"),
     Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
 )
 

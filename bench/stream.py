@@ -1,0 +1,243 @@
+"""Actions → rows: how many a second one worker folds, and how soon a request can read them.
+
+Ours folds the demo's whole `user_activity` view (18 rings, 2 sequences) and one ring more: all
+actions by hour. The peers count just that: each user's actions by hour of event time, from the same
+one-action messages of the same broker. So ours does the same counts and some twenty-five more.
+Counts are compared first, with numpy's over the actions themselves.
+
+Batched: a message for each partition whenever 2,000 actions are gathered. Single: a message an
+action. Distinct: batched, each action by a user of its own, so that each is a new row. Store and
+broker run on the same cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from bench.report import Options, Report
+from bench.samples import demo_plan
+from bench.stream_fresh import Freshness, measure, probes
+from bench.stream_log import (
+    PARTITIONS,
+    Actions,
+    batched,
+    distinct_users,
+    fill,
+    kuairand_actions,
+    singles,
+)
+from bench.stream_peers import HOUR_MS, Peer, PeerRate, hourly_counts, peers, run_peer
+from bench.stream_rates import Cluster, Rate, worker_process
+from encore.local import start_broker, start_store
+from schemas.layout import layout_of
+from schemas.names import PLAN_KEY, row_keys
+from schemas.plan import Plan, ViewPlan, dump_plan
+from schemas.row import decode_rows
+from schemas.status import Status
+from store.redis_store import RedisRowStore
+from streams.admin import ensure_topics
+
+RING: Final = "all_by_hour"
+FORMS: Final = ("batched", "single", "distinct")
+#: Of the rate that was measured with a backlog.
+LOAD: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many actions each measurement gets, rounds, and freshness samples."""
+
+    actions: Mapping[str, int]
+    rounds: int
+    probes: int
+
+
+QUICK: Final = Sizes({"batched": 1_000_000, "single": 150_000, "distinct": 100_000}, 1, 1_200)
+FULL: Final = Sizes({"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000)
+
+
+def run(options: Options) -> Report:
+    """The benchmark. Raises LocalError, StoreError, StreamError."""
+    sizes = QUICK if options.quick else FULL
+    rates: dict[str, list[Rate]] = {form: [] for form in FORMS}
+    others: dict[str, list[PeerRate]] = {}
+    with cluster() as running:
+        options.say("stream: filling topics …")
+        contenders = peers(options.quick)
+        plan = bench_plan(sizes.rounds)
+        running.store.put_text(PLAN_KEY, dump_plan(plan))
+        topics = {view.source: PARTITIONS for view in plan.views}
+        topics |= {_peer_topic(peer): PARTITIONS for peer in contenders.values()}
+        ensure_topics(running.broker.address, topics)
+        log = kuairand_actions(max(sizes.actions.values()))
+        for topic, peer in {_peer_topic(peer): peer for peer in contenders.values()}.items():
+            asyncio.run(fill(running.broker.address, topic, singles(log[: peer.messages])))
+        for turn in range(sizes.rounds):
+            for form in FORMS:
+                options.say(f"stream: {form}, round {turn + 1} …")
+                view = _view(plan, f"{form}-{turn}")
+                rates[form].append(_ours(running, view, form, log[: sizes.actions[form]]))
+            for name, peer in contenders.items():
+                options.say(f"stream: {peer.title}, round {turn + 1} …")
+                read, topic = log[: peer.messages], _peer_topic(peer)
+                others.setdefault(name, []).append(run_peer(peer, topic, running, read))
+        per_s = float(np.median([rate.per_s for rate in rates["batched"]]))
+        options.say(f"stream: freshness at {LOAD * per_s:,.0f} actions/s …")
+        view = _view(plan, "fresh")
+        made = probes(view, log, sizes.probes)
+        with running.worker(view.source):
+            fresh = measure(running.broker.address, view.source, running.store, made, LOAD * per_s)
+    report = Report(line=_keys(rates, others, fresh))
+    _describe(report, sizes, rates, others, fresh)
+    return report
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Everything a worker needs, on free loopback ports, ended with the block."""
+    with tempfile.TemporaryDirectory(prefix="bench") as name:
+        directory = Path(name)
+        with worker_process(directory) as process:
+            broker = start_broker(directory)
+            try:
+                server = start_store(directory)
+                try:
+                    with RedisRowStore(f"redis://{server.address}/0") as store:
+                        yield Cluster(broker, server, store, directory, process)
+                finally:
+                    server.child.kill()
+            finally:
+                broker.child.kill()
+
+
+def bench_plan(rounds: int) -> Plan:
+    """The demo's user activity with a ring more, once for each topic. Raises LocalError."""
+    view = next(view for view in demo_plan().views if view.name == "user_activity")
+    ring = next(ring for ring in view.accumulators if ring.hop_ms == HOUR_MS and not ring.column)
+    field = next(field for field in view.fields if field.name == ring.field)
+    more = replace(field, id=max(each.id for each in view.fields) + 1, name=RING)
+    grown = replace(
+        view,
+        fields=(*view.fields, more),
+        accumulators=(*view.accumulators, replace(ring, field=RING, action="*")),
+    )
+    topics = [f"{form}-{turn}" for turn in range(rounds) for form in FORMS]
+    names = {topic: topic.replace("-", "_") for topic in (*topics, "fresh")}
+    views = tuple(replace(grown, name=name, source=topic) for topic, name in names.items())
+    return Plan(1, 0, views, ())
+
+
+def _peer_topic(peer: Peer) -> str:
+    return f"first-{peer.messages}"
+
+
+def _view(plan: Plan, topic: str) -> ViewPlan:
+    return next(view for view in plan.views if view.source == topic)
+
+
+def _ours(running: Cluster, view: ViewPlan, form: str, actions: Actions) -> Rate:
+    """Fill the view's topic, fold it, compare. Raises LocalError where a count differs."""
+    if form == "distinct":
+        actions = distinct_users(actions)
+    messages = singles(actions) if form == "single" else batched(actions)
+    ends = asyncio.run(fill(running.broker.address, view.source, messages))
+    rate = running.rate(view.source, ends, len(actions))
+    check_counts(running.store, view, actions)
+    return rate
+
+
+def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None:
+    """Raises AssertionError unless the rows' hourly counts are those of the actions."""
+    users = np.unique(actions["user"])
+    ring = next(ring for ring in view.accumulators if ring.field == RING)
+    found = {}
+    for part in np.array_split(users, max(1, len(users) // 5_000)):
+        raw = store.read(row_keys(view.name, view.generation, part.tolist()))
+        rows, status = decode_rows(layout_of(view), raw, part)
+        assert (status == Status.PRESENT).all(), "a user has no row"
+        tiles = rows.values[RING]  # (n, T)
+        heads = rows.values[ring.head].astype(np.int64)[:, None]
+        hours = heads - (heads - np.arange(ring.tiles)) % ring.tiles  # (n, T)
+        for row, slot in zip(*np.nonzero(tiles), strict=True):
+            found[int(part[row]), int(hours[row, slot])] = int(tiles[row, slot])
+    assert found == hourly_counts(actions), "hourly counts differ from the actions'"
+
+
+def _keys(
+    rates: dict[str, list[Rate]], others: dict[str, list[PeerRate]], fresh: Freshness
+) -> dict[str, Any]:
+    def median(found: list[Any], name: str) -> float:
+        return float(np.median([getattr(each, name) for each in found]))
+
+    line: dict[str, Any] = {f"per_s_{form}": median(rates[form], "per_s") for form in FORMS}
+    for name in ("feast_push", "feast_push_memory", "faust_table", "quix"):
+        line[f"{name}_per_s"] = median(others[name], "per_s") if name in others else None
+    kept = [name for name in others if name != "feast_push_memory"]
+    best = max(kept, key=lambda name: median(others[name], "per_s"))
+    enough = len(fresh.latency_ms) >= 2_000
+    return line | {
+        "best_peer": best,
+        "ratio_best_peer": _ratio(rates["batched"], others[best]),
+        "ratio_best_peer_single": _ratio(rates["single"], others[best]),
+        "ratio_feast_push_memory": _ratio(rates["batched"], others["feast_push_memory"]),
+        "fresh_p50_ms": float(np.percentile(fresh.latency_ms, 50)),
+        "fresh_p95_ms": float(np.percentile(fresh.latency_ms, 95)),
+        "fresh_p99_ms": float(np.percentile(fresh.latency_ms, 99)) if enough else None,
+        "fresh_actions_per_s": fresh.offered_per_s,
+        "rss_growth_mb": median(rates["batched"], "rss_growth_mb"),
+        "worker_cpu_us": {
+            form: float(np.median([rate.cpu_us["worker"] for rate in rates[form]]))
+            for form in FORMS
+        },
+        "equal_counts": all(rate.equal for found in others.values() for rate in found),
+    }
+
+
+def _ratio(ours: list[Rate], theirs: list[PeerRate]) -> float:
+    """Median over the rounds of ours ÷ theirs."""
+    pairs = zip(ours, theirs, strict=True)
+    return float(np.median([rate.per_s / other.per_s for rate, other in pairs]))
+
+
+def _describe(
+    report: Report,
+    sizes: Sizes,
+    rates: dict[str, list[Rate]],
+    others: dict[str, list[PeerRate]],
+    fresh: Freshness,
+) -> None:
+    per_s = float(np.median([rate.per_s for rate in rates["batched"]]))
+    rows: list[Any] = []
+    for form, found in rates.items():
+        cpu = [float(np.median([r.cpu_us[name] for r in found])) for name in found[0].cpu_us]
+        rows.append((f"encore, {form}", float(np.median([r.per_s for r in found])), None, *cpu))
+    for name, theirs in others.items():
+        cpu_us = float(np.median([rate.cpu_us for rate in theirs]))
+        equal = all(rate.equal for rate in theirs)
+        title = f"{name}{'' if equal else ' (COUNTS DIFFER)'}"
+        rate = float(np.median([rate.per_s for rate in theirs]))
+        rows.append((title, rate, per_s / rate, cpu_us, None, None))
+    head = ["", "actions/s", "batched ÷ it", "µs CPU", "store µs", "broker µs"]
+    report.table(f"Actions into rows, one worker, {sizes.rounds} round(s)", head, rows)
+    report.note("")
+    if "quix" not in others:
+        report.note("quixstreams could not be installed beside this run: its key is null.")
+    p50, p95, p99 = np.percentile(fresh.latency_ms, (50, 95, 99)).tolist()
+    report.note(
+        f"Freshness at {fresh.offered_per_s:,.0f} actions/s, Poisson, from the intended send to "
+        f"the row that a read answers: p50 {p50:,.1f} ms, p95 {p95:,.1f} ms, p99 {p99:,.1f} ms of "
+        f"{len(fresh.latency_ms):,} samples; the sender was {fresh.late_ms:,.1f} ms late at p99."
+    )
+    report.note(
+        "Counts equal numpy's in every row of ours. A peer's CPU is its process's; feast_push "
+        "reads its counts back before it adds, so that they outlive it as the others' do; "
+        "feast_push_memory keeps them in a dictionary and is no contender for the ratio."
+    )

@@ -1,0 +1,128 @@
+"""From an action's intended send to its row answering a read with it, under a steady load.
+
+Messages leave at Poisson times; each ends with one action of a user nobody has seen before. One
+thread sends them and polls the store for those users' rows, as a request would read them, so a
+sample is at most one poll too long. Latency counts from the time at which the message was due.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.stream_log import GATHERED, PARTITIONS, Actions
+from schemas.actions import ACTION, encode_batch
+from schemas.ids import partitions_of
+from schemas.names import row_keys
+from schemas.plan import ViewPlan
+from store.redis_store import RedisRowStore
+from streams.clients import KafkaProducer
+from streams.producer import producer_settings
+
+PAUSE_S: Final = 0.0005
+PATIENCE_S: Final = 20.0
+#: Left out of the figures: what the first second finds cold.
+WARM_S: Final = 1.0
+FIRST_USER: Final = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """latency_ms: (n,) of each probe. offered_per_s: actions offered; late_ms: p99 of how late
+    the sender was, which is part of each latency.
+    """
+
+    latency_ms: NDArray[np.float64]
+    offered_per_s: float
+    late_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A message that is ready, and the key of its last action's row."""
+
+    partition: int
+    key: bytes
+    value: bytes
+    row: str
+    actions: int
+
+
+def probes(view: ViewPlan, actions: Actions, count: int) -> list[Probe]:
+    """Messages of the log's actions, GATHERED for all partitions together, each with a probe."""
+    size = GATHERED // PARTITIONS
+    candidates = FIRST_USER + np.arange(count * PARTITIONS * 2)
+    owner = partitions_of(candidates, PARTITIONS)
+    fresh = {p: iter(candidates[owner == p].tolist()) for p in range(PARTITIONS)}
+    by_partition = partitions_of(actions["user"], PARTITIONS)
+    parts = [actions[by_partition == p] for p in range(PARTITIONS)]
+    made: list[Probe] = []
+    for index in range(count):
+        partition, turn = index % PARTITIONS, index // PARTITIONS
+        source = parts[partition]
+        at = np.arange(turn * size, (turn + 1) * size) % len(source)
+        message = np.zeros(size + 1, ACTION)
+        message[:-1] = source[at]
+        message[-1] = source[at[-1]]
+        message["user"][-1] = user = next(fresh[partition])
+        message["time_ms"] = message["time_ms"][-1]
+        (row,) = row_keys(view.name, view.generation, [user])
+        key = b"%d" % int(message["user"][0])
+        value = encode_batch(message, int(message["time_ms"][-1]))
+        made.append(Probe(partition, key, value, row, len(message)))
+    return made
+
+
+def measure(
+    bootstrap: str, topic: str, store: RedisRowStore, made: list[Probe], actions_per_s: float
+) -> Freshness:
+    """Send the probes at that rate and wait for all rows.
+
+    A worker is on its way: its first row, of a probe that is not counted, tells that it reads.
+    """
+    first, made = made[:1], made[1:]
+    gap_s = first[0].actions / actions_per_s
+    draws = np.random.default_rng(0).exponential(gap_s, len(made))  # (n,) s
+    settings = producer_settings(bootstrap) | {"max_in_flight_requests_per_connection": 5}
+    producer: Any = KafkaProducer(**settings)
+    try:
+        _run(producer, topic, store, first, np.array([time.monotonic()]))
+        due = np.cumsum(draws) + time.monotonic() + 0.2  # (n,) s
+        sent_late, seen = _run(producer, topic, store, made, due)
+    finally:
+        producer.close(timeout=1)
+    counted = due >= due[0] + WARM_S
+    latency_ms = (seen - due)[counted] * 1000
+    late_ms = float(np.percentile(sent_late[counted], 99)) * 1000
+    return Freshness(latency_ms, len(made) * made[0].actions / float(due[-1] - due[0]), late_ms)
+
+
+def _run(
+    producer: Any, topic: str, store: RedisRowStore, made: list[Probe], due: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How late each was sent and when its row was seen: (n,) s each."""
+    late, seen = np.zeros(len(made)), np.full(len(made), np.inf)
+    waiting: dict[str, int] = {}
+    at = 0
+    while at < len(made) or waiting:
+        while at < len(made) and due[at] <= time.monotonic():
+            probe = made[at]
+            producer.send(topic, probe.value, probe.key, partition=probe.partition)
+            late[at] = time.monotonic() - due[at]
+            waiting[probe.row] = at
+            at += 1
+        if waiting:
+            keys = list(waiting)[:200]
+            found = store.read(keys)
+            now_s = time.monotonic()
+            for key, row in zip(keys, found, strict=True):
+                if row is not None:
+                    seen[waiting.pop(key)] = now_s
+            if at == len(made) and now_s > due[-1] + PATIENCE_S:
+                break
+        time.sleep(PAUSE_S)
+    return late, seen

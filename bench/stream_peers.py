@@ -1,0 +1,159 @@
+"""The same counts by others: each runs as a process of its own, over the same messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from bench.stream_log import PARTITIONS, Actions
+from bench.stream_rates import Cluster, json_line
+from schemas.actions import ACTION, encode_batch
+from schemas.errors import LocalError
+
+PEERS: Final = Path(__file__).parent / "peers"
+#: Where an interpreter with quixstreams is kept between runs.
+QUIX_HOME: Final = Path(__file__).parent.parent / ".encore" / "bench" / "quixstreams"
+HOUR_MS: Final = 3_600_000
+PATIENCE_S: Final = 120.0
+
+#: (user, hour) → count.
+Counts = dict[tuple[int, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How to run one. messages: how many it gets; settings: its own."""
+
+    title: str
+    command: tuple[str, ...]
+    messages: int
+    newest_only: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRate:
+    """equal: its counts are those of the actions it read."""
+
+    per_s: float
+    cpu_us: float
+    equal: bool
+
+
+def peers(quick: bool) -> dict[str, Peer]:
+    """The peers that can run here. quixstreams gets an interpreter of its own on the first run."""
+    few, many = (8_000, 30_000) if quick else (50_000, 200_000)
+    python = (sys.executable, "-W", "ignore", "-m")
+    feast = (*python, "bench.peers.feast_push")
+    pushed = {"batch": 1_000, "memory": False}
+    found = {
+        "faust_table": Peer("Faust, windowed table", (*python, "bench.peers.faust_table"), few),
+        "feast_push": Peer("Feast push, counts read back", feast, many, True, pushed),
+        "feast_push_memory": Peer(
+            "Feast push, counts in a dictionary", feast, many, True, pushed | {"memory": True}
+        ),
+    }
+    interpreter = quix_interpreter()
+    if interpreter is not None:
+        script = (str(interpreter), str(PEERS / "quix_counts.py"))
+        found["quix"] = Peer("quixstreams, tumbling window", script, many)
+    return found
+
+
+def quix_interpreter() -> Path | None:
+    """A Python with quixstreams, made here once; None where it cannot be installed.
+
+    Its pins exclude ours, so it is no extra of this project.
+    """
+    python = QUIX_HOME / "bin" / "python"
+    done = QUIX_HOME / "installed"
+    if not done.exists():
+        QUIX_HOME.parent.mkdir(parents=True, exist_ok=True)
+        install = ("-m", "pip", "install", "-qq", "quixstreams>=3.28,<4")
+        steps = ((sys.executable, "-m", "venv", str(QUIX_HOME)), (str(python), *install))
+        for step in steps:
+            if subprocess.run(step, capture_output=True).returncode:
+                return None
+        done.touch()
+    return python
+
+
+def message_layout() -> tuple[int, int]:
+    """Where a one-action message's struct begins, and its bytes in all."""
+    size = len(encode_batch(np.zeros(1, ACTION), 1))
+    return size - ACTION.itemsize, size
+
+
+def run_peer(peer: Peer, topic: str, cluster: Cluster, actions: Actions) -> PeerRate:
+    """Run it over a topic of one-action messages. Raises LocalError.
+
+    actions: those of the topic.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench") as directory:
+        settings = {
+            "bootstrap": cluster.broker.address,
+            "store": cluster.store_server.address,
+            "topic": topic,
+            "group": Path(directory).name,
+            "partitions": PARTITIONS,
+            "body_at": message_layout()[0],
+            "skip": len(actions) // 5,
+            "total": len(actions),
+            "directory": directory,
+            "state_dir": directory,
+            **peer.settings,
+        }
+        lines = _output(peer, settings)
+    begun, ended, counted = (json_line(lines[at], peer.title) for at in (0, 1, -1))
+    timed = len(actions) - int(begun.get("seen", settings["skip"]))
+    took_s, cpu_s = ended["at_s"] - begun["at_s"], ended["cpu_s"] - begun["cpu_s"]
+    found = {(user, hour): count for user, hour, count in counted["counts"] if count}
+    want = hourly_counts(actions)
+    if peer.newest_only:
+        want = newest_hours(want)
+    return PeerRate(timed / took_s, cpu_s / timed * 1e6, found == want)
+
+
+def _output(peer: Peer, settings: dict[str, Any]) -> list[str]:
+    """The lines that it printed, two at least."""
+    where = f"bench.{peer.title}"
+    process = subprocess.Popen(
+        [*peer.command, json.dumps(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, errors = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise LocalError(where, required=f"an end in {PATIENCE_S} s", got="none") from None
+    finally:
+        process.kill()
+        process.communicate()
+    lines = out.splitlines()
+    if len(lines) < 2:
+        raise LocalError(where, required="figures", got=errors[-300:] or "nothing")
+    return lines
+
+
+def hourly_counts(actions: Actions) -> Counts:
+    """(user, hour) → how many actions; the definition that all are held to."""
+    pairs = np.stack([actions["user"], actions["time_ms"] // HOUR_MS])  # (2, a)
+    keys, counts = np.unique(pairs, axis=1, return_counts=True)
+    return {(user, hour): n for user, hour, n in zip(*keys.tolist(), counts.tolist(), strict=True)}
+
+
+def newest_hours(counts: Counts) -> Counts:
+    """Of each user the newest hour alone."""
+    newest: dict[int, int] = {}
+    for user, hour in counts:
+        newest[user] = max(hour, newest.get(user, hour))
+    return {(user, hour): counts[user, hour] for user, hour in newest.items()}

@@ -1,0 +1,147 @@
+"""How fast one worker puts a filled topic into rows, and what that costs each process.
+
+The clock runs from the first progress mark that the worker stores to the one that covers the topic:
+start, joining the group and the first fetch are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bench.stream_log import PARTITIONS
+from encore.local import Server
+from schemas.errors import LocalError
+from store.redis_store import RedisRowStore
+
+POLL_S: Final = 0.01
+PATIENCE_S: Final = 60.0
+SESSION_S: Final = 3.0  # the embedded broker answers a join after half of it
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One topic's way into rows. cpu_us: CPU time an action of worker, store and broker."""
+
+    per_s: float
+    cpu_us: dict[str, float]
+    rss_growth_mb: float
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A broker, a store, and a process that is one worker after another."""
+
+    broker: Server
+    store_server: Server
+    store: RedisRowStore
+    directory: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def store_url(self) -> str:
+        """Of the rows' database."""
+        return f"redis://{self.store_server.address}/0"
+
+    @contextmanager
+    def worker(self, topic: str) -> Iterator[None]:
+        """A worker on one topic, drained when the block ends."""
+        settings = {
+            "bootstrap": self.broker.address,
+            "store_url": self.store_url,
+            "data_dir": str(self.directory),
+            "group": f"bench-{topic}",
+            "topic": topic,
+            "partitions": PARTITIONS,
+            "session_timeout_s": SESSION_S,
+        }
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(settings) + "\n")
+        self.process.stdin.flush()
+        try:
+            yield
+        finally:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                self.process.stdout.readline()
+
+    def stored(self, topic: str) -> dict[int, int]:
+        """Partition → the next offset that is not stored. Raises LocalError without a worker."""
+        if self.process.poll() is not None:
+            log = (self.directory / "worker.log").read_text()
+            raise LocalError("bench.worker", required="a running worker", got=log[-500:])
+        marks = self.store.get_progress(topic, f"bench-{topic}")
+        return {partition: mark.next_offset for partition, mark in marks.items()}
+
+    def rate(self, topic: str, ends: Mapping[int, int], actions: int) -> Rate:
+        """Run a worker over a filled topic. ends: partition → messages. actions: in all of them."""
+        total = sum(ends.values())
+        with self.worker(topic):
+            done = self._wait(topic, 1)
+            began_s, cpu = time.monotonic(), self._cpu_s()
+            rss = self._rss_mb()
+            self._wait(topic, total)
+            took_s = time.monotonic() - began_s
+            timed = actions * (total - done) / total
+            used = {name: value - cpu[name] for name, value in self._cpu_s().items()}
+            grown = self._rss_mb() - rss
+        per_action = {name: value / timed * 1e6 for name, value in used.items()}
+        return Rate(timed / took_s, per_action, grown)
+
+    def _wait(self, topic: str, messages: int) -> int:
+        deadline = time.monotonic() + PATIENCE_S
+        while (stored := sum(self.stored(topic).values())) < messages:
+            if time.monotonic() > deadline:
+                got = f"{stored} after {PATIENCE_S} s"
+                raise LocalError(f"bench.{topic}", required=f"{messages} messages", got=got)
+            time.sleep(POLL_S)
+        return stored
+
+    def _cpu_s(self) -> dict[str, float]:
+        pids = {
+            "worker": self.process.pid,
+            "store": self.store_server.child.pid,
+            "broker": self.broker.child.pid,
+        }
+        times = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+        return {name: float(used.user + used.system) for name, used in times.items()}
+
+    def _rss_mb(self) -> float:
+        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
+
+
+@contextmanager
+def worker_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """`bench.stream_worker`, ended with the block; its log is `worker.log`."""
+    with (directory / "worker.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.stream_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            process.communicate()
+
+
+def json_line(line: str | None, what: str) -> dict[str, Any]:
+    """A process's line of JSON. Raises LocalError where it printed none."""
+    if not line:
+        raise LocalError(f"bench.{what}", required="a line of figures", got="the end of its output")
+    found: dict[str, Any] = json.loads(line)
+    return found

@@ -1,0 +1,70 @@
+"""What `bench stream` feeds to everybody, and what it holds their counts to."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from bench.stream import bench_plan
+from bench.stream_fresh import probes
+from bench.stream_log import (
+    GATHERED,
+    PARTITIONS,
+    batched,
+    distinct_users,
+    kuairand_actions,
+    singles,
+)
+from bench.stream_peers import hourly_counts, message_layout, newest_hours
+from schemas.actions import decode_batch
+from schemas.ids import partitions_of
+
+LOG = kuairand_actions(5_000)
+
+
+def test_single_messages_are_what_the_encoder_writes() -> None:
+    body_at, size = message_layout()
+    for message, action in zip(singles(LOG[:50]), LOG[:50], strict=True):
+        decoded = decode_batch(message.value)
+        assert (decoded.sent_ms, len(message.value)) == (action["time_ms"], size)
+        assert decoded.actions.tolist() == [action.tolist()]
+        assert message.key == b"%d" % action["user"]
+        assert int.from_bytes(message.value[body_at : body_at + 8], "little") == action["user"]
+
+
+def test_batched_messages_hold_every_action_once_and_in_time() -> None:
+    seen = 0
+    for message in batched(LOG):
+        decoded = decode_batch(message.value)
+        seen += len(decoded.actions)
+        owners = partitions_of(decoded.actions["user"], PARTITIONS)
+        assert (owners == message.partition).all()
+        assert decoded.sent_ms - decoded.actions["time_ms"].min() < 600_000
+        assert len(decoded.actions) < GATHERED
+    assert seen == len(LOG)
+
+
+def test_the_log_goes_on_after_its_end() -> None:
+    one = kuairand_actions(1)
+    many = kuairand_actions(600_000)
+    assert (np.diff(many["time_ms"]) >= 0).all()
+    assert many[0] == one[0]
+    assert len(np.unique(distinct_users(LOG)["user"])) == len(LOG)
+
+
+def test_hourly_counts() -> None:
+    wanted = Counter(
+        (user, time_ms // 3_600_000)
+        for user, time_ms in zip(LOG["user"].tolist(), LOG["time_ms"].tolist(), strict=True)
+    )
+    assert hourly_counts(LOG) == dict(wanted)
+    assert newest_hours({(1, 5): 2, (1, 6): 3, (2, 5): 4}) == {(1, 6): 3, (2, 5): 4}
+
+
+def test_each_probe_ends_with_a_user_of_its_own_partition() -> None:
+    view = bench_plan(1).views[-1]
+    made = probes(view, LOG, 12)
+    users = [decode_batch(probe.value).actions["user"][-1] for probe in made]
+    assert len(set(users)) == len(made)
+    assert partitions_of(np.array(users), PARTITIONS).tolist() == [p.partition for p in made]
