@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     sink_roll_rows: Count = Field(50_000, description="a Parquet file is closed at this many rows")
     sink_roll_ms: Milliseconds = Field(10_000, description="… or at this age")
 
+    durability: Literal["fsynced", "answered"] = Field(
+        "fsynced",
+        description="commit what the store's disk has confirmed, or, for a store without an"
+        " append-only file, what it has answered: a crash of it may then take back what was"
+        " committed",
+    )
+
     # --- ranking service
     service: str = Field("ranking", min_length=1, description="the feature service that is ranked")
     http_host: str = Field("127.0.0.1", description="address the ranking service listens on")

@@ -26,6 +26,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         service=settings.service,
         roll_rows=settings.sink_roll_rows,
         roll_ms=settings.sink_roll_ms,
+        durability=settings.durability,
     )
 
 

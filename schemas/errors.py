@@ -9,6 +9,7 @@
     │   └── RecordError          a rank-log record or a spool frame
     ├── StoreError           the row store did not do as asked
     │   └── StoreTimeout         … in time
+    ├── HistoryError         the row store restarted, failed over or was wiped
     ├── StreamError          topic, partition, epoch or offset is not as required
     ├── PackageError         a model package is refused
     ├── RequestError         a caller's request is refused (carries an HTTP status)
@@ -100,6 +101,16 @@ class StoreTimeout(StoreError):  # noqa: N818
     """The row store did not answer in time."""
 
     code = "store_timeout"
+
+
+class HistoryError(EncoreError):
+    """The row store is in another history than the one this process writes to.
+
+    What was written and not confirmed durable may be gone, so trying again is no remedy: the
+    process ends, and a new one goes on from the marks that are there.
+    """
+
+    code = "history"
 
 
 class StreamError(EncoreError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 PLAN_KEY = "encore:plan"  # JSON of the published plan
 PLAN_VERSION_KEY = "encore:plan:version"  # decimal; publishing is compare-and-set on it
 STAGED_KEY = "encore:plan:staged"  # JSON of `schemas.staged`, set by the same version
+STORE_MARKER_KEY = "encore:marker"  # a random id, there as long as the store was not wiped
 
 
 def row_key(view: str, generation: int, entity_id: int) -> str:

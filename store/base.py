@@ -17,6 +17,11 @@ What a caller may rely on, for every implementation:
 - Nothing is retried inside: a server that is gone is a StoreError at once, one that does not answer
   a StoreTimeout within the bound the store was opened with.
 - A call that was cancelled, timed out or failed never leaves its reply for another call.
+
+A *history* is one unbroken life of the data. A restart, a failover or a wipe begins another one, in
+which whatever was not confirmed durable may be missing, the newest writes first: what is left is
+what the store held at an earlier moment. Writers fix their history before they read anything, so
+none of their writes ever lands in a later one, on top of a gap.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from schemas.errors import StoreError
+from schemas.errors import HistoryError, StoreError
 from schemas.layout import TRAILER_BYTES
 from schemas.row import FENCE_SLICE
 
@@ -129,6 +134,22 @@ class RowStore(Protocol):
         """
         ...
 
+    def begin_history(self) -> str:
+        """Fix the history that this object talks to; returns its name.
+
+        From then on a call that would reach another one raises HistoryError and changes nothing
+        there. (A wipe under a running server, FLUSHALL, shows at the next `confirm` only.)
+        """
+        ...
+
+    def confirm(self) -> None:
+        """Returns once every write answered before this call is on the master's disk.
+
+        Raises HistoryError where the store went into another history, StoreError where none was
+        fixed or the server keeps no append-only file, StoreTimeout where its disk takes longer.
+        """
+        ...
+
     def facts(self) -> ServerFacts:
         """What the server says of itself."""
         ...
@@ -185,6 +206,14 @@ class AsyncRowStore(Protocol):
         """As `RowStore.epoch_of`."""
         ...
 
+    async def begin_history(self) -> str:
+        """As `RowStore.begin_history`."""
+        ...
+
+    async def confirm(self) -> None:
+        """As `RowStore.confirm`."""
+        ...
+
     async def facts(self) -> ServerFacts:
         """As `RowStore.facts`."""
         ...
@@ -233,6 +262,32 @@ def check_progress(progress: Mapping[int, tuple[int, int, int]]) -> None:
                 required=f"partition, epoch and offset from 0, all numbers below {MAX_EXACT}",
                 got=repr(tuple(numbers)),
             )
+
+
+def check_history(known: str, found: str, place: str = "store") -> None:
+    """Raises HistoryError where one was fixed, and the store is in another."""
+    if known and found != known:
+        raise other_history(place, known, found)
+
+
+def other_history(place: str, known: str, found: str) -> HistoryError:
+    """The store is in the history `found`; this process began in `known`."""
+    return HistoryError(
+        f"{place}, its history",
+        required=known,
+        got=f"{found}: it restarted, failed over or was wiped, and may lack its newest writes",
+        do="restart this process: it goes on from the marks that are there",
+    )
+
+
+def no_history(place: str) -> StoreError:
+    """`confirm` before `begin_history`."""
+    return StoreError(
+        f"{place} confirm",
+        required="a history to confirm",
+        got="none",
+        do="call begin_history before the first read",
+    )
 
 
 def check_facts(facts: ServerFacts, where: str) -> None:

@@ -2,7 +2,8 @@
 
 `MemoryRowStore` is the blocking face, `AsyncMemoryRowStore(store)` the async face of the same rows.
 A fault is a value: `store.fail_next(StoreTimeout(...), StoreError(...))` makes the next two calls
-raise before they do anything.
+raise before they do anything. A store that went back: `store.restore(store.image())`, later, or
+`store.restore(store.confirmed)`; a wiped one: `store.restore(Image())`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from schemas.errors import StoreError
@@ -21,12 +23,29 @@ from store.base import (
     ServerFacts,
     Write,
     check_facts,
+    check_history,
     check_progress,
     check_writes,
     merge_progress,
+    no_history,
 )
 
 _PLACE: Final = "memory://"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """All that a memory store held at one moment."""
+
+    values: dict[str, bytes] = field(default_factory=dict)
+    progress: dict[tuple[str, str], dict[int, Progress]] = field(default_factory=dict)
+    epochs: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def copy(self) -> Image:
+        """One that nobody changes."""
+        progress = {key: dict(marks) for key, marks in self.progress.items()}
+        epochs = {topic: dict(ids) for topic, ids in self.epochs.items()}
+        return Image(dict(self.values), progress, epochs)
 
 
 class MemoryRowStore:
@@ -35,9 +54,10 @@ class MemoryRowStore:
     def __init__(self, maxmemory_policy: str = "noeviction") -> None:
         self._policy = maxmemory_policy
         self._lock = threading.Lock()
-        self._values: dict[str, bytes] = {}
-        self._progress: dict[tuple[str, str], dict[int, Progress]] = {}
-        self._epochs: dict[str, dict[str, int]] = {}
+        self._data = Image()
+        self._confirmed = Image()
+        self._lives = 1
+        self._history = ""
         self._faults: deque[StoreError] = deque()
 
     def __enter__(self) -> Self:
@@ -50,10 +70,35 @@ class MemoryRowStore:
         """Each of the next calls raises one of these, in order, and does nothing else."""
         self._faults.extend(faults)
 
+    def image(self) -> Image:
+        """What the store holds now, for `restore`."""
+        with self._lock:
+            return self._data.copy()
+
+    def restore(self, image: Image) -> None:
+        """Go back, as a server does that comes up with an older file: another history begins."""
+        with self._lock:
+            self._data, self._lives = image.copy(), self._lives + 1
+
+    @property
+    def confirmed(self) -> Image:
+        """What a crash leaves at least: the store as it was at the last `confirm`."""
+        return self._confirmed
+
+    def confirm_all(self) -> None:
+        """What is here now is confirmed."""
+        with self._call():
+            self._confirmed = self._data.copy()
+
+    @property
+    def history(self) -> str:
+        """The name of the history that the store is in."""
+        return f"{_PLACE}{self._lives}"
+
     def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """As `RowStore.read`."""
         with self._call():
-            return [self._values.get(key) for key in keys]
+            return [self._data.values.get(key) for key in keys]
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`."""
@@ -64,23 +109,23 @@ class MemoryRowStore:
     def get_text(self, key: str) -> str | None:
         """As `RowStore.get_text`."""
         with self._call():
-            value = self._values.get(key)
+            value = self._data.values.get(key)
             return None if value is None else value.decode()
 
     def put_text(self, key: str, text: str) -> None:
         """As `RowStore.put_text`."""
         with self._call():
-            self._values[key] = text.encode()
+            self._data.values[key] = text.encode()
 
     def compare_and_set_text(
         self, key: str, version_key: str, expected_version: int, text: str
     ) -> bool:
         """As `RowStore.compare_and_set_text`."""
         with self._call():
-            if self._values.get(version_key, b"0") != str(expected_version).encode():
+            if self._data.values.get(version_key, b"0") != str(expected_version).encode():
                 return False
-            self._values[key] = text.encode()
-            self._values[version_key] = str(expected_version + 1).encode()
+            self._data.values[key] = text.encode()
+            self._data.values[version_key] = str(expected_version + 1).encode()
             return True
 
     def put_progress(
@@ -89,26 +134,38 @@ class MemoryRowStore:
         """As `RowStore.put_progress`."""
         check_progress(progress)
         with self._call():
-            marks = self._progress.setdefault((topic, group), {})
+            marks = self._data.progress.setdefault((topic, group), {})
             for partition, numbers in progress.items():
                 marks[partition] = merge_progress(marks.get(partition), Progress(*numbers))
 
     def get_progress(self, topic: str, group: str) -> dict[int, Progress]:
         """As `RowStore.get_progress`."""
         with self._call():
-            return dict(self._progress.get((topic, group), {}))
+            return dict(self._data.progress.get((topic, group), {}))
 
     def epoch_of(self, topic: str, topic_id: str) -> int:
         """As `RowStore.epoch_of`."""
         with self._call():
-            epochs = self._epochs.setdefault(topic, {})
+            epochs = self._data.epochs.setdefault(topic, {})
             return epochs.setdefault(topic_id, len(epochs) + 1)
+
+    def begin_history(self) -> str:
+        """As `RowStore.begin_history`."""
+        with self._call():
+            self._history = self.history
+            return self._history
+
+    def confirm(self) -> None:
+        """As `RowStore.confirm`."""
+        if not self._history:
+            raise no_history(_PLACE)
+        self.confirm_all()
 
     def facts(self) -> ServerFacts:
         """As `RowStore.facts`."""
         with self._call():
-            used = sum(map(len, self._values.values()))
-            return ServerFacts("memory", self._policy, False, False, used, len(self._values))
+            used = sum(map(len, self._data.values.values()))
+            return ServerFacts("memory", self._policy, True, False, used, len(self._data.values))
 
     def check_policy(self) -> None:
         """As `RowStore.check_policy`."""
@@ -127,14 +184,15 @@ class MemoryRowStore:
         with self._lock:
             if self._faults:
                 raise self._faults.popleft()
+            check_history(self._history, self.history)
             yield
 
     def _land(self, write: Write) -> bool:
-        stored = self._values.get(write.key)
+        stored = self._data.values.get(write.key)
         fence = None if stored is None else stored[FENCE_SLICE]
         if fence != write.fence:
             return False
-        self._values[write.key] = write.value
+        self._data.values[write.key] = write.value
         return True
 
 
@@ -143,6 +201,7 @@ class AsyncMemoryRowStore:
 
     def __init__(self, store: MemoryRowStore | None = None) -> None:
         self.store = store or MemoryRowStore()
+        self._history = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -152,63 +211,80 @@ class AsyncMemoryRowStore:
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """As `RowStore.read`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.read(keys)
 
     async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.compare_and_set(writes)
 
     async def get_text(self, key: str) -> str | None:
         """As `RowStore.get_text`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.get_text(key)
 
     async def put_text(self, key: str, text: str) -> None:
         """As `RowStore.put_text`."""
-        await asyncio.sleep(0)
+        await self._turn()
         self.store.put_text(key, text)
 
     async def compare_and_set_text(
         self, key: str, version_key: str, expected_version: int, text: str
     ) -> bool:
         """As `RowStore.compare_and_set_text`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.compare_and_set_text(key, version_key, expected_version, text)
 
     async def put_progress(
         self, topic: str, group: str, progress: Mapping[int, tuple[int, int, int]]
     ) -> None:
         """As `RowStore.put_progress`."""
-        await asyncio.sleep(0)
+        await self._turn()
         self.store.put_progress(topic, group, progress)
 
     async def get_progress(self, topic: str, group: str) -> dict[int, Progress]:
         """As `RowStore.get_progress`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.get_progress(topic, group)
 
     async def epoch_of(self, topic: str, topic_id: str) -> int:
         """As `RowStore.epoch_of`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.epoch_of(topic, topic_id)
+
+    async def begin_history(self) -> str:
+        """As `RowStore.begin_history`."""
+        await self._turn()
+        self._history = self.store.history
+        return self._history
+
+    async def confirm(self) -> None:
+        """As `RowStore.confirm`."""
+        await self._turn()
+        if not self._history:
+            raise no_history(_PLACE)
+        self.store.confirm_all()
 
     async def facts(self) -> ServerFacts:
         """As `RowStore.facts`."""
-        await asyncio.sleep(0)
+        await self._turn()
         return self.store.facts()
 
     async def check_policy(self) -> None:
         """As `RowStore.check_policy`."""
-        await asyncio.sleep(0)
+        await self._turn()
         self.store.check_policy()
 
     async def ping(self) -> None:
         """As `RowStore.ping`."""
-        await asyncio.sleep(0)
+        await self._turn()
         self.store.ping()
 
     async def close(self) -> None:
         """As `RowStore.close`."""
         self.store.close()
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(0)
+        check_history(self._history, self.store.history)

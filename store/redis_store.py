@@ -25,7 +25,7 @@ from redis.connection import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from schemas.errors import StoreError
+from schemas.errors import EncoreError, StoreError
 from schemas.names import epoch_key, progress_key
 from store import wire
 from store.base import (
@@ -33,10 +33,12 @@ from store.base import (
     ServerFacts,
     Write,
     check_facts,
+    check_history,
     check_progress,
     check_writes,
+    no_history,
 )
-from store.wire import Command, Reply, StoreConfig
+from store.wire import Command, History, Reply, StoreConfig
 
 _FAULTS: Final = (RedisError, OSError, TimeoutError)
 
@@ -47,12 +49,14 @@ class RedisRowStore:
     def __init__(self, config: StoreConfig | str) -> None:
         self._config = StoreConfig(config) if isinstance(config, str) else config
         self._slots = threading.BoundedSemaphore(self._config.connections)
+        self._history: History | None = None
         try:
             self._pool: ConnectionPool = ConnectionPool.from_url(
                 self._config.url,
                 socket_timeout=self._config.timeout_ms / 1000,
                 socket_connect_timeout=self._config.connect_timeout_ms / 1000,
                 retry=Retry(NoBackoff(), 0),
+                redis_connect_func=self._greet,
                 decode_responses=False,
                 driver_info=None,
             )
@@ -113,6 +117,21 @@ class RedisRowStore:
         """As `RowStore.epoch_of`."""
         return self._eval(wire.EPOCH_OF, (epoch_key(topic),), (topic_id,))
 
+    def begin_history(self) -> str:
+        """As `RowStore.begin_history`."""
+        replies = self._round_trip(wire.begin_commands(), "history")
+        self._history = wire.parse_history(replies[1:], self._config.place)
+        self._pool.disconnect()  # those that come are checked
+        return str(self._history)
+
+    def confirm(self) -> None:
+        """As `RowStore.confirm`."""
+        if self._history is None:
+            raise no_history(self._config.place)
+        commands = wire.confirm_commands(self._config, self._history)
+        replies = self._round_trip(commands, "confirm")
+        wire.check_confirmed(replies, self._config, self._history)
+
     def facts(self) -> ServerFacts:
         """As `RowStore.facts`."""
         return wire.parse_facts(self._ask(("INFO",), "facts"))
@@ -128,6 +147,17 @@ class RedisRowStore:
     def close(self) -> None:
         """As `RowStore.close`."""
         self._pool.disconnect()
+
+    def _greet(self, connection: Any) -> None:
+        """What a new connection begins with: it must reach the history that was fixed."""
+        connection.on_connect()
+        if self._history is not None:
+            connection.send_packed_command([wire.pack(wire.history_commands())])
+            try:
+                _check_same(self._config, self._history, [_read(connection) for _ in range(2)])
+            except EncoreError:
+                connection.disconnect()
+                raise
 
     def _ask(self, command: Command, operation: str) -> Reply:
         (reply,) = self._round_trip((command,), operation)
@@ -190,11 +220,13 @@ class AsyncRedisRowStore:
     def __init__(self, config: StoreConfig | str) -> None:
         self._config = StoreConfig(config) if isinstance(config, str) else config
         self._slots = asyncio.Semaphore(self._config.connections)
+        self._history: History | None = None
         try:
             self._pool: AsyncConnectionPool = AsyncConnectionPool.from_url(
                 self._config.url,
                 socket_connect_timeout=self._config.connect_timeout_ms / 1000,
                 retry=AsyncRetry(NoBackoff(), 0),
+                redis_connect_func=self._greet,
                 decode_responses=False,
                 driver_info=None,
             )
@@ -256,6 +288,21 @@ class AsyncRedisRowStore:
         """As `RowStore.epoch_of`."""
         return await self._eval(wire.EPOCH_OF, (epoch_key(topic),), (topic_id,))
 
+    async def begin_history(self) -> str:
+        """As `RowStore.begin_history`."""
+        replies = await self._round_trip(wire.begin_commands(), "history")
+        self._history = wire.parse_history(replies[1:], self._config.place)
+        await self._pool.disconnect()  # those that come are checked
+        return str(self._history)
+
+    async def confirm(self) -> None:
+        """As `RowStore.confirm`."""
+        if self._history is None:
+            raise no_history(self._config.place)
+        commands = wire.confirm_commands(self._config, self._history)
+        replies = await self._round_trip(commands, "confirm")
+        wire.check_confirmed(replies, self._config, self._history)
+
     async def facts(self) -> ServerFacts:
         """As `RowStore.facts`."""
         return wire.parse_facts(await self._ask(("INFO",), "facts"))
@@ -271,6 +318,18 @@ class AsyncRedisRowStore:
     async def close(self) -> None:
         """As `RowStore.close`."""
         await self._pool.disconnect()
+
+    async def _greet(self, connection: Any) -> None:
+        """What a new connection begins with: it must reach the history that was fixed."""
+        await connection.on_connect()
+        if self._history is not None:
+            await connection.send_packed_command(wire.pack(wire.history_commands()))
+            replies = [await _read_async(connection) for _ in range(2)]
+            try:
+                _check_same(self._config, self._history, replies)
+            except EncoreError:
+                await connection.disconnect(nowait=True)
+                raise
 
     async def _ask(self, command: Command, operation: str) -> Reply:
         (reply,) = await self._round_trip((command,), operation)
@@ -326,6 +385,10 @@ async def _read_async(connection: AsyncConnection) -> Reply:
         return cast(Reply, await connection.read_response())
     except ResponseError as error:
         return error
+
+
+def _check_same(config: StoreConfig, known: History, replies: Sequence[Reply]) -> None:
+    check_history(str(known), str(wire.parse_history(replies, config.place)), config.place)
 
 
 def _bad_url(config: StoreConfig, error: ValueError) -> StoreError:

@@ -12,6 +12,8 @@ Numbers in Lua are doubles, exact below 2^53; `check_progress` keeps to that.
 from __future__ import annotations
 
 import hashlib
+import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -21,8 +23,9 @@ import hiredis
 from redis import exceptions as redis_errors
 
 from schemas.errors import StoreError, StoreTimeout
+from schemas.names import STORE_MARKER_KEY
 from schemas.row import FENCE_SLICE
-from store.base import Progress, ServerFacts, Write
+from store.base import Progress, ServerFacts, Write, other_history
 
 Word = str | bytes | int
 Command = tuple[Word, ...]
@@ -82,6 +85,17 @@ return tonumber(epoch)
 """
 
 
+# ARGV: marker, life. 0 where both are the server's, and then the marker is written once more: a
+# WAITAOF that follows speaks of this write, hence of all before it, whichever connection made them.
+CONFIRM: Final = """
+local info = redis.call('INFO', 'replication')
+if not string.find(info, 'master_replid:' .. ARGV[2], 1, true) then return 1 end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 2 end
+redis.call('SET', KEYS[1], ARGV[1])
+return 0
+"""
+
+
 def sha_of(script: str) -> str:
     """The name EVALSHA knows a script by."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
@@ -105,6 +119,11 @@ class StoreConfig:
     timeout_ms: int = 1000
     connect_timeout_ms: int = 1000
     connections: int = 16
+
+    @property
+    def confirm_ms(self) -> int:
+        """How long the server may take to confirm: its answer comes within `timeout_ms`."""
+        return max(1, self.timeout_ms * 3 // 4)
 
     @property
     def place(self) -> str:
@@ -214,6 +233,74 @@ def parse_progress(reply: Reply, where: str) -> dict[int, Progress]:
                 do="something else writes this key; give encore a store of its own",
             ) from None
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """marker: the random id that lies in the store; it goes with a wipe. life: the replication id
+    that the server gives its data; it takes another when it starts and when a replica takes over.
+    """
+
+    marker: str
+    life: str
+
+    def __str__(self) -> str:
+        return f"{self.marker}-{self.life}"
+
+
+def history_commands() -> tuple[Command, Command]:
+    """Ask for both parts of a history."""
+    return ("GET", STORE_MARKER_KEY), ("INFO", "replication")
+
+
+def begin_commands() -> tuple[Command, ...]:
+    """Give an unmarked store its marker, then `history_commands`."""
+    return ("SET", STORE_MARKER_KEY, uuid.uuid4().hex, "NX"), *history_commands()
+
+
+def confirm_commands(config: StoreConfig, history: History) -> tuple[Command, Command]:
+    """CONFIRM, and on the same connection the wait for the disk. The script's text and not its
+    name: a server that forgot it would answer the wait before a second try had written.
+    """
+    script = ("EVAL", CONFIRM, 1, STORE_MARKER_KEY, history.marker, history.life)
+    return script, ("WAITAOF", 1, 0, config.confirm_ms)
+
+
+def parse_history(replies: Sequence[Reply], place: str) -> History:
+    """The replies to `history_commands`. Raises StoreError for a server that names no life."""
+    marker, info = (text(one(reply, f"{place} history")) or "" for reply in replies)
+    found = re.search(r"^master_replid:(\w+)", info, re.MULTILINE)
+    if found is None:
+        raise StoreError(
+            f"{place} history",
+            required="master_replid in INFO replication",
+            got=info[:60],
+            do="use Valkey or Redis from version 5 on",
+        )
+    return History(marker, found[1])
+
+
+def check_confirmed(replies: Sequence[Reply], config: StoreConfig, history: History) -> None:
+    """The replies of CONFIRM and WAITAOF. Raises what `RowStore.confirm` says."""
+    where = f"{config.place} confirm"
+    checked, waited = replies
+    if (code := integer(one(checked, where), where)) != 0:
+        raise other_history(config.place, str(history), ("another life", "no marker")[code - 1])
+    if isinstance(waited, Exception):
+        raise StoreError(
+            where,
+            required="WAITAOF, on a server that keeps an append-only file",
+            got=str(waited),
+            do="run CONFIG SET appendonly yes (Valkey, or Redis from 7.2 on), or set durability to"
+            " answered and know that commits may then pass what a crash leaves",
+        )
+    if not isinstance(waited, list) or waited[0] < 1:
+        raise StoreTimeout(
+            where,
+            required=f"the disk to confirm within {config.confirm_ms} ms",
+            got=repr(waited),
+            do="see whether appendfsync is everysec or always, and how busy the disk is",
+        )
 
 
 def parse_facts(reply: Reply) -> ServerFacts:

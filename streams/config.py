@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from schemas.errors import SettingsError
 from schemas.names import (
@@ -32,6 +33,9 @@ class StreamConfig:
     session_timeout_s: the embedded broker answers a first JoinGroup after half of it.
     batch_actions: a micro-batch takes whole messages until it has this many actions.
     patience_ms: how long a store, broker or disk that fails is retried before the process ends.
+    durability: `fsynced` commits what the store's disk has confirmed; `answered` what the store has
+        answered, for a store without an append-only file: a commit may then pass what a crash of
+        the store leaves.
     roll_rows, roll_ms: a Parquet file is closed at this many rows or this age.
     """
 
@@ -51,6 +55,7 @@ class StreamConfig:
     inbox_lists: int = 64
     patience_ms: int = 30_000
     store_timeout_ms: int = 2_000
+    durability: Literal["fsynced", "answered"] = "fsynced"
     roll_rows: int = 50_000
     roll_ms: int = 10_000
 

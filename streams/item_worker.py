@@ -3,7 +3,8 @@
 One process does both, as two stages that know each other only through the re-keyed topic; several
 of them share the partitions of both topics. Stage one is `streams.rekey`. Stage two, for each
 micro-batch of the re-keyed topic: decode and check; drop what the source table has already; fold
-and compare-and-set; then the table with its position, as one text; and only then the commit.
+and compare-and-set; then the table with its position, as one text; and once the store's disk has
+all that, the commit (`streams.durability`).
 
 A row's fence is the offset of the newest re-keyed message applied to it, so a batch that is read
 again after a crash changes nothing; source offsets that were re-keyed twice are dropped by the
@@ -22,6 +23,7 @@ from faust.types import TP
 
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
+from streams.durability import open_confirmations
 from streams.folding import Folder
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
@@ -73,9 +75,11 @@ class ItemWorker:
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epochs."""
         config = self._config
-        self._send, self._marks = send, marks
+        self._send = send
         self._store = self._servers.open_store(config)
+        await self._store.begin_history()
         await self._store.check_policy()
+        self._confirmations = await open_confirmations(self._store, marks, config)
         self._admin = await self._servers.admin(config)
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         self._source, self._target = [
@@ -89,7 +93,9 @@ class ItemWorker:
         self._folded = Positions(
             self._store, config.item_topic, config.item_group, self._target.epoch
         )
-        self._rekeyer = Rekeyer(self._source, config.item_topic, config.partitions, self._sent)
+        self._rekeyer = Rekeyer(
+            self._source, (config.item_topic, config.partitions), self._sent, self._confirmations
+        )
         self._tables = PairStore(
             self._store, config.item_topic, config.item_group, config.patience_ms
         )
@@ -125,13 +131,15 @@ class ItemWorker:
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether the logs are still the same."""
+        self._confirmations.check()
         await self._source.watch()
         await self._target.watch()
         self._report()
 
     async def close(self) -> None:
-        """Nothing is held back: each micro-batch is stored before the next is taken."""
+        """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
         self._report(now=True)
+        await self._confirmations.settle()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -141,7 +149,7 @@ class ItemWorker:
         """Re-key what came by the source, then fold what came by the re-keyed topic."""
         source = [fetched for fetched in lists if fetched.tp.topic == self._config.topic]
         if source:
-            await self._rekeyer.handle(source, self._send, self._marks, self._config.patience_ms)
+            await self._rekeyer.handle(source, self._send, self._config.patience_ms)
         target = [fetched for fetched in lists if fetched.tp.topic == self._config.item_topic]
         if any(self._folded.goes_back(fetched) for fetched in target):
             await self._target.check()
@@ -173,8 +181,7 @@ class ItemWorker:
         await self._aside.send_dead(batch.dead)
         await self._folder.apply(join_runs(batch.runs), self._target.check)
         await asyncio.gather(*(self._save(tp, end) for tp, end in batch.ends.items()))
-        for tp, next_offset in batch.ends.items():
-            self._marks.advance(tp, next_offset)
+        self._confirmations.stored(batch.ends)
 
     async def _save(self, tp: TP, next_offset: int) -> None:
         """A partition's table with the position up to which it speaks."""

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from schemas.ids import partitions_of
 from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
 from streams.app import Fetched, Sender
+from streams.durability import Confirmations
 from streams.messages import ActionRun, decode_records, join_runs
 from streams.positions import Positions
 from streams.source import Source
-from streams.transport import Marks
 
 #: A round ends when its source messages have this many bytes: a re-keyed message stays below the
 #: megabyte that brokers take unless told otherwise.
@@ -85,16 +85,22 @@ def rekey(
 
 
 class Rekeyer:
-    """Re-keys what it is handed. positions: in the source, of this re-keyed log."""
+    """Re-keys what it is handed. target: the re-keyed topic and its partition count. positions: in
+    the source, of this re-keyed log."""
 
-    def __init__(self, source: Source, target: str, partitions: int, positions: Positions) -> None:
-        self._source, self._target, self._partitions = source, target, partitions
-        self._positions = positions
+    def __init__(
+        self,
+        source: Source,
+        target: tuple[str, int],
+        positions: Positions,
+        confirmations: Confirmations,
+    ) -> None:
+        self._source, self._positions = source, positions
+        self._target, self._partitions = target
+        self._confirmations = confirmations
         self.actions = 0
 
-    async def handle(
-        self, lists: list[Fetched], send: Sender, marks: Marks, patience_ms: int
-    ) -> None:
+    async def handle(self, lists: list[Fetched], send: Sender, patience_ms: int) -> None:
         """Returns once all is in the re-keyed topic and the positions are stored."""
         fresh = [(each.tp, self._positions.unseen(each)) for each in lists]
         for part in rounds_of([(tp, records) for tp, records in fresh if records]):
@@ -102,8 +108,7 @@ class Rekeyer:
             await self._source.check()
             await self._send(part, send)
             await self._positions.store(part.ends, patience_ms)
-            for tp, end in part.ends.items():
-                marks.advance(tp, end)
+            self._confirmations.stored(part.ends)
 
     async def _send(self, part: Round, send: Sender) -> None:
         runs = [decode_records(records, self._partitions)[0] for records in part.records.values()]

@@ -33,10 +33,14 @@ class Marks:
     """Up to where each partition is stored: the offset after the last stored record."""
 
     _next: dict[TP, int] = field(default_factory=dict)
+    _lost: set[TP] = field(default_factory=set)
 
     def advance(self, tp: TP, next_offset: int) -> None:
-        """All records of the partition before `next_offset` are stored now."""
-        if next_offset > self._next.get(tp, -1):
+        """All records of the partition before `next_offset` are stored now.
+
+        Nothing happens where the partition is someone else's by now.
+        """
+        if tp not in self._lost and next_offset > self._next.get(tp, -1):
             self._next[tp] = next_offset
 
     def get(self, tp: TP) -> int | None:
@@ -47,6 +51,11 @@ class Marks:
         """The partitions belong to someone else now."""
         for tp in tps:
             self._next.pop(tp, None)
+            self._lost.add(tp)
+
+    def own(self, tps: Iterable[TP]) -> None:
+        """The partitions are this process's from now on."""
+        self._lost.difference_update(tps)
 
     def partitions(self) -> Iterator[TP]:
         """Partitions with a mark."""
@@ -111,6 +120,7 @@ class ListConsumer(driver.Consumer):
         """To the committed offsets, then to where the owner of the marks says."""
         await super().perform_seek()
         assigned = frozenset(TP(tp.topic, tp.partition) for tp in self.assignment())
+        self.transport.marks.own(assigned)
         positions = await self.transport.start_at(assigned)
         if positions:
             await self.seek_wait(positions)

@@ -2,9 +2,9 @@
 
 For each micro-batch: decode and check whole messages; refused ones to the dead-letter topic; fold
 and compare-and-set (`streams.folding`); actions outside a view's time bounds to the late topic;
-then the progress mark, and only then the commit. Dead letters and late actions are confirmed before
-the messages they came from count as stored, so a crash repeats them and never loses one; their
-`encore-source` header tells repetitions.
+then the progress mark, and once the store's disk has it, the commit (`streams.durability`). Dead
+letters and late actions are confirmed before the messages they came from count as stored, so a
+crash repeats them and never loses one; their `encore-source` header tells repetitions.
 
 Reading starts at the progress mark, which the store keeps beside the rows: a store that went back
 takes its mark with it, and the worker reads again from there. A topic id that changed under the
@@ -27,6 +27,7 @@ from faust.types import TP
 from streams.app import Fetched, Sender, run_app
 from streams.catching_up import CatchUp
 from streams.config import StreamConfig
+from streams.durability import open_confirmations
 from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.generations import Generations
@@ -59,10 +60,11 @@ class Worker:
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epoch."""
         config = self._config
-        self._marks = marks
         self._aside = SideOutputs(config.topic, send)
         self._store = self._servers.open_store(config)
+        await self._store.begin_history()
         await self._store.check_policy()
+        self._confirmations = await open_confirmations(self._store, marks, config)
         self._admin = await self._servers.admin(config)
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
         self._source = await Source.open(
@@ -97,14 +99,16 @@ class Worker:
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether log and plan are still the same."""
+        self._confirmations.check()
         await self._source.watch()
         await self._follow()
         self._report()
 
     async def close(self) -> None:
-        """Nothing is held back: each micro-batch is stored before the next is taken."""
+        """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
         self._report(now=True)
         await self._catch_up.close()
+        await self._confirmations.settle()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -151,8 +155,7 @@ class Worker:
                 self._positions.saw(partition, newest)
         await self._generations.store(self._positions.with_watermarks(upto))
         await self._positions.store(upto, self._config.patience_ms)
-        for tp, next_offset in upto.items():
-            self._marks.advance(tp, next_offset)
+        self._confirmations.stored(upto)
 
     async def _follow(self) -> None:
         """Take over a newly published plan, then catch up. All that was read is stored."""

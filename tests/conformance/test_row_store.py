@@ -308,3 +308,17 @@ class TestServer:
         store.ping()
         store.close()
         store.close()
+
+
+class TestHistory:
+    def test_has_one_name_for_all(self, store: RowStore) -> None:
+        assert store.begin_history() == store.begin_history() != ""
+
+    def test_confirms_what_was_written(self, store: RowStore, prefix: str) -> None:
+        with pytest.raises(StoreError, match="confirm: needs a history"):
+            store.confirm()
+        store.begin_history()
+        store.put_text(prefix, "x")
+        store.confirm()
+        store.confirm()
+        assert store.get_text(prefix) == "x"

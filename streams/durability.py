@@ -1,0 +1,89 @@
+"""Commits follow durability: a partition is committed up to what the store's disk has confirmed.
+
+Rows and marks are readable as soon as they are written. The store's disk comes a moment later
+(`appendfsync everysec`: within a second or so), so confirmation is asked for beside the work: one
+request at a time, each for everything that was stored when it began. A confirmed position moves its
+mark in `streams.transport.Marks`, and only marks are committed.
+
+Reading starts at the store's own marks, which lie behind the rows in one history (`store.base`): a
+store that went back took them along. The broker's commit is the witness outside the store: where
+the store knows less than was committed, it lost what it had confirmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from faust.types import TP
+
+from schemas.errors import StoreError
+from store.base import AsyncRowStore
+from streams.config import StreamConfig
+from streams.patience import patiently
+from streams.transport import Marks
+
+
+async def open_confirmations(
+    store: AsyncRowStore, marks: Marks, config: StreamConfig
+) -> Confirmations:
+    """Of a store whose history is fixed. Raises StoreError where it cannot confirm anything."""
+    wanted = config.durability == "fsynced"
+    if wanted:
+        await store.confirm()
+    return Confirmations(store, marks, config.patience_ms, wanted)
+
+
+class Confirmations:
+    """Advances marks once the store confirmed what lies before them. Used by one task.
+
+    wanted: False where a setting says that the store's answer is enough, at once then.
+    """
+
+    def __init__(
+        self, store: AsyncRowStore, marks: Marks, patience_ms: int, wanted: bool = True
+    ) -> None:
+        self._store, self._marks, self._patience_ms = store, marks, patience_ms
+        self._wanted = wanted
+        self._stored: dict[TP, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def stored(self, upto: Mapping[TP, int]) -> None:
+        """All before these offsets is in the store, marks included. Returns at once.
+
+        Raises what an earlier confirmation failed with: HistoryError, StreamError.
+        """
+        self.check()
+        self._stored |= upto
+        if not self._wanted:
+            self._advance(self._taken())
+        elif self._task is None:
+            self._task = asyncio.ensure_future(self._confirm())
+
+    def check(self) -> None:
+        """Raises what a confirmation failed with."""
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            task.result()
+
+    async def settle(self) -> None:
+        """Return once all that was stored is confirmed. Raises HistoryError, StreamError."""
+        if self._task is not None:
+            await self._task
+        self.check()
+
+    async def _confirm(self) -> None:
+        while upto := self._taken():
+            await patiently(
+                "the store's disk", self._store.confirm, self._patience_ms, (StoreError,)
+            )
+            self._advance(upto)
+        self._task = None
+
+    def _taken(self) -> dict[TP, int]:
+        upto, self._stored = self._stored, {}
+        return upto
+
+    def _advance(self, upto: Mapping[TP, int]) -> None:
+        for tp, next_offset in upto.items():
+            self._marks.advance(tp, next_offset)

@@ -1,0 +1,115 @@
+"""A restart, a failover, a wipe: another history, to which nobody of the old one may write."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import HistoryError, StoreError
+from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from tests.store.servers import OwnServer, own_server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[OwnServer]:
+    with own_server(tmp_path) as own:
+        yield own
+
+
+def test_a_restart_is_another_history(server: OwnServer) -> None:
+    with RedisRowStore(server.url) as store, RedisRowStore(server.url) as reader:
+        name = store.begin_history()
+        store.put_text("a", "durable")
+        store.confirm()
+        server.kill()
+        server.restart()
+        for _ in range(2):
+            with pytest.raises(HistoryError, match="its history: needs"):
+                store.put_text("a", "on top of a gap")
+        with pytest.raises(HistoryError):
+            store.confirm()
+        assert reader.get_text("a") == "durable"
+        assert reader.begin_history() not in ("", name)
+        reader.confirm()
+
+
+def test_a_restart_is_another_history_for_the_event_loop(server: OwnServer) -> None:
+    async def run() -> None:
+        async with AsyncRedisRowStore(server.url) as store:
+            await store.begin_history()
+            await store.put_text("a", "durable")
+            await store.confirm()
+            server.kill()
+            server.restart()
+            calls = [store.put_text("a", "on top of a gap") for _ in range(20)]
+            told = await asyncio.gather(*calls, return_exceptions=True)
+            dead, *others = told  # the one connection that was open
+            assert type(dead) in (StoreError, HistoryError)
+            assert {type(each) for each in others} == {HistoryError}
+            with pytest.raises(HistoryError):
+                await store.confirm()
+
+    asyncio.run(run())
+    with RedisRowStore(server.url) as store:
+        assert store.get_text("a") == "durable"
+
+
+def test_a_replica_that_takes_over_is_another_history(server: OwnServer, tmp_path: Path) -> None:
+    """The client stays connected: what it is told then comes with the next confirmation."""
+    with own_server(tmp_path / "replica") as other, RedisRowStore(server.url) as store:
+        store.begin_history()
+        store.confirm()
+        server.run("REPLICAOF", "127.0.0.1", other.server.port)
+        server.run("REPLICAOF", "NO", "ONE")
+        with pytest.raises(HistoryError, match="another life"):
+            store.confirm()
+
+
+def test_a_wipe_shows_at_the_next_confirmation(server: OwnServer) -> None:
+    with RedisRowStore(server.url) as store:
+        store.begin_history()
+        store.confirm()
+        server.run("FLUSHALL")
+        with pytest.raises(HistoryError, match="no marker"):
+            store.confirm()
+
+
+def test_a_script_that_the_server_forgot_confirms_nothing_by_itself(server: OwnServer) -> None:
+    with RedisRowStore(server.url) as store:
+        store.begin_history()
+        server.run("SCRIPT", "FLUSH")
+        store.compare_and_set([])
+        store.confirm()
+
+
+def test_without_an_append_only_file_nothing_is_confirmed(server: OwnServer) -> None:
+    server.run("CONFIG", "SET", "appendonly", "no")
+    with RedisRowStore(server.url) as store:
+        store.begin_history()
+        with pytest.raises(StoreError, match=r"confirm: needs WAITAOF, .* appendonly is disabled"):
+            store.confirm()
+
+
+def test_the_memory_double_goes_back_to_what_was_confirmed() -> None:
+    rows = MemoryRowStore()
+    mine = AsyncMemoryRowStore(rows)
+
+    async def run() -> None:
+        await mine.begin_history()
+        await mine.put_text("a", "durable")
+        await mine.put_progress("t", "g", {0: (1, 5, 0)})
+        await mine.confirm()
+        await mine.put_text("a", "lost")
+        await mine.put_progress("t", "g", {0: (1, 9, 0)})
+        rows.restore(rows.confirmed)
+        with pytest.raises(HistoryError):
+            await mine.read(["a"])
+
+    asyncio.run(run())
+    assert (rows.get_text("a"), rows.get_progress("t", "g")[0].next_offset) == ("durable", 5)
+    rows.restore(Image())
+    assert rows.get_text("a") is None
