@@ -24,6 +24,7 @@ from encore.commands import (
     local,
     model,
     replay,
+    send,
     serving,
     stream,
 )
@@ -82,6 +83,7 @@ app.command(epilog=feature.LOAD_EPILOG)(feature.load)
 app.add_typer(features.features)
 app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
+app.command(epilog=send.SEND_EPILOG)(send.send)
 app.command()(stream.stream)
 app.command()(stream.items)
 app.command()(stream.sink)

@@ -3,6 +3,7 @@
 DIR/encore.toml                  settings: where the rest lies
 DIR/feature_repo/                the declarations: who, what, and what a model sees
 DIR/data/sources/songs.parquet   a batch source of six songs
+DIR/listeners.py                 a stand-in for an app: asks for pages, prints what listeners do
 """
 
 from __future__ import annotations
@@ -20,7 +21,66 @@ SETTINGS: Final = """\
 repo = "feature_repo"
 data_dir = "data"
 service = "ranking"
+sink_roll_ms = 2_000  # Parquet every two seconds: small files, soon there
 """
+
+LISTENERS: Final = '''\
+"""Stands in for your app: listeners ask for a page of songs, see it, and play what they like.
+
+    python listeners.py 300 | encore send       300 pages; each line printed is an action
+
+It needs nothing of encore: it asks over HTTP, and prints JSON.
+"""
+
+import http.client
+import json
+import random
+import sys
+import time
+import uuid
+
+SERVICE = "127.0.0.1:8080"
+ARTIST = {1: 10, 2: 10, 3: 11, 4: 12, 5: 12, 6: 13}  # of each song
+
+
+def int64(name, values):
+    return {"name": name, "shape": [len(values)], "datatype": "INT64", "data": values}
+
+
+def page(service, request_id, user):
+    """The songs as the service ranks them for this user."""
+    inputs = [int64("user_id", [user]), int64("candidate_ids", list(ARTIST))]
+    body = json.dumps({"id": request_id, "inputs": inputs})
+    service.request("POST", "/v2/models/rank/infer", body, {"content-type": "application/json"})
+    reply = json.load(service.getresponse())
+    if "error" in reply:
+        sys.exit(reply["error"])
+    return reply["outputs"][0]["data"]
+
+
+def act(user, song, kind, request_id, **more):
+    action = {"user": user, "item": song, "type": kind, "author": ARTIST[song]}
+    print(json.dumps(action | {"request_id": request_id} | more))
+
+
+def listen(service, user):
+    """One page: all of it is seen; songs of the listener's artist are mostly played."""
+    request_id = str(uuid.uuid4())
+    songs = page(service, request_id, user)
+    now_ms = int(time.time() * 1000)
+    for position, song in enumerate(songs):
+        act(user, song, "impression", request_id, time_ms=now_ms, position=position)
+        if random.random() < (0.8 if ARTIST[song] == 10 + user % 4 else 0.1):
+            act(user, song, "click", request_id, time_ms=now_ms)
+            act(user, song, "play", request_id, time_ms=now_ms, value=random.randint(1, 200_000))
+
+
+if __name__ == "__main__":
+    random.seed(7)
+    connection = http.client.HTTPConnection(SERVICE, timeout=10)
+    for number in range(int(sys.argv[1])):
+        listen(connection, user=1 + number % 40)
+'''
 
 REPO_FILES: Final = {
     "feature_store.yaml": """\
@@ -104,7 +164,7 @@ def create_project(directory: Path) -> tuple[Path, ...]:
             got="one that holds something" if directory.is_dir() else "a file",
             do="name another",
         )
-    texts = {directory / "encore.toml": SETTINGS}
+    texts = {directory / "encore.toml": SETTINGS, directory / "listeners.py": LISTENERS}
     texts |= {directory / "feature_repo" / name: text for name, text in REPO_FILES.items()}
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -233,18 +233,33 @@ def decode_json(data: bytes, where: str = "action") -> ActionBatch:
     try:
         batch = JsonBatch.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=True)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ActionError(
-            f"{where}{'.' + place if place else ''}",
-            required="the JSON form of an action batch",
-            got=f"{first['msg']} ({str(first.get('input'))[:60]})",
-            do="see docs/actions.md",
-        ) from None
+        raise _not_json(error, where, "the JSON form of an action batch") from None
     actions = np.zeros(len(batch.actions), ACTION)
     for index, action in enumerate(batch.actions):
         actions[index] = _from_json(action, partial("{}.actions[{}].{}".format, where, index))
     return _checked(batch.sent_ms, actions, where)
+
+
+def action_of(record: object, where: str) -> NDArray[np.void]:
+    """One action in JSON, parsed already, as (1,) of dtype ACTION. Raises ActionError."""
+    try:
+        action = JsonAction.model_validate(record)
+    except ValidationError as error:
+        raise _not_json(error, where, "the JSON form of an action") from None
+    actions = np.zeros(1, ACTION)
+    actions[0] = _from_json(action, partial("{}.{}".format, where))
+    return actions
+
+
+def _not_json(error: ValidationError, where: str, required: str) -> ActionError:
+    first = error.errors(include_url=False, include_input=True)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return ActionError(
+        f"{where}{'.' + place if place else ''}",
+        required=required,
+        got=f"{first['msg']} ({str(first.get('input'))[:60]})",
+        do="see docs/actions.md",
+    )
 
 
 def _from_json(action: JsonAction, place: partial[str]) -> tuple[Any, ...]:

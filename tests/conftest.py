@@ -13,9 +13,19 @@ import pytest
 from hypothesis import settings
 
 from encore.local import start_broker, start_store
+from tests import refusals
 
 settings.register_profile("encore", deadline=None, print_blob=True)
 settings.load_profile("encore")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    refusals.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every EncoreError that a test makes notes where it was made."""
+    refusals.register(config)
 
 
 def pytest_unconfigure() -> None:

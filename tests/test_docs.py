@@ -8,6 +8,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from encore.cli import app
 from encore.settings import Settings, variable
+from schemas.errors import EncoreError
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
@@ -128,6 +130,63 @@ def test_each_rule_of_evolution_names_tests_that_exist() -> None:
         assert named, f"rule {number} names no test"
         for file, test in named:
             assert f"def {test}(" in (ROOT / file).read_text("utf-8"), f"rule {number}: {test}"
+
+
+def table(page: str, first: str) -> list[list[str]]:
+    """The rows of the table whose head begins with that cell, as cells without code marks."""
+    text = (ROOT / page).read_text("utf-8")
+    head = re.search(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    assert head, f"{page} has no table of {first}"
+    return [[cell.strip(" `") for cell in line[1:-2].split(" |")] for line in head[1].splitlines()]
+
+
+def family(error: type[EncoreError]) -> Iterator[type[EncoreError]]:
+    yield error
+    for below in error.__subclasses__():
+        yield from family(below)
+
+
+def test_the_errors_page_has_each_code_and_what_it_means() -> None:
+    rows = table("docs/errors.md", "code")
+    first, *others = family(EncoreError)
+    wanted = {error.code: (error.__doc__ or "").partition("\n")[0] for error in others}
+    assert {code: means for code, means, _ in rows} == wanted | {first.code: "A defect of encore."}
+    assert all(do for *_, do in rows)
+
+
+def test_the_errors_page_has_each_http_status() -> None:
+    """Each `status=` of the service, what it gives routes, defects and refused requests."""
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "predictor").glob("*.py"))
+    given = set(re.findall(r"\bstatus=(\d{3})\b|_error\(_defect\(\), (\d{3})\)", source))
+    statuses = {status for pair in given for status in pair if status} | {"400", "404", "405"}
+    assert {row[0] for row in table("docs/errors.md", "status")} == statuses
+
+
+def test_every_page_is_in_the_index() -> None:
+    """docs/README.md leads to every page of docs/, and README.md to it."""
+    docs = ROOT / "docs"
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (docs / "README.md").read_text("utf-8")))
+    assert linked == {path.name for path in docs.glob("*.md")} - {"README.md"}
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_subcommands_and_options_exist(page: str) -> None:
+    """Each `encore …` of a page: its subcommand, and its long options."""
+    for line in re.findall(
+        r"(?:^|[\s/$|])encore ([a-z][^|`\n]*)", blocks((ROOT / page).read_text("utf-8")), re.M
+    ):
+        words = line.split("  ")[0].split()
+        command: Any = typer.main.get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        if hasattr(command, "commands") and words and "=" in line:
+            command = command.commands["get"]
+        options = {
+            option for each in command.params for option in (*each.opts, *each.secondary_opts)
+        }
+        named = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+        assert named <= options | {"--help", "--json", "--config"}, line
 
 
 @pytest.mark.parametrize("page", NAMES)

@@ -68,7 +68,7 @@ def test_init_writes_into_new_or_empty_directories_alone(
     assert main(["init", str(tmp_path / "new")]) == 0
     written = capsys.readouterr().out.splitlines()
     assert all(Path(line).is_file() for line in written)
-    assert len(written) == 7
+    assert len(written) == 8
     assert main(["init", str(tmp_path / "new")]) == 1
     error = capsys.readouterr().err
     assert "needs a directory that is new or empty, got one that holds something" in error

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from schemas.errors import RecordError
 from schemas.ranklog import (
     FENCE,
+    MAX_CANDIDATES,
     Degraded,
     RankRecord,
     decode_record,
@@ -196,3 +197,9 @@ def test_degraded_text() -> None:
     assert degraded_text(0) == ""
     assert degraded_text(Degraded.NO_MODEL | Degraded.STORE_TIMEOUT) == "no_model,store_timeout"
     assert str(example().request_id) == "01234567-89ab-cdef-fedc-ba9876543210"
+
+
+def test_more_candidates_than_a_record_may_hold_are_refused() -> None:
+    many = np.arange(MAX_CANDIDATES + 1, dtype=np.int64)
+    with pytest.raises(RecordError, match=f"fine_ids: needs at most {MAX_CANDIDATES} candidates"):
+        encode_record(dataclasses.replace(example(), coarse_only_ids=many))

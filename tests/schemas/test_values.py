@@ -125,3 +125,19 @@ def test_a_feature_named_like_a_length_is_refused() -> None:
     service = replace(SERVICE, user_slots=(*SERVICE.user_slots, slot))
     with pytest.raises(PlanError, match="interests__len: needs a name of its own"):
         value_dtype(replace(PLAN, views=views), service, "user")
+
+
+def test_a_slot_of_a_feature_that_is_gone_names_those_that_are_there() -> None:
+    slots = (replace(SERVICE.user_slots[0], feature="gone"),)
+    with pytest.raises(PlanError, match=r"needs one of .*, got \w+\.gone"):
+        value_dtype(PLAN, replace(SERVICE, user_slots=slots), "user")
+
+
+def test_a_sequence_longer_than_its_length_field_is_refused() -> None:
+    view = PLAN.view("user_activity")
+    features = tuple(
+        replace(f, capacity=1 << 16) if f.name == "videos_item" else f for f in view.features
+    )
+    views = tuple(replace(v, features=features) if v is view else v for v in PLAN.views)
+    with pytest.raises(PlanError, match="needs a capacity of at most 65535, got 65536"):
+        value_dtype(replace(PLAN, views=views), SERVICE, "user")

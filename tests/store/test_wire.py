@@ -100,3 +100,11 @@ def test_facts_of_redis_and_of_an_empty_reply() -> None:
     assert (facts.appendonly, facts.loading) == (True, False)
     assert (facts.used_memory_bytes, facts.keys) == (12, 7)
     assert wire.parse_facts(b"").maxmemory_policy == "unknown"
+
+
+def test_a_reply_of_another_kind_is_refused() -> None:
+    """As a proxy may give that is no Redis."""
+    with pytest.raises(StoreError, match=r"store\.read: needs a list of values, got int"):
+        wire.values(7)
+    with pytest.raises(StoreError, match="epoch: needs a number, got b'x'"):
+        wire.integer(b"x", "epoch")
