@@ -31,7 +31,9 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 NO_FENCE: Final = np.array((0, NO_OFFSET), FENCE)
-_FIRST_FAILED: Final = min(FAILED)  # PRESENT, NOT_FOUND and STALE lie below
+# Plain integers: numpy takes microseconds to compare with an enum's member.
+_PRESENT: Final = int(Status.PRESENT)
+_FIRST_FAILED: Final = int(min(FAILED))  # PRESENT, NOT_FOUND and STALE lie below
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,15 @@ class SideBlock:
 
 @dataclass(frozen=True, slots=True)
 class _ViewProgram:
-    """One view of a side. columns: (index in the null bitmap, block field, feature) of each."""
+    """One view of a side. columns: (index in the null bitmap, block field, feature) of each.
+
+    vectors: (block field, feature) of those that have a length.
+    """
 
     layout: RowLayout
     finaliser: Finaliser
     columns: tuple[tuple[int, str, str], ...]
+    vectors: tuple[tuple[str, str], ...]
 
 
 class SideProgram:
@@ -77,8 +83,11 @@ class SideProgram:
                 for index, each in enumerate(features)
                 if each.view.name == view.name
             )
+            vectors = tuple(
+                (name, feature) for _, name, feature in columns if self.dtype[name].shape
+            )
             finaliser = Finaliser(view, {feature for _, _, feature in columns})
-            programs.append(_ViewProgram(layout_of(view), finaliser, columns))
+            programs.append(_ViewProgram(layout_of(view), finaliser, columns, vectors))
         self._programs = tuple(programs)
 
     def keys(self, entity_ids: list[int]) -> list[str]:
@@ -109,8 +118,10 @@ class SideProgram:
         for index, program in enumerate(self._programs):
             rows, found = decode_rows(program.layout, raw[index * n : (index + 1) * n], entity_ids)
             features = program.finaliser(rows, now_ms)
-            # A row beyond its TTL answers as one that is not there; its fence is logged as read.
-            found[features.expired & (found == Status.PRESENT)] = Status.NOT_FOUND
+            if features.expired is not features.never:
+                # A row beyond its TTL answers as one that is not there; its fence is logged as
+                # read.
+                found[features.expired & (found == _PRESENT)] = Status.NOT_FOUND
             _fill(program, features, found >= _FIRST_FAILED, values, null)
             status[:, index] = found
             fences["epoch"][:, index], fences["offset"][:, index] = rows.epoch, rows.offset
@@ -127,10 +138,12 @@ def _fill(
     failed: (n,) rows of which all is null. They and absent rows were finalised as empty rows: zero
     throughout, and a batch view's features null, so that only the nulls of failed rows are left.
     """
-    none_failed = not failed.any()
     for at, name, feature in program.columns:
         values[name] = features.values[feature]  # (n,) or (n, L)
-        if feature in features.lengths:
-            values[name + LENGTH_SUFFIX] = features.lengths[feature]
         missing = features.null[feature]
-        null[:, at] = missing if none_failed else missing | failed
+        if missing is not features.never:
+            null[:, at] = missing
+    for name, feature in program.vectors:
+        values[name + LENGTH_SUFFIX] = features.lengths[feature]
+    if failed.any():
+        null[np.ix_(failed, [at for at, _, _ in program.columns])] = True

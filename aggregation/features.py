@@ -21,12 +21,14 @@ Mask = NDArray[np.bool_]
 class Features:
     """Features of n rows. Arrays may be views of the rows' memory.
 
-    expired: (n,) bool, rows beyond the TTL, finalised as empty ones. values: feature -> (n,), or
+    expired: (n,) bool, rows beyond the TTL, finalised as empty ones. never: (n,) bool, all False:
+    the nulls of a feature that is always there; shared, so not to be written to. values: feature -> (n,), or
     (n, L) for a vector, of the feature's dtype; zero where null and behind a length. lengths:
     vector feature -> (n,) int64. null: feature -> (n,) bool.
     """
 
     expired: Mask
+    never: Mask
     values: dict[str, Array] = field(default_factory=dict)
     lengths: dict[str, Array] = field(default_factory=dict)
     null: dict[str, Mask] = field(default_factory=dict)
@@ -36,8 +38,7 @@ class Features:
 class Moment:
     """When n rows are looked at.
 
-    alive: (n,) bool, rows within the TTL; None where all are. never: (n,) bool, all False: the
-    nulls of a feature that is always there; shared, so not to be written to.
+    alive: (n,) bool, rows within the TTL; None where all are. never: as `Features.never`.
     """
 
     now_ms: int

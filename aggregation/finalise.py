@@ -48,7 +48,7 @@ class Finaliser:
         if self.view.ttl_ms > 0:
             expired = rows.newest_ms < now_ms - self.view.ttl_ms  # (n,)
             alive = ~expired if expired.any() else None
-        features, moment = Features(expired), Moment(now_ms, alive, never)
+        features, moment = Features(expired, never), Moment(now_ms, alive, never)
         for step in self._steps:
             step(rows, moment, features)
         return features

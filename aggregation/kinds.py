@@ -34,11 +34,17 @@ class Scalars:
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Zero where null."""
-        for name, source, dtype in self.features:
-            present = moment.living(rows.present[source])  # (n,)
-            values = np.where(present, rows.values[source], 0)  # (n,)
+        present = np.array([rows.present[source] for _, source, _ in self.features])  # (g, n)
+        if moment.alive is not None:
+            present &= moment.alive
+        null = ~present
+        some = null.any(axis=1).tolist()
+        for place, (name, source, dtype) in enumerate(self.features):
+            values = rows.values[source]  # (n,)
+            if some[place]:
+                values = np.where(present[place], values, 0)
             out.values[name] = values.astype(dtype, copy=False)
-            out.null[name] = ~present
+            out.null[name] = null[place] if some[place] else moment.never
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ FENCE: Final = np.dtype([("epoch", "<u4"), ("offset", "<i8")])
 
 #: crc32 of any bytes followed by their own crc32, little endian: one call checks a whole row.
 CRC_RESIDUE: Final = 0x2144DF1C
+_PRESENT: Final = int(Status.PRESENT)  # numpy takes microseconds to compare with an enum's member
 
 
 def encode_rows(layout: RowLayout, rows: Rows) -> list[bytes]:
@@ -103,7 +104,7 @@ def decode_rows(
     other = out["trailer"]["layout"] != layout.layout_id
     if other.any():
         foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
-    wrong = (status == Status.PRESENT) & (out["entity_id"] != entity_ids)
+    wrong = (status == _PRESENT) & (out["entity_id"] != entity_ids)
     lengths = _lengths(layout, out)  # (n, V)
     wrong |= (lengths > layout.capacities).any(axis=1)
     if foreign:
