@@ -146,4 +146,5 @@ def _fill(
     for name, feature in program.vectors:
         values[name + LENGTH_SUFFIX] = features.lengths[feature]
     if failed.any():
-        null[np.ix_(failed, [at for at, _, _ in program.columns])] = True
+        places = np.array([at for at, _, _ in program.columns], np.intp)
+        null[np.ix_(np.flatnonzero(failed), places)] = True

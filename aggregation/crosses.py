@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -58,38 +57,47 @@ class Operand:
         return Operand(self.values[rows], lengths, self.null[rows])
 
 
-@dataclass(frozen=True)
 class Pair:
-    """Two operands, and what several operators need of them."""
+    """Two operands, and what several operators need of them. null: where either is missing, (n,) or
+    (1,) bool."""
 
-    left: Operand
-    right: Operand
+    __slots__ = ("_matches", "left", "null", "right")
 
-    @cached_property
-    def null(self) -> Mask:
-        """Where either is missing, (n,) or (1,)."""
-        return self.left.null | self.right.null
+    def __init__(self, left: Operand, right: Operand) -> None:
+        self.left, self.right = left, right
+        self.null = left.null | right.null
+        self._matches: tuple[Array, Array] | None = None
 
-    @cached_property
+    @property
     def matches(self) -> tuple[Array, Array]:
         """Of the scalar on the right in the sequence on the left: how often, and first where (-1
         for nowhere). (n,) or (1,) int64 each."""
-        sequence, lengths = self.left.values, self.left.lengths
-        assert lengths is not None
-        wanted = self.right.values.astype(np.int64, copy=False)
-        if len(sequence) == 1 and len(wanted) > 1:
-            return _found(sequence[0, : int(lengths[0])].astype(np.int64, copy=False), wanted)
-        return _matched(sequence.astype(np.int64, copy=False), lengths, wanted)
+        if self._matches is None:
+            self._matches = _matches(self.left, self.right)
+        return self._matches
+
+
+def _matches(left: Operand, right: Operand) -> tuple[Array, Array]:
+    sequence, lengths = left.values.astype(np.int64, copy=False), left.lengths
+    assert lengths is not None
+    wanted = right.values.astype(np.int64, copy=False)
+    if len(sequence) == 1 and len(wanted) > 1:
+        return _found(sequence[0, : int(lengths[0])], wanted)
+    return _matched(sequence, lengths, wanted)
 
 
 def _found(entries: Array, wanted: Array) -> tuple[Array, Array]:
     """One sequence for all results. entries: (l,). wanted: (n,)."""
+    counts, first = np.zeros(len(wanted), np.int64), np.full(len(wanted), -1, np.int64)
     if len(entries) == 0:
-        return np.zeros(len(wanted), np.int64), np.full(len(wanted), -1, np.int64)
-    known, first, counts = np.unique(entries, return_index=True, return_counts=True)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)  # (n,)
-    there = known[place] == wanted
-    return np.where(there, counts[place], 0), np.where(there, first[place], -1)
+        return counts, first
+    order = entries.argsort(kind="stable")  # (l,) of equal entries the newest comes first
+    known = entries[order]
+    place = known.searchsorted(wanted)  # (n,)
+    hits = np.flatnonzero(known.take(place, mode="clip") == wanted)
+    counts[hits] = known.searchsorted(wanted[hits], side="right") - place[hits]
+    first[hits] = order[place[hits]]
+    return counts, first
 
 
 def _matched(sequence: Array, lengths: Array, wanted: Array) -> tuple[Array, Array]:

@@ -22,9 +22,9 @@ class Features:
     """Features of n rows. Arrays may be views of the rows' memory.
 
     expired: (n,) bool, rows beyond the TTL, finalised as empty ones. never: (n,) bool, all False:
-    the nulls of a feature that is always there; shared, so not to be written to. values: feature -> (n,), or
-    (n, L) for a vector, of the feature's dtype; zero where null and behind a length. lengths:
-    vector feature -> (n,) int64. null: feature -> (n,) bool.
+    the nulls of a feature that is always there; shared, so not to be written to. values: feature ->
+    (n,), or (n, L) for a vector, of the feature's dtype; zero where null and behind a length.
+    lengths: vector feature -> (n,) int64. null: feature -> (n,) bool.
     """
 
     expired: Mask

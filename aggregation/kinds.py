@@ -38,7 +38,7 @@ class Scalars:
         if moment.alive is not None:
             present &= moment.alive
         null = ~present
-        some = null.any(axis=1).tolist()
+        some = list(null.any(axis=1))  # g
         for place, (name, source, dtype) in enumerate(self.features):
             values = rows.values[source]  # (n,)
             if some[place]:
