@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from aggregation.features import Array, Features, Moment, Step
+from aggregation.features import Array, Features, Mask, Moment, Step
 from aggregation.rings import inside_window, total_dtype, window_totals
 from aggregation.saturate import saturate
 from aggregation.sequences import shifted, visible
@@ -37,8 +37,8 @@ class Scalars:
         present = np.array([rows.present[source] for _, source, _ in self.features])  # (g, n)
         if moment.alive is not None:
             present &= moment.alive
-        null = ~present
-        some = list(null.any(axis=1))  # g
+        null: Mask = ~present  # (g, n)
+        some: Mask = np.any(null, axis=1)  # (g,)
         for place, (name, source, dtype) in enumerate(self.features):
             values = rows.values[source]  # (n,)
             if some[place]:
