@@ -91,7 +91,7 @@ class OnlineView:
                 value if each is FieldStatus.PRESENT else None
                 for each, value in zip(found, held, strict=True)
             ]
-        return OnlineRows(values, statuses, rows.newest_ms.tolist())
+        return OnlineRows(values, statuses, np.maximum(rows.newest_ms, 0).tolist())
 
     def unread(self, n: int) -> OnlineRows:
         """n rows that the store did not give: INVALID throughout."""

@@ -21,6 +21,7 @@ from schemas.errors import RowError
 from schemas.generic_row import read_foreign
 from schemas.layout import TRAILER, TRAILER_BYTES, RowLayout
 from schemas.rows import NO_OFFSET as NO_OFFSET
+from schemas.rows import TOMBSTONE_MS as TOMBSTONE_MS
 from schemas.rows import Rows as Rows
 from schemas.rows import empty_rows as empty_rows
 from schemas.status import Status
@@ -96,7 +97,8 @@ def decode_rows(
     """Stored values → rows, and the Status of each: PRESENT, NOT_FOUND (None) or CORRUPT.
 
     raw: n stored values. entity_ids: (n,) i64, whose rows they should be. Rows that are not
-    PRESENT are empty. The arrays are fresh and may be written to.
+    PRESENT are empty; a tombstone is NOT_FOUND and keeps its fence. The arrays are fresh and may
+    be written to.
     """
     n = len(raw)
     parts, status, foreign = _triage(layout, raw)
@@ -117,6 +119,7 @@ def decode_rows(
     rows = _columns(layout, out, lengths)
     if foreign:
         _merge_foreign(layout, raw, foreign, rows, status)
+    status[(rows.newest_ms == TOMBSTONE_MS) & (rows.epoch > 0)] = Status.NOT_FOUND
     return rows, status
 
 

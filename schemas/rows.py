@@ -15,6 +15,8 @@ from schemas.layout import NUMPY, RowLayout
 
 #: The fence's offset of a row that is not stored yet.
 NO_OFFSET: Final = -1
+#: The newest event time of a tombstone: a streamed row that a deletion emptied, its fence kept.
+TOMBSTONE_MS: Final = -1
 
 
 @dataclass(slots=True)

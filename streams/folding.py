@@ -18,7 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.fold import FoldReport, fold
+from aggregation.deletion import deletions, fold_in_order
+from aggregation.fold import FoldReport
 from schemas.errors import RowError, StoreError, StreamError
 from schemas.layout import RowLayout, layout_of
 from schemas.names import row_keys
@@ -59,6 +60,7 @@ class FoldCounts:
     rows_written: int = 0
     conflicts: int = 0
     saturated: int = 0
+    deleted: int = 0
 
 
 @dataclass(slots=True)
@@ -188,7 +190,8 @@ class _ViewFold:
                 absent.tolist(), rows.epoch.tolist(), rows.offset.tolist(), strict=True
             )
         ]
-        report = fold(self.view, rows, row_index, self.run.actions[at], self.run.sent_ms[at])
+        actions = self.run.actions[at]
+        report = fold_in_order(self.view, rows, row_index, actions, self.run.sent_ms[at])
         await self._report(report, at)
         await asyncio.shield(permitted)
         touched = np.flatnonzero(report.touched)
@@ -196,6 +199,7 @@ class _ViewFold:
         stays = np.ones(len(rows), bool)
         stays[touched[~landed]] = False
         self.folder.counts.folded += int((report.folded & stays[row_index]).sum())
+        self.folder.counts.deleted += int((deletions(self.view, actions) & stays[row_index]).sum())
         self.folder.counts.saturated += report.saturated
         return pending[touched[~landed]]
 
@@ -213,7 +217,7 @@ class _ViewFold:
             )
         for key, epoch, offset in zip(keys, rows.epoch.tolist(), rows.offset.tolist(), strict=True):
             self.folder.check_not_back(key, (epoch, offset))
-        return rows, status == Status.NOT_FOUND
+        return rows, np.array([row is None for row in raw], bool)
 
     def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
         """(a,) bool: the action's row is of this round, takes its message and has not seen it."""

@@ -36,6 +36,12 @@ def in_time(view: ViewPlan, action: dict[str, Any], sent_ms: int) -> bool:
     return sent_ms - view.skew_ms <= time_ms <= sent_ms + view.future_ms
 
 
+def since_deletion(sent: Sequence[Sent]) -> Sequence[Sent]:
+    """What counts in a user's row: all that lies behind the last delete_user in the log."""
+    deletions = [n for n, (action, _) in enumerate(sent) if action["type"] == 12]
+    return sent[deletions[-1] + 1 :] if deletions else sent
+
+
 def column_of(action: dict[str, Any], column: str) -> int | None:
     """A column's value, None where the edge did not know it."""
     if column == "tag":

@@ -26,14 +26,14 @@ from schemas.ids import partitions_of
 from schemas.layout import layout_of
 from schemas.names import PLAN_KEY, row_keys
 from schemas.plan import Plan, ViewPlan, dump_plan
-from schemas.row import decode_rows, encode_rows, read_fence
+from schemas.row import TOMBSTONE_MS, decode_rows, encode_rows, read_fence
 from store.base import RowStore
 from store.redis_store import RedisRowStore
 from streams.clients import KafkaProducer
 from streams.config import StreamConfig
 from streams.producer import producer_settings
 from tests.aggregation.plans import small_view
-from tests.oracle.fold import as_dicts, rows_of, state_of
+from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
 
 T0 = 1_650_800_000_000
 PARTITIONS = 2
@@ -98,12 +98,19 @@ def batch_record(actions: NDArray[np.void], sent_ms: int, offset: int, partition
 
 
 def oracle_states(view: ViewPlan, sent: Iterable[tuple[NDArray[np.void], int]]) -> dict[int, Any]:
-    """user → state after exactly these (actions, sent_ms), by the slow oracle."""
+    """user → state after exactly these (actions, sent_ms), by the slow oracle; of a deleted user
+    without anything since: the newest time of a tombstone and no field."""
     by_user: dict[int, list[tuple[dict[str, Any], int]]] = {}
     for actions, sent_ms in sent:
         for action in as_dicts(actions):
             by_user.setdefault(action["user"], []).append((action, sent_ms))
-    return {user: state_of(view, history) for user, history in by_user.items()}
+    states = {user: state_of(view, since_deletion(each)) for user, each in by_user.items()}
+    gone = {user: {"newest_ms": TOMBSTONE_MS} for user, each in by_user.items() if deleted(each)}
+    return {user: state or gone.get(user) for user, state in states.items()}
+
+
+def deleted(history: Iterable[tuple[dict[str, Any], int]]) -> bool:
+    return any(action["type"] == ActionType.DELETE_USER for action, _ in history)
 
 
 def assert_rows_equal_oracle(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from schemas.actions import ActionType
 from schemas.errors import RowError, StoreError, StoreTimeout, StreamError
 from schemas.layout import layout_of
 from schemas.names import row_key
@@ -88,6 +89,45 @@ def test_any_batch_may_come_again(again: list[int], step: int) -> None:
         bench.apply(bench.folder(), run_of(sent[begin:end], begin))
         reached = max(reached, end)
     assert_rows_equal_oracle(bench.store, VIEW, sent[:reached])
+
+
+@given(
+    st.lists(st.integers(0, 11), max_size=8),
+    st.integers(1, 12),
+    st.lists(st.tuples(st.integers(0, 239), st.booleans()), min_size=1, max_size=4),
+)
+def test_a_deleted_user_stays_deleted(
+    again: list[int], step: int, places: list[tuple[int, bool]]
+) -> None:
+    """Older messages that come again bring nothing back; what follows the deletion counts."""
+    bench, sent = Bench(), messages(12)
+    for place, silent_since in places:
+        part, _ = sent[place // 20]
+        part[place % 20]["type"] = ActionType.DELETE_USER
+        if silent_since:
+            user = part[place % 20]["user"]
+            for later, _ in sent[place // 20 :]:
+                mine = (later["user"] == user) & (later["type"] != ActionType.DELETE_USER)
+                later["time_ms"][mine] = T0 + 10_000_000  # nothing of it is folded
+    reached = 0
+    for begin in (*again, 0):
+        begin = min(begin, reached)
+        end = min(begin + step, 12)
+        bench.apply(bench.folder(), run_of(sent[begin:end], begin))
+        reached = max(reached, end)
+    assert_rows_equal_oracle(bench.store, VIEW, sent[:reached])
+
+
+def test_deletions_are_counted_and_a_user_nobody_knew_gets_a_tombstone() -> None:
+    bench = Bench()
+    folder = bench.folder()
+    part = some_actions(3, 1)
+    part["type"] = ActionType.DELETE_USER
+    bench.apply(folder, run_of([(part, T0 + 20_000)]))
+    assert (folder.counts.deleted, folder.counts.folded, folder.counts.rows_written) == (3, 0, 1)
+    raw = bench.store.read([row_key(VIEW.name, 1, int(part["user"][0]))])
+    assert read_fence(raw[0]) == (1, 0)
+    assert_rows_equal_oracle(bench.store, VIEW, [(part, T0 + 20_000)])
 
 
 FAULTS = [StoreError("s", required="r", got="g"), StoreTimeout("s", required="r", got="g")]
@@ -250,14 +290,6 @@ def test_a_damaged_row_is_never_folded_on() -> None:
     assert bench.store.compare_and_set([Write(key, fence, bytes(row))]) == [True]
     with pytest.raises(RowError, match="checksum"):
         bench.apply(bench.folder(), run_of(sent[1:], 1))
-
-
-def test_deleting_a_user_is_not_behaviour() -> None:
-    bench = Bench()
-    actions = some_actions(3, 1)
-    actions["type"] = 12
-    bench.apply(bench.folder(), run_of([(actions, T0 + 20_000)]))
-    assert bench.store.facts().keys == 0
 
 
 def test_rows_of_other_views_are_left_alone() -> None:
