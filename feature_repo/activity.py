@@ -8,14 +8,18 @@ from catalog.declare import (
     WEEK,
     actions,
     actions_by_item,
+    column,
     count,
     last_n,
     log_buckets,
+    recent,
     streamed_view,
     total,
 )
 
 COUNTS = log_buckets(20, low=1, high=1_000)
+#: From a minute to a week.
+AGES = log_buckets(16, low=60_000, high=7 * 24 * 3_600_000)
 PLAY_MS = log_buckets(24, low=1_000, high=24 * 3_600_000)
 
 user_activity = streamed_view(
@@ -41,7 +45,18 @@ user_activity = streamed_view(
         total("play_ms_1h", "play.value", HOUR, PLAY_MS),
         total("play_ms_1d", "play.value", DAY, PLAY_MS),
         total("play_ms_7d", "play.value", WEEK, PLAY_MS),
-        last_n("last_videos", "play.item", 50, shares="videos:video_id"),
+        recent(
+            "last_plays",
+            "play",
+            30,
+            [
+                column("last_videos", "item", shares="videos:video_id"),
+                column("last_authors", "author", shares="videos:author_id"),
+                column("last_tags", "tag", shares="videos:tag"),
+                column("last_play_ms", "value", log_buckets(12, low=1_000, high=120_000)),
+                column("last_play_ages", "age_ms", AGES),
+            ],
+        ),
         last_n("liked_authors", "like.author", 20, shares="videos:author_id"),
     ],
 )

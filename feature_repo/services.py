@@ -34,10 +34,16 @@ USER_RATES = [
     )
 ]
 
-#: Of the user and the candidate: what the recent plays and likes say of this video and its author.
+#: Of the user and the candidate: what the recent plays and likes say of this video, its author and
+#: its first tag.
 RECENTS = [
     cross("video_played", contains("user_activity:last_videos", "videos:video_id"), identity(2)),
     cross("video_place", position("user_activity:last_videos", "videos:video_id"), PLACES),
+    cross("author_played", contains("user_activity:last_authors", "videos:author_id"), identity(2)),
+    cross("author_played_share", share("user_activity:last_authors", "videos:author_id"), SHARES),
+    cross("tag_played", contains("user_activity:last_tags", "videos:tag_1"), identity(2)),
+    cross("tag_share", share("user_activity:last_tags", "videos:tag_1"), SHARES),
+    cross("tag_place", position("user_activity:last_tags", "videos:tag_1"), PLACES),
     cross("author_liked", contains("user_activity:liked_authors", "videos:author_id"), identity(2)),
     cross("author_share", share("user_activity:liked_authors", "videos:author_id"), SHARES),
     cross("author_place", position("user_activity:liked_authors", "videos:author_id"), PLACES),

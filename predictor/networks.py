@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from predictor.spec import FineSpec, InputSpec, NetworkSpec, SequenceInput, TowerSpec
+from predictor.spec import Attended, FineSpec, InputSpec, NetworkSpec, TowerSpec
 
 #: |a - b| of one candidate's logit in batches of different size.
 SCORE_TOLERANCE: Final = 1e-4
@@ -185,8 +185,10 @@ class TargetAttention(nn.Module):
 class FineNet(nn.Module):
     """The fine ranker: one logit a task.
 
-    Fields are embedded; sequences that share a table with an item slot are attended by the
-    candidate (DIN) and pooled, the others only pooled; second-order interactions by factorisation
+    Fields are embedded and sequences pooled; those of which an item slot shares the table are also
+    attended by the candidate (DIN), the columns of one stored sequence together: an entry's key is
+    the sum of its columns' embeddings (video, author, how long it was played, how long ago), the
+    query that of the candidate's slots; second-order interactions by factorisation
     machine; a shared bottom whose user half is computed once; then one layer of progressive layered
     extraction (Tang et al., PLE, RecSys 2020): each task mixes the shared experts and its own.
     """
@@ -197,7 +199,7 @@ class FineNet(nn.Module):
         inputs, width = spec.inputs, spec.embedding
         self.embeddings = Embeddings(inputs, width)
         self.attention = nn.ModuleList(
-            TargetAttention(width, spec.attention) for _ in _attended(inputs)
+            TargetAttention(width, spec.attention) for _ in inputs.attended
         )
         user_fields = len(inputs.user_slots) + len(inputs.sequences)
         item_fields = len(inputs.item_slots) + len(self.attention) + 1
@@ -218,10 +220,8 @@ class FineNet(nn.Module):
         pooled = [_mean_pool(keys, mask)[:, None] for keys, mask in sequences]  # P × (U, 1, E)
         users = torch.cat([users, *pooled], 1)  # (U, Su+P, E)
         attended = [
-            module(items[:, spec.query], *sequences[place], inputs.user_of)  # (N, E)
-            for module, (place, spec) in zip(
-                self.attention, _attended(self.spec.inputs), strict=True
-            )
+            module(*_entries(group, items, sequences), inputs.user_of)  # (N, E)
+            for module, group in zip(self.attention, self.spec.inputs.attended, strict=True)
         ]
         item_fields = [items.flatten(1), *attended, self._interactions(inputs, users, items)]
         bottom = inputs.spread(self.user_bottom(users.flatten(1)))  # (N or 1, H)
@@ -245,9 +245,17 @@ class FineNet(nn.Module):
         return logits
 
 
-def _attended(inputs: InputSpec) -> list[tuple[int, SequenceInput]]:
-    """Place and spec of each sequence that the candidate attends."""
-    return [(place, spec) for place, spec in enumerate(inputs.sequences) if spec.query >= 0]
+def _entries(
+    group: Attended, items: Tensor, sequences: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query (N, E), keys (U, l, E) and mask (U, l, 1) of aligned sequences: the columns' sums."""
+    query, *queries = (items[:, slot] for slot in group.queries)
+    (keys, mask), *columns = (sequences[place] for place in group.places)
+    for more in queries:
+        query = query + more
+    for more, _ in columns:
+        keys = keys + more
+    return query, keys, mask
 
 
 Network = TwoTower | FineNet

@@ -25,13 +25,26 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class SequenceInput:
-    """One sequence. query: index of the item slot that shares its table (it is attended by that
-    slot of the candidate), -1 where there is none (it is mean pooled)."""
+    """One sequence. query: index of the item slot that shares its table, -1 where there is none.
+    group: sequences of one group are of the same actions, position by position; "" for one alone.
+    """
 
     name: str
     table: int
     capacity: Annotated[int, Field(ge=1)]
     query: int = -1
+    group: str = ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Attended:
+    """Aligned sequences that a candidate attends as one.
+
+    places: of the sequences among the inputs. queries: the item slots that ask.
+    """
+
+    places: tuple[int, ...]
+    queries: tuple[int, ...]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -53,6 +66,21 @@ class InputSpec:
     def tower_slots(self) -> tuple[int, ...]:
         """The item slots that depend on the candidate alone."""
         return self.item_slots[: len(self.item_slots) - self.pairs]
+
+    @property
+    def attended(self) -> tuple[Attended, ...]:
+        """Each group of sequences of which an item slot shares a table; the others are pooled
+        only."""
+        groups: dict[str, list[int]] = {}
+        for place, sequence in enumerate(self.sequences):
+            groups.setdefault(sequence.group or f"alone {place}", []).append(place)
+        found = []
+        for places in groups.values():
+            queries = dict.fromkeys(self.sequences[place].query for place in places)
+            asking = tuple(query for query in queries if query >= 0)
+            if asking:
+                found.append(Attended(tuple(places), asking))
+        return tuple(found)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -110,7 +138,13 @@ def input_spec(service: ServicePlan) -> InputSpec:
         return tuple(index[slot.table] for slot in slots)
 
     sequences = tuple(
-        SequenceInput(each.name, index[each.table], each.capacity, queries.get(each.table, -1))
+        SequenceInput(
+            each.name,
+            index[each.table],
+            each.capacity,
+            queries.get(each.table, -1),
+            f"{each.view}:{each.aligned}" if each.aligned else "",
+        )
         for each in service.sequences
     )
     tables = tuple(sizes.items())

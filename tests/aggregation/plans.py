@@ -139,6 +139,7 @@ def activity_view() -> ViewPlan:
         ):
             view.ring(action, column, window)
     view.sequence("videos", "play", ("item", "author"), 50)
+    view.features.append(FeaturePlan("video_ages", "i64", "age", "videos_time_ms", 50))
     view.sequence("liked", "like", ("author",), 20)
     return view.plan()
 
@@ -198,11 +199,12 @@ def popularity_view() -> ViewPlan:
 COUNTS = TransformPlan("boundaries", 23, boundaries=log_boundaries(20, 1, 1e6))
 VIDEO = TransformPlan("hash", 50_002, buckets=50_000, seed=1)
 AUTHOR = TransformPlan("hash", 20_002, buckets=20_000, seed=2, sentinels=(-124.0,))
+AGES = TransformPlan("boundaries", 11, boundaries=log_boundaries(8, 60_000, 7 * DAY))
 
 
 def demo_plan() -> Plan:
     """31 slots, 22 of the user and 9 of the item (two of one feature), 10 crosses, of which 2 are
-    the user's and 1 the item's, and three sequences."""
+    the user's and 1 the item's, and five sequences, three of them aligned."""
     users, activity, videos, popular = (
         users_view(),
         activity_view(),
@@ -231,7 +233,9 @@ def demo_plan() -> Plan:
         _slot(popular, "click_1d", COUNTS),
     )
     sequences = (
-        SequenceSlotPlan("last_videos", "user_activity", "videos_item", 50, VIDEO, "video"),
+        SequenceSlotPlan("last_videos", "user_activity", "videos_item", 50, VIDEO, "video", "v"),
+        SequenceSlotPlan("authors", "user_activity", "videos_author", 50, AUTHOR, "author", "v"),
+        SequenceSlotPlan("ages", "user_activity", "video_ages", 50, AGES, "ages", "v"),
         SequenceSlotPlan("liked_authors", "user_activity", "liked_author", 10, AUTHOR, "author"),
         SequenceSlotPlan("interests", "users", "interests", 3, AUTHOR, "author"),
     )

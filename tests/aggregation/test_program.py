@@ -155,6 +155,8 @@ def test_shapes_and_keys() -> None:
     assert tensors.expand().shape == (3, 41)
     assert {name: ids.shape for name, ids in tensors.sequences.items()} == {
         "last_videos": (1, 50),
+        "authors": (1, 50),
+        "ages": (1, 50),
         "liked_authors": (1, 10),
         "interests": (1, 3),
     }

@@ -73,12 +73,22 @@ def test_what_the_first_light_asks_for_is_declared(plan: Plan) -> None:
     for name in ("impressions", "plays", "clicks", "likes", "play_ms"):
         for window, window_ms in (("1h", 3_600_000), ("1d", 86_400_000), ("7d", 604_800_000)):
             assert activity.feature(f"{name}_{window}").window_ms == window_ms
-    assert activity.feature("last_videos").capacity == 50
     assert activity.feature("liked_authors").capacity == 20
     service = plan.service("ranking")
     tables = {slot.name: slot.table for slot in service.item_slots}
     assert tables["videos__video_id"] == service.sequences[0].table
     assert tables["videos__author_id"] == service.sequences[1].table
+    assert tables["videos__tag_1"] == service.sequences[2].table
+
+
+def test_recent_plays_are_aligned_columns(plan: Plan) -> None:
+    held = {slot.feature: slot for slot in plan.service("ranking").sequences}
+    plays = ["last_videos", "last_authors", "last_tags", "last_play_ms", "last_play_ages"]
+    assert [name for name, slot in held.items() if slot.aligned == "last_plays"] == plays
+    assert len({held[name].capacity for name in plays}) == 1
+    assert held["liked_authors"].aligned == ""
+    crossed = {cross.name for cross in plan.service("ranking").crosses}
+    assert {"tag_played", "tag_share", "tag_place", "author_played"} <= crossed
 
 
 def test_videos_have_windows_of_their_own(plan: Plan) -> None:

@@ -120,9 +120,11 @@ def random_inputs(n: int, seed: int = 0, plan: Plan = PLAN) -> Inputs:
         return torch.from_numpy(np.stack(columns, 1).astype(np.int32))
 
     sequences = [ids(1, [each.table] * each.capacity) for each in spec.sequences]
+    drawn = {
+        each.group or each.name: int(rng.integers(0, each.capacity + 1)) for each in spec.sequences
+    }
     lengths = [
-        torch.tensor([int(rng.integers(0, each.capacity + 1))], dtype=torch.int32)
-        for each in spec.sequences
+        torch.tensor([drawn[each.group or each.name]], dtype=torch.int32) for each in spec.sequences
     ]
     return Inputs(
         ids(1, spec.user_slots), ids(n, spec.item_slots), tuple(sequences), tuple(lengths)

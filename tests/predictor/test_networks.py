@@ -115,6 +115,40 @@ def test_a_tower_takes_no_cross_of_candidate_and_user() -> None:
     assert not torch.equal(tower(request), tower(other))
 
 
+def test_columns_of_one_sequence_are_attended_as_one() -> None:
+    inputs = input_spec(SERVICE)
+    names = [each.name for each in inputs.sequences]
+    assert names[:3] == ["last_videos", "authors", "ages"]
+    assert [inputs.sequences[place].query for place in range(3)] == [0, 1, -1]
+    assert [(each.places, each.queries) for each in inputs.attended] == [
+        ((0, 1, 2), (0, 1)),
+        ((3,), (1,)),
+        ((4,), (1,)),
+    ]
+    alone = dataclasses.replace(
+        inputs, sequences=tuple(dataclasses.replace(each, group="") for each in inputs.sequences)
+    )
+    assert [each.places for each in alone.attended] == [(0,), (1,), (3,), (4,)]
+
+
+@torch.inference_mode()
+def test_an_entry_is_all_its_columns() -> None:
+    """Equal multisets of each column, paired otherwise, are other entries."""
+    network, request = network_of(SPECS[1]), random_inputs(9)
+    network.embeddings.weight *= 20  # far from a fresh network, whose attention is all alike
+    full = tuple(torch.full_like(each, ids.shape[1]) for each, ids in zip(
+        request.lengths, request.sequences, strict=True))  # fmt: skip
+    request = dataclasses.replace(request, lengths=full)
+    videos, authors, ages, *others = request.sequences
+    together = (videos.flip(1), authors.flip(1), ages.flip(1), *others)
+    apart = (videos, authors.flip(1), ages, *others)
+    plain = network(request)
+    turned = network(dataclasses.replace(request, sequences=together))
+    torch.testing.assert_close(turned, plain, atol=SCORE_TOLERANCE, rtol=0)
+    paired = network(dataclasses.replace(request, sequences=apart))
+    assert (paired - plain).abs().max() > 10 * SCORE_TOLERANCE
+
+
 def test_gradients_reach_every_parameter() -> None:
     batch = joined([random_inputs(6, 1), random_inputs(7, 2)])
     for spec in SPECS:
@@ -137,7 +171,7 @@ def test_tables_are_shared_and_sized_once() -> None:
     names = [name for name, _ in inputs.tables]
     assert len(names) == len(set(names))
     for sequence in inputs.sequences:
-        assert inputs.item_slots[sequence.query] == sequence.table
+        assert sequence.query < 0 or inputs.item_slots[sequence.query] == sequence.table
     slot = dataclasses.replace(
         SERVICE.item_slots[0], transform=TransformPlan("hash", 12, buckets=10)
     )

@@ -42,8 +42,13 @@ def user_block(user: int, rng: np.random.Generator) -> Block:
     block["user_activity__impression_7d"] = rng.integers(20, 60)
     block["user_activity__click_7d"] = rng.integers(15, 20) if user % 2 == 0 else rng.integers(3)
     length = rng.integers(0, 51)
-    block["user_activity__videos_item"][0, :length] = rng.integers(0, ITEMS, length)
-    block["user_activity__videos_item__len"] = length
+    played = rng.integers(0, ITEMS, length)
+    ages = np.sort(rng.integers(0, DAY_MS, length))
+    for column, values in (("videos_item", played), ("videos_author", played % 7)):
+        block[f"user_activity__{column}"][0, :length] = values
+    block["user_activity__video_ages"][0, :length] = ages
+    for column in ("videos_item", "videos_author", "video_ages"):
+        block[f"user_activity__{column}__len"] = length
     return block
 
 
