@@ -135,7 +135,7 @@ def test_columns_of_one_sequence_are_attended_as_one() -> None:
 def test_an_entry_is_all_its_columns() -> None:
     """Equal multisets of each column, paired otherwise, are other entries."""
     network, request = network_of(SPECS[1]), random_inputs(9)
-    network.embeddings.weight *= 20  # far from a fresh network, whose attention is all alike
+    network.embeddings.weight.mul_(20)  # far from a fresh network, whose attention is all alike
     full = tuple(torch.full_like(each, ids.shape[1]) for each, ids in zip(
         request.lengths, request.sequences, strict=True))  # fmt: skip
     request = dataclasses.replace(request, lengths=full)
