@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -167,20 +167,29 @@ def _checked(sent_ms: int, actions: NDArray[np.void], where: str) -> ActionBatch
 
 def check_actions(actions: NDArray[np.void], where: str) -> None:
     """Raises ActionError naming the first action that must not be folded."""
-    known = actions["known"]
-    bad_position = (known & KNOWN_POSITION > 0) & (actions["position"] < 0)
-    checks = (
-        ("type", "1 to 12", (actions["type"] < 1) | (actions["type"] > max(ActionType))),
-        ("time_ms", f"(0, {MAX_TIME_MS})", ~_within(actions["time_ms"], 1, MAX_TIME_MS)),
-        ("value", f"[0, {MAX_VALUE})", ~_within(actions["value"], 0, MAX_VALUE)),
-        ("known", f"at most {MAX_TAGS} tags", known >> KNOWN_TAGS_SHIFT > MAX_TAGS),
-        ("position", "0 or more", bad_position),
-    )
-    for name, required, bad in checks:
+    for name, required, bad in _refused(actions):
         if bad.any():
             first = int(np.argmax(bad))
             got = str(actions[name][first])
             raise ActionError(f"{where}.actions[{first}].{name}", required=required, got=got)
+
+
+def sound(actions: NDArray[np.void]) -> NDArray[np.bool_]:
+    """(a,) bool: which actions `check_actions` lets pass."""
+    bad = np.zeros(len(actions), bool)
+    for _, _, refused in _refused(actions):
+        bad |= refused
+    return ~bad
+
+
+def _refused(actions: NDArray[np.void]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Each field that can be wrong, what is required of it, and where it is: (a,) bool."""
+    known, kind = actions["known"], actions["type"]
+    yield "type", "1 to 12", (kind < 1) | (kind > max(ActionType))
+    yield "time_ms", f"(0, {MAX_TIME_MS})", ~_within(actions["time_ms"], 1, MAX_TIME_MS)
+    yield "value", f"[0, {MAX_VALUE})", ~_within(actions["value"], 0, MAX_VALUE)
+    yield "known", f"at most {MAX_TAGS} tags", known >> KNOWN_TAGS_SHIFT > MAX_TAGS
+    yield "position", "0 or more", (known & KNOWN_POSITION > 0) & (actions["position"] < 0)
 
 
 def _within(values: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:

@@ -19,9 +19,16 @@ from aiokafka.structs import ConsumerRecord
 from numpy.typing import NDArray
 
 from schemas.actions import ACTION, ActionBatch, decode_message
+from schemas.bulk_actions import Bulk, decode_many
 from schemas.errors import ActionError, EncoreError
 from schemas.ids import partitions_of
-from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE
+from schemas.names import (
+    CONTENT_BATCH,
+    HEADER_CODE,
+    HEADER_CONTENT,
+    HEADER_REASON,
+    HEADER_SOURCE,
+)
 
 MAX_REASON_BYTES = 1_000
 
@@ -97,10 +104,75 @@ def record_headers(record: ConsumerRecord) -> dict[str, bytes]:
 def decode_records(
     records: Sequence[ConsumerRecord], partitions: int
 ) -> tuple[ActionRun, list[DeadLetter]]:
-    """The valid actions of `records`, all of one partition, and the refused records.
+    """The valid actions of `records`, all of one partition in offset order, and refused records.
 
     partitions: of the topic. Never raises for what a record holds.
     """
+    run, left = _decode_many(records)
+    alone, dead = _decode_alone(left) if left else (None, [])
+    if alone is not None and len(alone):
+        run = join_runs([run, alone]) if len(run) else alone
+        if len(run) > len(alone):
+            run = run.at(np.argsort(run.offset, kind="stable"))
+    return _only_own_users(run, records, partitions, dead)
+
+
+def _decode_many(
+    records: Sequence[ConsumerRecord],
+) -> tuple[ActionRun, list[ConsumerRecord]]:
+    """Messages of the layout that encoders write, all at once, and the records left to look at."""
+    by_content: dict[bytes, list[int]] = {}
+    for index, record in enumerate(records):
+        content = CONTENT_BATCH if not record.headers else _only_content(record)
+        if record.value is not None:
+            by_content.setdefault(content, []).append(index)
+    taken: list[ActionRun] = []
+    left = np.ones(len(records), bool)
+    for content, places in by_content.items():
+        bulk = decode_many([records[index].value for index in places], content)
+        if len(bulk.at) == 0:
+            continue
+        at = np.array(places)[bulk.at]  # (m,)
+        users = bulk.actions["user"][bulk.starts].tolist()
+        wanted = [b"%d" % user for user in users]
+        keys = [records[index].key for index in at.tolist()]
+        run = _run_of(records[0].partition, [records[i].offset for i in at.tolist()], bulk)
+        if keys != wanted:
+            right = np.array([key == want for key, want in zip(keys, wanted, strict=True)])
+            run, at = run.at(np.repeat(right, bulk.sizes)), at[right]
+        left[at] = False
+        taken.append(run)
+    rest = [records[index] for index in np.flatnonzero(left).tolist()]
+    if not taken:
+        return _empty_run(), rest
+    run = join_runs(taken)
+    return (run if len(taken) == 1 else run.at(np.argsort(run.offset, kind="stable"))), rest
+
+
+def _only_content(record: ConsumerRecord) -> bytes:
+    """The content header where it is the only one, else a content that nobody has."""
+    headers = record.headers
+    return headers[0][1] or b"" if len(headers) == 1 and headers[0][0] == HEADER_CONTENT else b""
+
+
+def _run_of(partition: int, offsets: list[int], bulk: Bulk) -> ActionRun:
+    total = len(bulk.actions)
+    return ActionRun(
+        bulk.actions,
+        np.full(total, partition, np.int32),
+        np.repeat(np.array(offsets, np.int64), bulk.sizes),
+        (np.arange(total) - np.repeat(bulk.starts, bulk.sizes)).astype(np.int32),
+        np.repeat(bulk.sent_ms, bulk.sizes),
+    )
+
+
+def _empty_run() -> ActionRun:
+    none = np.zeros(0, np.int64)
+    return ActionRun(np.zeros(0, ACTION), none.astype("i4"), none, none.astype("i4"), none)
+
+
+def _decode_alone(records: Sequence[ConsumerRecord]) -> tuple[ActionRun, list[DeadLetter]]:
+    """The same record by record, whatever they hold, but for the partition of their users."""
     batches: list[ActionBatch] = []
     kept: list[ConsumerRecord] = []
     dead: list[DeadLetter] = []
@@ -113,8 +185,7 @@ def decode_records(
         else:
             batches.append(batch)
             kept.append(record)
-    run = _run(records[0].partition, kept, batches)
-    return _only_own_users(run, kept, partitions, dead)
+    return _run(records[0].partition, kept, batches), dead
 
 
 def check_key(record: ConsumerRecord, entity_id: int | None, entity: str) -> None:
@@ -150,7 +221,7 @@ def _run(partition: int, records: list[ConsumerRecord], batches: list[ActionBatc
 
 
 def _only_own_users(
-    run: ActionRun, records: list[ConsumerRecord], partitions: int, dead: list[DeadLetter]
+    run: ActionRun, records: Sequence[ConsumerRecord], partitions: int, dead: list[DeadLetter]
 ) -> tuple[ActionRun, list[DeadLetter]]:
     """Take out the records with a user of another partition; normally there is none."""
     users, which = np.unique(run.actions["user"], return_inverse=True)  # (u,), (a,)

@@ -12,7 +12,15 @@ from schemas.actions import ACTION, encode_batch
 from schemas.ids import partitions_of
 from schemas.names import HEADER_CODE, HEADER_CONTENT, HEADER_REASON, HEADER_SOURCE
 from streams.messages import decode_records, join_runs
-from tests.streams.support import PARTITIONS, T0, batch_record, record, some_actions, user_of
+from tests.streams.support import (
+    PARTITIONS,
+    T0,
+    batch_record,
+    plain,
+    record,
+    some_actions,
+    user_of,
+)
 
 
 def own_actions(count: int, partition: int = 0, seed: int = 0) -> Any:
@@ -131,3 +139,38 @@ def test_string_ids_are_hashed_at_the_edge_and_keyed_by_the_number() -> None:
     assert len(
         decode_records([record(json_value(user=user), key=b"%d" % user, headers=JSON)], 2)[0]
     )
+
+
+FORMS = st.sampled_from(["batch", "one", "bare", "json", *MALFORMED])
+
+
+@given(st.lists(FORMS, min_size=1, max_size=12))
+def test_a_list_decodes_as_its_records_one_by_one(forms: list[str]) -> None:
+    """Whatever forms come in one list, in whatever order."""
+    records = [made(form, offset) for offset, form in enumerate(forms)]
+    run, dead = decode_records(records, PARTITIONS)
+    each = [decode_records([record], PARTITIONS) for record in records]
+    alone = join_runs([one for one, _ in each])
+    for name in ("offset", "index", "partition", "sent_ms"):
+        assert getattr(run, name).tolist() == getattr(alone, name).tolist(), name
+    assert plain(run.actions) == plain(alone.actions)
+    assert [letter.headers() for letter in dead] == [
+        letter.headers() for _, letters in each for letter in letters
+    ]
+
+
+def made(form: str, offset: int) -> Any:
+    """A record of that form."""
+    actions = own_actions(1 + offset % 3, seed=offset)
+    key = b"%d" % int(actions["user"][0])
+    if form == "batch":
+        return batch_record(actions, T0 + offset, offset)
+    if form == "one":
+        return batch_record(actions[:1], T0 + offset, offset)
+    if form == "bare":
+        value = (T0 + offset).to_bytes(8, "little") + actions[:1].tobytes()
+        return record(value, offset, key=key, headers=[(HEADER_CONTENT, b"action")])
+    if form == "json":
+        return record(json_value(value=offset), offset, key=KEY, headers=JSON)
+    bad = MALFORMED[form][0]
+    return record(bad.value, offset, key=bad.key, headers=bad.headers)
