@@ -6,11 +6,11 @@ A pure function of two plans: `encore plan` shows it beforehand, `encore apply` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from catalog.durations import text
-from schemas.fingerprint import slot_meaning
+from schemas.fingerprint import feature_meaning, slot_meaning
 from schemas.plan import FeaturePlan, Plan, ServicePlan, ViewPlan
 
 What = Literal["added", "changed", "removed"]
@@ -52,7 +52,9 @@ class ViewChange:
 class ServiceChange:
     """One service whose fingerprint changes, which retires the models made for the old one.
 
-    before, after: fingerprints, "" where there is none. Slots are named as in the plan.
+    before, after: fingerprints, "" where there is none. Slots are named as in the plan, crosses
+    among them. crossed: of the changed ones the crosses that a feature changed under, by
+    "view.feature"; the cross itself is as it was.
     """
 
     what: What
@@ -63,6 +65,7 @@ class ServiceChange:
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     reordered: bool = False
+    crossed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,24 +137,18 @@ def _feature_details(
     for name in ("dtype", "kind", "capacity"):
         if getattr(old, name) != getattr(new, name):
             found.append(f"{name} {getattr(old, name)} → {getattr(new, name)}")
-    if old_view.written.get(old.source) != new_view.written.get(new.source):
+    was, is_now = feature_meaning(old_view, old.name), feature_meaning(new_view, new.name)
+    if was.pop("written", None) != is_now.pop("written", None):
         found.append("transform when written")
-    if _computed_from(old_view, old) != _computed_from(new_view, new):
+    hops = [meaning.get("window", {}).pop("hop_ms", 0) for meaning in (was, is_now)]
+    if hops[0] != hops[1] and all(hops):
+        found.append(f"hop {text(hops[0])} → {text(hops[1])}")
+    for told in ("dtype", "kind", "capacity", "tiles"):
+        was.pop(told, None)
+        is_now.pop(told, None)
+    if was != is_now:
         found.append("what it is computed from")
     return tuple(found)
-
-
-def _computed_from(view: ViewPlan, feature: FeaturePlan) -> tuple[Any, ...]:
-    """The actions and columns behind a feature, without where they are stored."""
-    rings = [
-        (a.function, a.action, a.column) for a in view.accumulators if a.field == feature.source
-    ]
-    held = [
-        (s.action, dict(zip(s.fields, s.columns, strict=True)).get(feature.source, ""), s.gaps)
-        for s in view.sequences
-        if feature.source in (*s.fields, s.time_field)
-    ]
-    return (*rings, *held)
 
 
 # --- views ----------------------------------------------------------------------------------
@@ -229,16 +226,32 @@ def _services(held: Plan, after: Plan) -> Iterable[ServiceChange]:
             yield ServiceChange("removed", name, old[name].fingerprint, "", removed=tuple(before))
         elif old[name].fingerprint != new[name].fingerprint:
             kept = [slot for slot in before if slot in later]
+            changed = [slot for slot in kept if before[slot] != later[slot]]
             yield ServiceChange(
                 "changed",
                 name,
                 old[name].fingerprint,
                 new[name].fingerprint,
                 added=tuple(slot for slot in later if slot not in before),
-                changed=tuple(slot for slot in kept if before[slot] != later[slot]),
+                changed=tuple(changed),
                 removed=tuple(slot for slot in before if slot not in later),
                 reordered=kept != [slot for slot in later if slot in before],
+                crossed=_crossed([(slot, before[slot], later[slot]) for slot in changed]),
             )
+
+
+def _crossed(changed: Iterable[tuple[str, Any, Any]]) -> dict[str, tuple[str, ...]]:
+    """The crosses that are as they were, by the feature that is not. changed: slots, before and
+    after."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, before, after in changed:
+        if len(before["of"]) != 2 or before["slot"] != after["slot"]:
+            continue
+        for old, new in zip(before["of"], after["of"], strict=True):
+            if old != new:
+                operand = f"{new['view']}.{new['name']}"
+                found[operand] = tuple(dict.fromkeys((*found.get(operand, ()), name)))
+    return found
 
 
 def _slots(service: ServicePlan, plan: Plan) -> dict[str, Any]:
@@ -290,6 +303,8 @@ def _service_lines(change: ServiceChange) -> list[str]:
             slots = getattr(change, what)
             if slots:
                 found.append(f"      slots {what}: {', '.join(slots)}")
+        for operand, crosses in change.crossed.items():
+            found.append(f"      crosses changed by {operand}: {', '.join(crosses)}")
         if change.reordered:
             found.append("      slots in another order")
     return found

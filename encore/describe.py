@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 from catalog.durations import text
 from schemas.errors import PlanError
-from schemas.plan import FeaturePlan, Plan, SequenceSlotPlan, SlotPlan, TransformPlan, ViewPlan
+from schemas.plan import (
+    CrossPlan,
+    FeaturePlan,
+    Plan,
+    SequenceSlotPlan,
+    SlotPlan,
+    TransformPlan,
+    ViewPlan,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """One feature. of: what it is computed from. services: those with a slot of it."""
+    """One feature. of: what it is computed from. services: those with a slot or cross of it."""
 
     view: str
     generation: int
@@ -39,8 +47,28 @@ class SlotPage:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossPage:
+    """One cross of a service. of: the operator and its operands. scope: whose slot it is, `pair`
+    that of a candidate beside a user."""
+
+    service: str
+    cross: str
+    scope: str
+    of: str
+    ids: str
+    table: str
+
+    @property
+    def name(self) -> str:
+        """`service.cross`, as `describe_cross` takes it."""
+        return f"{self.service}.{self.cross}"
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """All there is to say of a feature. stored: the row's fields behind it, with their ids."""
+    """All there is to say of a feature. stored: the row's fields behind it, with their ids.
+    crosses: those that are computed from it.
+    """
 
     summary: Described
     key: str
@@ -48,6 +76,7 @@ class Page:
     ttl: str
     stored: tuple[str, ...]
     slots: tuple[SlotPage, ...]
+    crosses: tuple[CrossPage, ...]
 
 
 def all_features(plan: Plan, view: str | None = None) -> list[Described]:
@@ -86,11 +115,38 @@ def describe(plan: Plan, name: str) -> Page:
         ttl=text(view.ttl_ms) if view.ttl_ms else "none",
         stored=tuple(fields),
         slots=tuple(_slots(plan, view, feature)),
+        crosses=tuple(_crosses(plan, view, feature)),
     )
 
 
+def describe_cross(plan: Plan, name: str) -> CrossPage | None:
+    """The page of `service.cross`, or of a cross; None where there is none of that name.
+
+    A feature's name comes first. Raises PlanError for a cross that several services have.
+    """
+    if any(name in (each.name, each.feature) for each in all_features(plan)):
+        return None
+    known = [
+        _cross_page(service.name, each) for service in plan.services for each in service.crosses
+    ]
+    hits = [each for each in known if name in (each.name, each.cross)]
+    if len(hits) > 1:
+        raise PlanError(
+            "features.show",
+            required=f"one of {', '.join(each.name for each in hits)}",
+            got=repr(name),
+            do="name it as service.cross",
+        )
+    return hits[0] if hits else None
+
+
 def _described(plan: Plan, view: ViewPlan, feature: FeaturePlan) -> Described:
-    services = dict.fromkeys(slot.service for slot in _slots(plan, view, feature))
+    services = dict.fromkeys(
+        (
+            *(slot.service for slot in _slots(plan, view, feature)),
+            *(cross.service for cross in _crosses(plan, view, feature)),
+        )
+    )
     return Described(
         view.name,
         view.generation,
@@ -143,6 +199,28 @@ def _slots(plan: Plan, view: ViewPlan, feature: FeaturePlan) -> list[SlotPage]:
                 if (slot.view, slot.feature) == (view.name, feature.name)
             ]
     return pages
+
+
+def _crosses(plan: Plan, view: ViewPlan, feature: FeaturePlan) -> list[CrossPage]:
+    return [
+        _cross_page(service.name, cross)
+        for service in plan.services
+        for cross in service.crosses
+        if any((each.view, each.feature) == (view.name, feature.name) for each in cross.operands)
+    ]
+
+
+def _cross_page(service: str, cross: CrossPlan) -> CrossPage:
+    smoothing = f", prior={cross.prior:g}, weight={cross.weight:g}" if cross.weight else ""
+    operands = ", ".join(f"{each.view}:{each.feature}" for each in cross.operands)
+    return CrossPage(
+        service,
+        cross.name,
+        cross.scope,
+        f"{cross.operator}({operands}{smoothing})",
+        _ids(cross.transform),
+        cross.table,
+    )
 
 
 def _ids(transform: TransformPlan) -> str:

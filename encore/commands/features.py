@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from encore.context import JsonOption, invocation
+
+if TYPE_CHECKING:
+    from encore.describe import CrossPage, Page
 
 FEATURES_EPILOG = """\b
 Examples:
@@ -73,25 +76,43 @@ def list_features(
 @features.command("show")
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="view.feature, or the feature.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="view.feature, service.cross, or either's last.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show one feature: what it is of, and who uses it.
+    """Show one feature or cross: what it is of, and who uses it.
 
-    NAME is view.feature, or the feature where no other view has one of that name.
+    NAME is view.feature, or the feature where no other view has one of that name; or service.cross,
+    or the cross.
     """
     from dataclasses import asdict
 
-    from encore.describe import describe
+    from encore.describe import Page, describe, describe_cross
     from encore.lookup import published_plan
     from encore.output import put_facts, put_json
     from store.redis_store import RedisRowStore
 
     with RedisRowStore(invocation(context).connected.store_url) as store:
-        page = describe(published_plan(store), name)
+        plan = published_plan(store)
+    cross = describe_cross(plan, name)
+    page = describe(plan, name) if cross is None else cross
     if as_json:
         put_json(asdict(page))
         return
+    put_facts(_facts(page) if isinstance(page, Page) else _cross_facts(page))
+
+
+def _cross_facts(page: CrossPage) -> dict[str, str]:
+    whose = {"pair": "each candidate beside the user", "item": "each candidate"}
+    return {
+        "cross": page.name,
+        "of": page.of,
+        "slot": f"of {whose.get(page.scope, 'the user')}: {page.ids}, table {page.table}",
+    }
+
+
+def _facts(page: Page) -> dict[str, str]:
     summary = page.summary
     facts = {
         "feature": summary.name,
@@ -103,7 +124,8 @@ def show(
     for slot in page.slots:
         words = f"{slot.side} slot of {slot.service}: {slot.ids}, table {slot.table}"
         facts[f"slot {slot.service}"] = words
-    put_facts(facts)
+    facts |= {f"cross {cross.name}": cross.of for cross in page.crosses}
+    return facts
 
 
 @features.command("get")

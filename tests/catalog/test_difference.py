@@ -10,15 +10,22 @@ from catalog.compiler import compile_plan
 from catalog.declare import (
     DAY,
     HOUR,
+    MINUTE,
     Int64,
     String,
+    boundaries,
     count,
+    cross,
     feature,
+    feature_service,
     hashed,
     identity,
     last_n,
+    log_buckets,
+    ratio,
     vocab,
 )
+from catalog.declare import difference as operator_difference
 from catalog.difference import Difference, difference, lines
 from catalog.publish import publish, published
 from schemas.errors import PlanError
@@ -28,6 +35,8 @@ from store.redis_store import RedisRowStore
 from tests.catalog.declarations import USER_FIELDS, WINDOWS, Repo
 
 FIRST = Repo().compiled()
+RATES = boundaries([0.1, 0.5])
+WINDOW_IDS = log_buckets(8, low=1, high=100)
 
 
 def from_first(changed: Repo) -> Difference:
@@ -107,6 +116,30 @@ def test_what_changes_in_place_says_so() -> None:
     )
     assert more.views[0].reasons == ("new stored field age",)
     assert not more.views[0].new_generation
+
+
+def with_crosses(repo: Repo, parent: Plan | None = None) -> Plan:
+    plain = repo.definitions()
+    service = feature_service(
+        "ranking",
+        list(plain.views[:2]),
+        crosses=[
+            cross("rate", ratio("user_activity:clicks_1h", "user_activity:clicks_1d"), RATES),
+            cross("fame", operator_difference("users:fans", "users:score"), RATES),
+        ],
+    )
+    return compile_plan(replace(plain, services=(service,)), parent)
+
+
+def test_a_cross_changes_with_its_operand_and_says_so() -> None:
+    before = with_crosses(Repo())
+    windows = [count("clicks_1h", "click", HOUR, WINDOW_IDS, hop=10 * MINUTE), *WINDOWS[1:]]
+    found = difference(before, with_crosses(replace(Repo(), windows=windows), before))
+    assert found.features[0].details == ("hop 5 min → 10 min",)
+    (service,) = found.services
+    assert service.changed == ("user_activity__clicks_1h", "rate")
+    assert service.crossed == {"user_activity.clicks_1h": ("rate",)}
+    assert "      crosses changed by user_activity.clicks_1h: rate" in lines(found)
 
 
 def test_a_feature_less() -> None:

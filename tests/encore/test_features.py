@@ -12,7 +12,7 @@ import pytest
 
 from catalog.apply import apply
 from encore.cli import main
-from encore.describe import all_features, describe
+from encore.describe import all_features, describe, describe_cross
 from encore.load import load_views
 from encore.settings import Settings
 from encore.starter import create_project
@@ -25,6 +25,7 @@ from schemas.row import empty_rows, encode_rows
 from store.base import Write
 from store.memory import MemoryRowStore
 from store.redis_store import RedisRowStore
+from tests.aggregation.plans import demo_plan
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,31 @@ def test_show_tells_where_a_feature_rests_and_who_uses_it(
     page = json.loads(capsys.readouterr().out)
     assert page["slots"][0]["side"] == "user"
     assert len(page["stored"]) == 2, "the ring and its head"
+
+
+def test_show_tells_of_crosses(
+    valkey: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = demo_plan()
+    monkeypatch.setenv("ENCORE_STORE_URL", valkey)
+    monkeypatch.setenv("ENCORE_BOOTSTRAP", "127.0.0.1:9")
+    with RedisRowStore(valkey) as store:
+        store.put_text(PLAN_KEY, dump_plan(plan))
+    assert main(["features", "show", "videos_item"]) == 0
+    told = capsys.readouterr().out
+    assert "watched_at  position(user_activity:videos_item, videos:video_id)" in told
+    assert main(["features", "show", "ranking.click_rate"]) == 0
+    told = capsys.readouterr().out
+    assert "user_activity:impression_7d, prior=0.3, weight=10)" in told
+    assert "of the user: boundaries of 6 ids, table click_rate" in told
+    assert main(["features", "show", "watched", "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert (page["service"], page["scope"]) == ("ranking", "pair")
+    twice = replace(plan, services=(*plan.services, replace(plan.services[0], name="again")))
+    with pytest.raises(PlanError, match=r"needs one of ranking\.watched, again\.watched.*service"):
+        describe_cross(twice, "watched")
+    read_by_crosses_alone = next(each for each in all_features(plan) if each.feature == "friends")
+    assert read_by_crosses_alone.services == ("ranking",)
 
 
 def test_what_is_not_known_is_refused(plan: Plan) -> None:
