@@ -254,6 +254,18 @@ def test_check_in_another_process(good: Path, copy: Path) -> None:
         asyncio.run(verify_in_process(good, expected("fine"), 0.01))
 
 
+def test_a_check_that_dies_is_a_refusal(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("predictor.verify.sys.executable", "/bin/false")
+    with pytest.raises(PackageError, match="needs a check that ends, got exit code 1"):
+        asyncio.run(verify_in_process(good, expected("fine"), 60))
+
+
+def test_a_file_too_large_to_read_is_refused(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("predictor.package.MAX_FILE_BYTES", 10)
+    with pytest.raises(PackageError, match=r"model\.json: needs at most 10 bytes, got \d+"):
+        verify_package(good, expected("fine"))
+
+
 def test_publish_replaces_the_pointer_by_rename(tmp_path: Path) -> None:
     path = write_package(tmp_path, draft("two_tower"))
     publish_package(path)

@@ -16,7 +16,11 @@ import pytest
 
 from encore.local import free_port
 from predictor.card import CURRENT, WEIGHTS
+from predictor.limits import Limits
+from predictor.models import query_of
 from predictor.package import publish_package, write_package
+from predictor.protocol import parse_infer
+from schemas.errors import RequestError
 from schemas.fingerprint import service_fingerprint
 from schemas.names import PLAN_KEY
 from schemas.ranklog import decode_record
@@ -28,6 +32,7 @@ from tests.predictor.support import (
     PLAN,
     SERVICE,
     RunningServer,
+    body,
     draft,
     new_id,
     outputs_of,
@@ -226,6 +231,27 @@ def test_starts_that_cannot_be(rows: RedisRowStore, predictor_url: str, tmp_path
     assert "StoreError" in refused(tmp_path, nobody, plan_wait_s=0.2)
     publish_plan(rows, dataclasses.replace(PLAN, services=()))
     assert "plan.services: needs one of no services" in refused(tmp_path, predictor_url)
+    publish_plan(rows, PLAN)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        told = f"http 127.0.0.1:{port}: needs an address nobody listens on, got Address already in"
+        assert told in refused(tmp_path, predictor_url, port=port)
+
+
+def test_a_request_sets_no_clock_unless_the_server_lets_it() -> None:
+    """As replays do, behind the setting `allow_now_ms`."""
+
+    class Settings:
+        limits = Limits()
+        page_size = 1
+        timeout_ms = 100.0
+        allow_now_ms = False
+
+    given = parse_infer(json.dumps(body(parameters={"now_ms": NOW_MS})).encode(), Limits())
+    with pytest.raises(RequestError, match=r"parameters\.now_ms: needs the server's own clock"):
+        query_of(given, Settings(), NOW_MS)
 
 
 def test_a_torn_connection_and_noise_leave_it_serving(

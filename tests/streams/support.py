@@ -258,13 +258,14 @@ def start(kind: str, stack: Stack, fault: str = "") -> Process:
         for name in StreamConfig.__dataclass_fields__
         if (value := getattr(stack.config, name)) is not None
     }
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with log.open("wb") as out:
         popen = subprocess.Popen(
             [sys.executable, "-m", "tests.streams.process", kind, json.dumps(settings), fault],
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         )
     return Process(popen, log)
 

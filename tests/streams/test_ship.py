@@ -179,3 +179,16 @@ def test_the_process_ships_what_there_is_and_ends(stack: Stack) -> None:
         wait_until(lambda: (stack.config.spool / POSITION_NAME).exists())
         assert process.terminate() == 0
     assert len(shipped(stack, 12)) == 12
+
+
+def test_a_broker_that_does_not_confirm_keeps_the_spool(
+    stack: Stack, shipper: Shipper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent again by the next run: the position was not moved."""
+    segment(stack, 0).write_bytes(FRAMES[0])
+    with monkeypatch.context() as patched:
+        patched.setattr("streams.ship.SEND_TIMEOUT_S", -1.0)
+        with pytest.raises(StreamError, match=r"topic .*: needs confirmed rank records"):
+            shipper.ship_available()
+    assert segment(stack, 0).exists()
+    assert shipper.ship_available() == 1

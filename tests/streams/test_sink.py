@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -243,3 +244,17 @@ def test_the_plan_of_earlier_records_is_remembered(stack: Stack) -> None:
         wait_archived(stack, send_records(stack, [random_record(2)]), config.rank_topic)
         assert sink.terminate() == 0
     assert archive_of(stack, config.rank_topic, "requests").num_rows == 2
+
+
+def test_a_disk_that_takes_no_file_ends_the_sink_and_acknowledges_nothing(stack: Stack) -> None:
+    config = stack.config
+    with running("sink", stack) as sink:
+        wait_until(partial(is_reading, sink))
+        shutil.rmtree(config.archive_dir, ignore_errors=True)
+        config.archive_dir.write_text("no directory")
+        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
+            producer.send(some_actions(100, 10), T0 + 20_000)
+        assert sink.wait(30) == 1
+        assert "needs a disk that takes a file" in sink.text()
+    with stack.store() as store:
+        assert store.get_progress(config.topic, config.archive_group) == {}
