@@ -75,6 +75,22 @@ def inside_window(heads: Array, held: Array, now_tile: int, ring_tiles: int, til
     return inside
 
 
+def window_slots(now_tile: int, ring_tiles: int, tiles: int) -> Index:
+    """The slots of the tiles now, now - 1, …, w of them. ring_tiles: T. Returns (w,)."""
+    slots: Index = (now_tile - np.arange(tiles)) % ring_tiles
+    return slots
+
+
+def held_tiles(heads: Array, held: Array, now_tile: int, ring_tiles: int, tiles: int) -> Array:
+    """Which of the tiles now, now - 1, … a ring still holds. heads, held, T, w: as above.
+
+    Returns (n, w) bool.
+    """
+    behind = (heads - now_tile)[:, None] + np.arange(tiles)  # (n, w) how far behind the head
+    inside: Array = (behind >= 0) & (behind < ring_tiles) & held[:, None]
+    return inside
+
+
 @cache
 def _behind_head(ring_tiles: int) -> Array:
     """How many tiles a slot's tile lies behind the head's, by the head's slot. (T, T) int64."""

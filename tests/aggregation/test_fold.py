@@ -16,12 +16,14 @@ from schemas.errors import PlanError
 from schemas.layout import layout_of
 from schemas.plan import ViewPlan
 from schemas.row import Rows, decode_rows, empty_rows, encode_rows
+from tests.aggregation.functions import functions_view
 from tests.aggregation.plans import StreamedView, activity_view, small_view
 from tests.aggregation.strategies import T0, histories
 from tests.oracle.fold import as_dicts, in_time, rows_of, state_of
 
 IDS = np.array([11, 12, 13], np.int64)
 SMALL = small_view()
+FUNCTIONS = functions_view()
 
 
 def expected_bytes(
@@ -53,26 +55,29 @@ def folded(
     return [row or b"" for row in stored]
 
 
-@settings(max_examples=300, deadline=None)
-@given(history=histories(), data=st.data())
+@settings(max_examples=400, deadline=None)
+@given(view=st.sampled_from([SMALL, FUNCTIONS]), history=histories(), data=st.data())
 def test_state_is_a_function_of_the_set_of_actions(
-    history: tuple[Any, Any, Any], data: st.DataObject
+    view: ViewPlan, history: tuple[Any, Any, Any], data: st.DataObject
 ) -> None:
+    """Shuffled, in batches, with duplicates, late and future ones: the oracle sees a set."""
     actions, row, sent_ms = history
     order = np.array(data.draw(st.permutations(range(len(actions)))), np.intp)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(actions)), max_size=5)))
     batches = [
         (actions[part], row[part], sent_ms[part]) for part in np.split(order, np.array(cuts, int))
     ]
-    assert folded(SMALL, *batches) == expected_bytes(SMALL, actions, row, sent_ms)
+    assert folded(view, *batches) == expected_bytes(view, actions, row, sent_ms)
 
 
-@settings(max_examples=50, deadline=None)
-@given(histories())
-def test_one_action_at_a_time_equals_all_at_once(history: tuple[Any, Any, Any]) -> None:
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([SMALL, FUNCTIONS]), histories())
+def test_one_action_at_a_time_equals_all_at_once(
+    view: ViewPlan, history: tuple[Any, Any, Any]
+) -> None:
     actions, row, sent_ms = history
     singly = [(actions[i : i + 1], row[i : i + 1], sent_ms[i : i + 1]) for i in range(len(actions))]
-    assert folded(SMALL, *singly, history) == folded(SMALL, history, *singly)
+    assert folded(view, *singly, history) == folded(view, history, *singly)
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from schemas.actions import ActionType
 from schemas.layout import layout_of
-from schemas.plan import ViewPlan
+from schemas.plan import AccumulatorPlan, ConditionPlan, SequencePlan, ViewPlan
 from schemas.row import Rows, empty_rows
 
 #: One action: its ACTION record as a dict, and when its message was sent.
@@ -64,17 +66,15 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
     state: State = {"newest_ms": newest}
     for ring in view.accumulators:
         head = state[ring.head] = newest // ring.hop_ms
-        slots = [0] * ring.tiles
-        for action in _matching(folded, ring.action):
-            tile = action["time_ms"] // ring.hop_ms
-            if tile > head - ring.tiles:
-                amount = 1 if ring.function == "count" else column_of(action, ring.column) or 0
-                slots[tile % ring.tiles] += amount
-        limit = LIMITS.get(dtypes[ring.field])
-        state[ring.field] = [slot if limit is None else min(slot, limit) for slot in slots]
+        state[ring.field] = [0] * ring.tiles * ring.width
+        for tile in range(head - ring.tiles + 1, head + 1):
+            inside = [a for a in folded if a["time_ms"] // ring.hop_ms == tile]
+            kept = tile_of(ring, dtypes[ring.field], inside)
+            start = tile % ring.tiles * ring.width
+            state[ring.field][start : start + len(kept)] = kept
     for sequence in view.sequences:
         entries = []
-        for action in _matching(folded, sequence.action):
+        for action in matching(folded, sequence):
             kept = [column_of(action, column) for column in sequence.columns]
             if sequence.gaps or None not in kept:
                 lowest = [least(dtypes[field]) for field in sequence.fields]
@@ -86,8 +86,47 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
     return state
 
 
-def _matching(actions: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [a for a in actions if name in ("*", ActionType(a["type"]).name.lower())]
+def tile_of(ring: AccumulatorPlan, dtype: str, actions: Sequence[dict[str, Any]]) -> list[int]:
+    """What is kept of the actions of one tile; nothing for none."""
+    taken = matching(actions, ring)
+    known = [column_of(action, ring.column) for action in taken] if ring.column else [0] * len(taken)
+    values = [value for value in known if value is not None]
+    if not values:
+        return []
+    if ring.function == "count":
+        return [min(len(values), LIMITS[dtype])]
+    if ring.function == "sum":
+        return [min(sum(values), 2**51 - 1)]
+    if ring.function == "squares":
+        total = min(sum(value * value for value in values), 2**91 - 1)
+        return [total % 2**40, total // 2**40]
+    if ring.function in ("min", "max"):
+        return [1 + (min(values) if ring.function == "min" else max(values))]
+    hashes = {xxhash.xxh3_64_intdigest(struct.pack("<q", value)) for value in values}
+    return sorted(min(each, 2**64 - 2) + 1 for each in hashes)[: ring.width]
+
+
+def matching(
+    actions: Sequence[dict[str, Any]], program: AccumulatorPlan | SequencePlan
+) -> list[dict[str, Any]]:
+    """The actions of the program's types that meet its conditions."""
+    names = program.action.split("|")
+    return [
+        action
+        for action in actions
+        if ("*" in names or ActionType(action["type"]).name.lower() in names)
+        and all(meets(action, condition) for condition in program.where)
+    ]
+
+
+def meets(action: dict[str, Any], condition: ConditionPlan) -> bool:
+    value = column_of(action, condition.column)
+    if value is None:
+        return False
+    if condition.op == "in":
+        return value in condition.values
+    (constant,) = condition.values
+    return bool(eval(f"{value} {condition.op} {constant}"))
 
 
 def rows_of(view: ViewPlan, entity_ids: Sequence[int], states: Sequence[State | None]) -> Rows:
