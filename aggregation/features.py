@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import PlanError
+from schemas.plan import FeaturePlan, ViewPlan
 from schemas.row import Rows
 
 Array = NDArray[Any]
@@ -55,3 +57,10 @@ class Step(Protocol):
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Sets each of its features in `out`. Changes no row."""
+
+
+def refuse(view: ViewPlan, feature: FeaturePlan, required: str, got: str) -> PlanError:
+    """What to raise for a feature that the view's state cannot give."""
+    return PlanError(
+        f"{view.name}.{feature.name}", required=required, got=got, do="run `encore apply`"
+    )

@@ -37,9 +37,17 @@ class Finaliser:
             if name not in known:
                 required = f"one of {', '.join(sorted(known))}"
                 raise PlanError(f"{view.name}.features", required=required, got=repr(name))
+        wanted = known if features is None else set(features)
+        within = {
+            name
+            for each in view.features
+            if each.kind == "ratio" and each.name in wanted
+            for name in each.sources
+        }
         self._steps = _compiled(
-            view, [each for each in view.features if features is None or each.name in features]
+            view, [each for each in view.features if each.name in wanted | within]
         )
+        self._beside = tuple(within - wanted)
 
     def __call__(self, rows: Rows, now_ms: int) -> Features:
         """Finalise n rows at now_ms. Touches no clock and changes no row."""
@@ -51,6 +59,8 @@ class Finaliser:
         features, moment = Features(expired, never), Moment(now_ms, alive, never)
         for step in self._steps:
             step(rows, moment, features)
+        for name in self._beside:
+            del features.values[name], features.null[name]
         return features
 
 

@@ -14,13 +14,30 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from aggregation.features import Array, Features, Mask, Moment, Step
+from aggregation.features import Array, Features, Mask, Moment, Step, refuse
+from aggregation.measures import (
+    TOTALS,
+    DecayedSums,
+    Deviations,
+    Distinct,
+    Greatest,
+    Last,
+    Least,
+    Means,
+    Ratios,
+)
 from aggregation.rings import inside_window, total_dtype, window_totals
 from aggregation.saturate import saturate
 from aggregation.sequences import shifted, visible
-from schemas.errors import PlanError
 from schemas.layout import NUMPY
-from schemas.plan import AccumulatorPlan, FeaturePlan, FieldPlan, SequencePlan, ViewPlan
+from schemas.plan import (
+    AccumulatorPlan,
+    FeatureKind,
+    FeaturePlan,
+    FieldPlan,
+    SequencePlan,
+    ViewPlan,
+)
 from schemas.row import Rows
 
 Compile = Callable[[ViewPlan, Sequence[FeaturePlan]], Iterator[Step]]
@@ -179,37 +196,39 @@ class Ages(Sequences):
             out.null[feature.name] = moment.never
 
 
-#: How the features of each kind are compiled.
-KINDS: Final[dict[str, Compile]] = {
+#: How the features of each kind are compiled, in the order they are computed: ratios are of others.
+KINDS: Final[dict[FeatureKind, Compile]] = {
     "field": fields,
     "window": Windows.compile,
     "sequence": Sequences.compile,
     "age": Ages.compile,
+    "last": Last.compile,
+    "mean": Means.compile,
+    "std": Deviations.compile,
+    "min": Least.compile,
+    "max": Greatest.compile,
+    "distinct": Distinct.compile,
+    "decayed_sum": DecayedSums.compile,
+    "ratio": Ratios.compile,
 }
-
-
-def _refuse(view: ViewPlan, feature: FeaturePlan, required: str, got: str) -> PlanError:
-    return PlanError(
-        f"{view.name}.{feature.name}", required=required, got=got, do="run `encore apply`"
-    )
 
 
 def _check_field(view: ViewPlan, feature: FeaturePlan, field: FieldPlan | None) -> None:
     if field is None:
-        raise _refuse(view, feature, "a stored field", repr(feature.source))
+        raise refuse(view, feature, "a stored field", repr(feature.source))
     if (feature.capacity > 0) != (field.capacity > 0) or feature.capacity > field.capacity:
         required = f"a capacity within the {field.capacity} stored"
-        raise _refuse(view, feature, required, str(feature.capacity))
+        raise refuse(view, feature, required, str(feature.capacity))
 
 
 def _ring_of(view: ViewPlan, feature: FeaturePlan) -> AccumulatorPlan:
     for ring in view.accumulators:
-        if ring.field == feature.source:
+        if ring.field == feature.source and ring.function in TOTALS:
             if not 0 < feature.tiles <= ring.tiles:
                 required = f"1 to {ring.tiles} tiles, as the ring holds"
-                raise _refuse(view, feature, required, str(feature.tiles))
+                raise refuse(view, feature, required, str(feature.tiles))
             return ring
-    raise _refuse(view, feature, "an accumulator's field", repr(feature.source))
+    raise refuse(view, feature, "the ring of a count or sum", repr(feature.source))
 
 
 def _sequence_of(view: ViewPlan, feature: FeaturePlan) -> SequencePlan:
@@ -217,6 +236,6 @@ def _sequence_of(view: ViewPlan, feature: FeaturePlan) -> SequencePlan:
         if feature.source in (*sequence.fields, sequence.time_field):
             if not 0 < feature.capacity <= sequence.capacity:
                 required = f"a capacity of 1 to {sequence.capacity}"
-                raise _refuse(view, feature, required, str(feature.capacity))
+                raise refuse(view, feature, required, str(feature.capacity))
             return sequence
-    raise _refuse(view, feature, "a sequence's field", repr(feature.source))
+    raise refuse(view, feature, "a sequence's field", repr(feature.source))

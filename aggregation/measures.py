@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -40,7 +41,7 @@ TOTALS: tuple[RingFunction, ...] = ("count", "sum")
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One feature over the tiles of rings of one shape. A subclass says what it makes of them.
+    """One feature over the tiles of rings of one hop. A subclass says what it makes of them.
 
     takes: the functions of its rings, in the order of the feature's sources.
     """
@@ -57,14 +58,15 @@ class Measure:
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Gathers the window's tiles, the newest first, and hands them on."""
-        ring = self.rings[0]
-        now_tile = moment.now_ms // ring.hop_ms
-        slots = window_slots(now_tile, ring.tiles, self.feature.tiles)  # (w,)
-        held = moment.living(rows.present[ring.head])  # (n,)
-        heads = rows.values[ring.head]  # (n,)
-        inside = held_tiles(heads, held, now_tile, ring.tiles, self.feature.tiles)  # (n, w)
-        tiles = [_gathered(rows.values[each.field], slots, inside, each) for each in self.rings]
-        values, null = self.measured(tiles)
+        head = self.rings[0].head
+        held = moment.living(rows.present[head])  # (n,)
+        now_tile, tiles = moment.now_ms // self.rings[0].hop_ms, self.feature.tiles
+        taken = []
+        for ring in self.rings:
+            slots = window_slots(now_tile, ring.tiles, tiles)  # (w,)
+            inside = held_tiles(rows.values[head], held, now_tile, ring.tiles, tiles)  # (n, w)
+            taken.append(_gathered(rows.values[ring.field], slots, inside, ring))
+        values, null = self.measured(taken)
         out.values[self.feature.name] = saturate(values, NUMPY[self.feature.dtype])
         out.null[self.feature.name] = moment.never if null is None else null
 
@@ -213,6 +215,7 @@ class Last:
         out.null[feature.name] = ~there
 
 
+@cache
 def decay_weights(feature: FeaturePlan, hop_ms: int) -> NDArray[np.float64]:
     """The weight of a tile by its age in hops, 2^(-age / half-life). Returns (w,).
 
@@ -247,10 +250,11 @@ def _rings_of(
     ):
         required = f"rings of {', '.join(' or '.join(allowed) for allowed in takes)}"
         raise refuse(view, feature, required, ", ".join(feature.sources))
-    if len({(ring.head, ring.hop_ms, ring.tiles) for ring in rings}) != 1:
-        raise refuse(view, feature, "rings of one shape", ", ".join(feature.sources))
-    if not 0 < feature.tiles <= rings[0].tiles:
-        required = f"1 to {rings[0].tiles} tiles, as the ring holds"
+    if len({(ring.head, ring.hop_ms) for ring in rings}) != 1:
+        raise refuse(view, feature, "rings of one hop", ", ".join(feature.sources))
+    shortest = min(ring.tiles for ring in rings)
+    if not 0 < feature.tiles <= shortest:
+        required = f"1 to {shortest} tiles, as the ring holds"
         raise refuse(view, feature, required, str(feature.tiles))
     if feature.kind in ("mean", "std", "decayed_sum"):
         _floating(view, feature)

@@ -20,7 +20,8 @@ HOP_MS = 1_000
 TILES = 8  # of the rings: windows of 5, and 3 more for late actions
 
 LONG = (ConditionPlan("value", ">=", (7,)),)
-SOME = (ConditionPlan("scene", "!=", (0,)), ConditionPlan("position", "in", (0, 3)))
+SOME = (ConditionPlan("scene", "!=", (0,)),)
+PLACES = (ConditionPlan("position", "in", (0, 3)), ConditionPlan("value", "<=", (7,)))
 OF_AUTHOR = (ConditionPlan("author", "<", (2,)), ConditionPlan("tag", ">", (-1,)))
 
 
@@ -43,6 +44,8 @@ class Kept:
 
 RINGS = (
     Kept("n", "count", "play|finish", "", "u32", LONG),
+    Kept("placed", "count", "*", "", "u8", PLACES),
+    Kept("low", "count", "play", "", "u16", (ConditionPlan("value", "==", (1,)),)),
     Kept("known", "count", "*", "position", "u8"),
     Kept("plays", "count", "play", "", "u32", SOME),
     Kept("total", "sum", "play", "value", "i64", SOME),
@@ -78,6 +81,9 @@ FEATURES = (
     windowed("items_5s", "distinct", "items"),
     windowed("decayed_ms", "decayed_sum", "total", half_life_ms=1_500),
     windowed("decayed_n", "decayed_sum", "n", half_life_ms=60_000, tiles=8),
+    windowed("placed_5s", "window", "placed"),
+    windowed("low_5s", "window", "low"),
+    FeaturePlan("least_each", "f64", "ratio", "least_ms", others=("low_5s",)),
     FeaturePlan("rate", "f64", "ratio", "long_ones", others=("known_places",)),
     FeaturePlan(
         "smooth", "f64", "ratio", "mean_ms", others=("authors_5s",), prior=0.25, weight=4.0
@@ -110,4 +116,3 @@ def functions_view(ttl_ms: int = 0) -> ViewPlan:
         accumulators=tuple(ring.plan() for ring in RINGS),
         sequences=SEQUENCES,
     )
-

@@ -45,9 +45,7 @@ def value_of(view: ViewPlan, feature: FeaturePlan, row: Row, now_ms: int) -> Any
             return past[0][1]
         return None
     if feature.kind == "ratio":
-        above, below = (
-            value_of(view, view.feature(name), row, now_ms) for name in feature.sources
-        )
+        above, below = (value_of(view, view.feature(name), row, now_ms) for name in feature.sources)
         if above is None or below is None or below + feature.weight == 0:
             return None
         return (float(above) + feature.prior * feature.weight) / (float(below) + feature.weight)
@@ -57,9 +55,7 @@ def value_of(view: ViewPlan, feature: FeaturePlan, row: Row, now_ms: int) -> Any
     )
 
 
-def tiles_of(
-    ring: AccumulatorPlan, feature: FeaturePlan, row: Row, now_ms: int
-) -> list[list[int]]:
+def tiles_of(ring: AccumulatorPlan, feature: FeaturePlan, row: Row, now_ms: int) -> list[list[int]]:
     """What each tile of the feature's window keeps, the newest first; zeros for nothing."""
     head, held = row.get(ring.head), row.get(ring.field)
     tiles = []
@@ -93,10 +89,11 @@ def of_tiles(feature: FeaturePlan, hop_ms: int, rings: list[list[list[int]]]) ->
         total, count = (sum(tile[0] for tile in ring) for ring in rings[1:])
         if not count:
             return None
-        return math.sqrt(max(Fraction(squares, count) - Fraction(total, count) ** 2, 0))
+        variance = Fraction(squares, count) - Fraction(total, count) ** 2
+        return math.sqrt(variance) if variance > 0 else 0.0
     if feature.kind in ("min", "max"):
-        kept = [value - 1 for value in first if value]
-        return (min(kept) if feature.kind == "min" else max(kept)) if kept else None
+        ends = [value - 1 for value in first if value]
+        return (min(ends) if feature.kind == "min" else max(ends)) if ends else None
     full = [tile[-1] for tile in rings[0] if tile[-1]]
     known = {each for tile in rings[0] for each in tile if each and each < min(full, default=2**64)}
     return round(len(known) * 2**64 / min(full)) if full else len(known)

@@ -69,9 +69,9 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
         state[ring.field] = [0] * ring.tiles * ring.width
         for tile in range(head - ring.tiles + 1, head + 1):
             inside = [a for a in folded if a["time_ms"] // ring.hop_ms == tile]
-            kept = tile_of(ring, dtypes[ring.field], inside)
+            numbers = tile_of(ring, dtypes[ring.field], inside)
             start = tile % ring.tiles * ring.width
-            state[ring.field][start : start + len(kept)] = kept
+            state[ring.field][start : start + len(numbers)] = numbers
     for sequence in view.sequences:
         entries = []
         for action in matching(folded, sequence):
@@ -89,7 +89,9 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
 def tile_of(ring: AccumulatorPlan, dtype: str, actions: Sequence[dict[str, Any]]) -> list[int]:
     """What is kept of the actions of one tile; nothing for none."""
     taken = matching(actions, ring)
-    known = [column_of(action, ring.column) for action in taken] if ring.column else [0] * len(taken)
+    known = (
+        [column_of(action, ring.column) for action in taken] if ring.column else [0] * len(taken)
+    )
     values = [value for value in known if value is not None]
     if not values:
         return []
