@@ -114,6 +114,7 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
     program = contenders.workload.program
     packed = [contenders.raw.pack(program.keys(*request)) for request in requests]
     stored = [contenders.raw.send(request) for request in packed]
+    blocks = [contenders.ours(request) for request in requests]
     count = len(requests)
     raw, feast = contenders.raw, contenders.feast
     floor = take_turns(
@@ -145,6 +146,9 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
             "read": lambda turn: contenders.store.read(program.keys(*requests[turn % count])),
             "assemble": lambda turn: program.assemble(
                 stored[turn % count], *requests[turn % count], contenders.workload.now_ms
+            ),
+            "tensors": lambda turn: program.tensors(
+                blocks[turn % count].user_values, blocks[turn % count].item_values
             ),
         },
         floor_turns // 4,
@@ -193,6 +197,7 @@ def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
             "raw_mget_p95_ms": _ms(size.floor.percentile("raw", 95)),
             "raw_mget_p99_ms": _ms(size.floor.percentile("raw", 99)),
             "request_bytes": size.request_bytes,
+            "stages_us": dict(_stages(size)),
         }
         for items, size in sizes.items()
     }
@@ -206,6 +211,17 @@ def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
         "ratio_pre_store": headline.peers.ratio("precomputed", "store"),
         "equal_values": all(size.equal for size in sizes.values()),
     }
+
+
+def _stages(size: Size) -> list[tuple[str, float]]:
+    """A request's stages, one after the other, in µs."""
+    at = {name: size.stages.median(name) * 1e6 for name in size.stages.seconds}
+    return [
+        ("keys", at["keys"]),
+        ("read", at["read"] - at["keys"]),
+        ("rows to values", at["assemble"] - at["tensors"]),
+        ("values to ids", at["tensors"]),
+    ]
 
 
 def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
@@ -230,13 +246,12 @@ def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
     report.table(f"1 user + N items → tensors, ms, store path, {server}", head, rows)
     report.note("")
     headline = sizes[HEADLINE]
-    stage = {name: headline.stages.median(name) * 1e6 for name in ("keys", "read", "assemble")}
     raw_us = headline.floor.median("raw") * 1e6
     report.note(
         f"What bounds {HEADLINE} items: {headline.request_bytes / 1e3:,.0f} kB of rows, which a "
         f"bare MGET moves in {raw_us:,.0f} µs ({headline.request_bytes / raw_us:,.0f} MB/s). Ours: "
-        f"keys {stage['keys']:,.0f} µs, keys and read {stage['read']:,.0f} µs, decode to tensors "
-        f"{stage['assemble']:,.0f} µs."
+        + ", ".join(f"{name} {us:,.0f} µs" for name, us in _stages(headline))
+        + "."
     )
     report.note(
         "Ratios are medians of ratios taken turn by turn, each timed call after an untimed one of "
