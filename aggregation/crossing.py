@@ -22,7 +22,6 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 SCOPES: Final[tuple[Scope, ...]] = ("user", "item", "pair")
-_CHUNK: Final = 8_192  # candidates of many users crossed at once: their sequences fit the cache
 
 
 Blocks = Mapping[Side, Records]
@@ -38,8 +37,13 @@ class _Source:
     vector: bool
     sentinels: tuple[float, ...]
 
-    def read(self, blocks: Blocks) -> Operand:
-        """The operand of every record of its side."""
+    def read(self, blocks: Blocks, user_of: Array | None) -> Operand:
+        """The operand of every record of its side; of each candidate's user where user_of, (N,),
+        says which that is."""
+        operand = self._of_side(blocks)
+        return operand if user_of is None or self.side == "item" else operand.take(user_of)
+
+    def _of_side(self, blocks: Blocks) -> Operand:
         records = blocks[self.side]
         values, null = records.values[self.field], records.null[:, self.null]
         if self.vector:
@@ -108,20 +112,10 @@ class CrossProgram:
 
 def _fill(groups: tuple[_Group, ...], blocks: Blocks, user_of: Array | None, out: Sheet) -> None:
     for group in groups:
-        left, right = group.left.read(blocks), group.right.read(blocks)
-        if user_of is None:
-            _write(group, Pair(left, right), out, slice(None))
-            continue
-        for start in range(0, len(user_of), _CHUNK):
-            items = np.arange(start, min(start + _CHUNK, len(user_of)))  # (n,)
-            rows = {"user": user_of[items], "item": items}
-            pair = Pair(left.take(rows[group.left.side]), right.take(rows[group.right.side]))
-            _write(group, pair, out, slice(start, start + _CHUNK))
-
-
-def _write(group: _Group, pair: Pair, out: Sheet, rows: slice) -> None:
-    for column, cross in group.members:
-        out.put(column, *evaluate(pair, cross), rows)
+        left, right = (each.read(blocks, user_of) for each in (group.left, group.right))
+        pair = Pair(left, right)
+        for column, cross in group.members:
+            out.put(column, *evaluate(pair, cross))
 
 
 def _check(plan: Plan, service: ServicePlan, cross: CrossPlan) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from schemas.status import Status
 from schemas.values import Block, value_name
 
 Array = NDArray[Any]
+
+_PART: Final = 8_192  # candidates at once: what is made of them on the way stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,20 @@ class ServiceProgram:
         lengths: dict[str, Ids] = {}
         for sequence in self._sequences:
             sequences[sequence.name], lengths[sequence.name] = sequence(user.values)
-        user_sheet, item_sheet = self._user_slots.sheet(user), self._item_slots.sheet(item)
-        self._crosses.fill_user(user, user_sheet)
-        self._crosses.fill_item(user, item, user_of, item_sheet)
-        return Tensors(user_sheet.ids(), item_sheet.ids(), sequences, lengths)
+        sheet = self._user_slots.sheet(user)
+        self._crosses.fill_user(user, sheet)
+        return Tensors(sheet.ids(), self._item_ids(user, item, user_of), sequences, lengths)
+
+    def _item_ids(self, user: Records, item: Records, user_of: NDArray[np.integer] | None) -> Ids:
+        """(N, Si), in parts: training passes millions of candidates."""
+        n = len(item.values)
+        if n > _PART:
+            ids = np.empty((n, len(self.service.slots("item"))), np.int32)  # (N, Si)
+            for start in range(0, n, _PART):
+                part = slice(start, start + _PART)
+                owners = None if user_of is None else user_of[part]
+                ids[part] = self._item_ids(user, item.part(part), owners)
+            return ids
+        sheet = self._item_slots.sheet(item)
+        self._crosses.fill_item(user, item, user_of, sheet)
+        return sheet.ids()

@@ -38,6 +38,10 @@ class Records:
         """A block as it was logged."""
         return cls(values, null_mask(values))
 
+    def part(self, records: slice) -> Records:
+        """Some of them."""
+        return Records(self.values[records], self.null[records])
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -88,8 +92,8 @@ class Sheet:
     values: tuple[Array, ...]
     missing: Mask
 
-    def put(self, column: int, values: Array, null: Mask, rows: slice = slice(None)) -> None:
-        """A cross's values, and where they are missing, for some of the records."""
+    def put(self, column: int, values: Array, null: Mask) -> None:
+        """A cross's values, and where they are missing: (n,) each, or (1,) for all alike."""
         group, row = self.program.place_of[column]
         for sentinel in self.program.sentinels[column]:
             null = null | (values == sentinel)
@@ -97,8 +101,8 @@ class Sheet:
             null = null | np.isnan(values)
             if self.values[group].dtype.kind != "f":
                 values = np.where(null, 0, values)
-        self.values[group][row, rows] = values
-        self.missing[column, rows] = null
+        self.values[group][row] = values
+        self.missing[column] = null
 
     def ids(self) -> Ids:
         """(n, S) int32; missing is 0."""

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregation import crosses, crossing
+from aggregation import crosses
+from aggregation import program as program_module
 from aggregation.crosses import OPERATORS, Operand, Pair, evaluate, misfit
 from aggregation.program import ServiceProgram
 from schemas.errors import PlanError
@@ -236,12 +237,12 @@ def test_columns_equal_the_oracle_for_one_user_and_for_many(
         assert np.array_equal(alone.item_slots, tensors.item_slots[mine])
 
 
-def test_many_users_are_crossed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_candidates_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     program = ServiceProgram(SMALL, "ranking")
     user, item = small_blocks(program, 9, 50, 3)
     user_of = np.random.default_rng(3).integers(0, 9, 50)
     whole = program.tensors(user, item, user_of)
-    monkeypatch.setattr(crossing, "_CHUNK", 7)
+    monkeypatch.setattr(program_module, "_PART", 7)
     assert np.array_equal(program.tensors(user, item, user_of).item_slots, whole.item_slots)
 
 
