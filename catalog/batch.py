@@ -85,8 +85,7 @@ def _add_column(columns: _Columns, declared: Field, where: str) -> None:
     capacity = capacity_of(declared, where)
     slot = slot_of(declared, dtype, where)
     if dtype == STRING:
-        if slot is None or slot.ids is None:
-            raise DeclarationError(f"{where}.transform", required="a transform", got="none")
+        assert slot is not None and slot.ids is not None  # else `scalar_dtype` had refused it
         columns.add(declared.name, STORED_ID)
         columns.written[declared.name] = slot.ids
         columns.slots[declared.name] = (replace(slot, stored=True),)

@@ -9,9 +9,8 @@ from feast import FeatureService
 
 from aggregation.crosses import OPERATORS, misfit
 from catalog import tags
-from catalog.crosses import Cross, parse_crosses
+from catalog.crosses import Cross, declared_crosses
 from catalog.drafts import SlotDraft, ViewDraft
-from catalog.fields import check_name, check_unique
 from catalog.services import Drafts, all_slots, resolve
 from catalog.transforms import STRING, compile_transform
 from schemas.errors import DeclarationError
@@ -32,8 +31,7 @@ def crossed(
     """The service's plan with the crosses that its tag declares. Raises DeclarationError."""
     tags.check_known(service.tags, tags.SERVICE_TAGS, service.name)
     where = f"{service.name}.crosses"
-    declared = parse_crosses(service.tags.get(tags.CROSSES, "[]"), where)
-    check_unique((each.name for each in declared), where, "cross")
+    declared = declared_crosses(service.tags, service.name)
     crosses = tuple(_compile(each, f"{where}.{each.name}", drafts, views) for each in declared)
     fingerprint = service_fingerprint(
         dict(views), plan.user_slots, plan.item_slots, plan.sequences, crosses
@@ -44,7 +42,6 @@ def crossed(
 def _compile(
     declared: Cross, where: str, drafts: Drafts, views: Mapping[str, ViewPlan]
 ) -> CrossPlan:
-    check_name(declared.name, where)
     operation = declared.operation
     left, right = (
         _operand(reference, where, drafts, views) for reference in (operation.left, operation.right)

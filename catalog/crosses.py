@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aggregation.crosses import OPERATORS
-from catalog.transforms import Transform, parse_transform
+from catalog.fields import check_name, check_unique
+from catalog.tags import CROSSES
+from catalog.transforms import Transform, compile_transform, parse_transform
 from schemas.errors import DeclarationError
 from schemas.plan import CrossOperator
 
@@ -119,6 +121,18 @@ def dot(left: str, right: str) -> Operation:
 def crosses_tag(crosses: Sequence[Cross]) -> str:
     """The tag's text."""
     return json.dumps([each.to_data() for each in crosses], sort_keys=True, ensure_ascii=False)
+
+
+def declared_crosses(tags: Mapping[str, str], service: str) -> tuple[Cross, ...]:
+    """The crosses in a service's tags, each name once. Raises DeclarationError."""
+    where = f"{service}.crosses"
+    found = parse_crosses(tags.get(CROSSES, "[]"), where)
+    check_unique((each.name for each in found), where, "cross")
+    for each in found:
+        check_name(each.name, f"{where}.{each.name}")
+        result = OPERATORS[each.operation.operator].result
+        compile_transform(each.transform, result, f"{where}.{each.name}.transform")
+    return found
 
 
 def parse_crosses(text: str, where: str) -> tuple[Cross, ...]:

@@ -17,8 +17,11 @@
     ])
 
 A windowed feature more is one line more. A feature that has a transform (or shares another's) can
-be a slot of a service; one without can only be read. Nothing is checked here: `catalog.compiler`
-checks declarations of any origin, also those written without these helpers.
+be a slot of a service; one without can only be read.
+
+What can be known of a view or of a service's crosses alone is refused where it is declared, by the
+line that says it. `catalog.compiler` checks that again, for declarations written without these
+helpers, and what joins several: shared ids, the features of a service, operands of crosses.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ from feast.data_format import JsonFormat
 from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String
 
 from catalog import tags as names
+from catalog.batch import compile_batch
 from catalog.crosses import (
     Cross,
     contains,
     cross,
     crosses_tag,
+    declared_crosses,
     difference,
     dot,
     equals,
@@ -56,6 +61,7 @@ from catalog.crosses import (
 )
 from catalog.durations import to_ms
 from catalog.stream_view import StreamedFeatureView
+from catalog.streamed import compile_streamed
 from catalog.transforms import (
     Transform,
     boundaries,
@@ -215,9 +221,12 @@ def batch_view(
     """
     source = _file(f"{name}_source", path) if isinstance(path, str) else path
     keys = [entity] if isinstance(entity, Entity) else list(entity)
-    return FeatureView(
+    view = FeatureView(
         name=name, entities=keys, schema=list(fields), source=source, ttl=ttl, online=online
     )
+    if online:
+        compile_batch(view, {each.name: each for each in keys})
+    return view
 
 
 def _file(name: str, path: str) -> FileSource:
@@ -265,7 +274,7 @@ def streamed_view(
         for each in features
         for windowed in (each.columns if isinstance(each, Sequenced) else (each,))
     ]
-    return StreamedFeatureView(
+    view = StreamedFeatureView(
         name=name,
         entities=[entity],
         schema=[each.field for each in declared],
@@ -280,6 +289,8 @@ def streamed_view(
             names.FUTURE_MS: str(to_ms(lateness.future)),
         },
     )
+    compile_streamed(view, {entity.name: entity})
+    return view
 
 
 def feature_service(
@@ -291,4 +302,5 @@ def feature_service(
     features each, behind the other slots of their side.
     """
     tags = {names.CROSSES: crosses_tag(crosses)} if crosses else {}
+    declared_crosses(tags, name)
     return FeatureService(name=name, features=list(features), tags=tags)

@@ -173,8 +173,7 @@ def resolve(draft: ViewDraft, slot: SlotDraft, drafts: Drafts) -> tuple[Transfor
 def _table(draft: ViewDraft, slot: SlotDraft, drafts: Drafts, seen: tuple[str, ...]) -> _Table:
     where = f"{draft.name}.{slot.declared}"
     if slot.shares is None:
-        if slot.ids is None:
-            raise DeclarationError(f"{where}.transform", required="a transform", got="none")
+        assert slot.ids is not None  # a slot has a transform, or says whose it shares
         return _Table(value_name(draft.name, slot.declared), slot.ids)
     if where in seen:
         raise DeclarationError(

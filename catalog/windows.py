@@ -13,7 +13,7 @@ from feast.types import Array, FeastType, Int64
 
 from catalog import tags as names
 from catalog.transforms import Transform
-from catalog.words import Action, SequenceColumn
+from catalog.words import Action, ActionColumn, SequenceColumn
 
 MINUTE: Final = timedelta(minutes=1)
 HOUR: Final = timedelta(hours=1)
@@ -48,7 +48,7 @@ class Sequenced:
 
 def count(
     name: str,
-    action: str,
+    action: Action,
     window: timedelta,
     transform: Transform | None = None,
     *,
@@ -61,7 +61,7 @@ def count(
 
 def total(
     name: str,
-    column: str,
+    column: ActionColumn,
     window: timedelta,
     transform: Transform | None = None,
     *,
@@ -85,7 +85,7 @@ def column(
 
 def last_n(
     name: str,
-    column: str,
+    column: ActionColumn,
     n: int,
     transform: Transform | None = None,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,101 +166,101 @@ def entry(**changes: Any) -> str:
 
 
 SEEN_BY = contains(SEEN, "videos:video_id")
-REFUSALS: list[tuple[str, Definitions, str]] = [
+REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     (
         "no JSON",
-        tagged("contains"),
+        lambda: tagged("contains"),
         "ranking.crosses: needs the JSON of a list of crosses, got 'contains'; "
         "declare crosses=[cross(…)] of catalog.declare",
     ),
-    ("no list", tagged("{}"), "needs the JSON of a list of crosses, got '{}'"),
+    ("no list", lambda: tagged("{}"), "needs the JSON of a list of crosses, got '{}'"),
     (
         "too many",
-        tagged(json.dumps([{}] * 257)),
+        lambda: tagged(json.dumps([{}] * 257)),
         "ranking.crosses: needs at most 256, got 257",
     ),
     (
         "no operands",
-        tagged(entry(of=None)),
+        lambda: tagged(entry(of=None)),
         "ranking.crosses.video_seen: needs name, operator, of and transform, got none of of",
     ),
-    ("code", tagged(entry(udf="x")), "needs name, operator, of and transform, got 'udf'"),
+    ("code", lambda: tagged(entry(udf="x")), "needs name, operator, of and transform, got 'udf'"),
     (
         "an unknown operator",
-        tagged(entry(operator="median")),
+        lambda: tagged(entry(operator="median")),
         "ranking.crosses.video_seen.operator: needs one of contains, share, position, equals, "
         "difference, ratio, dot, got 'median'",
     ),
-    ("an operator of another type", tagged(entry(operator=[])), "operator: needs one of"),
+    ("an operator of another type", lambda: tagged(entry(operator=[])), "operator: needs one of"),
     (
         "three operands",
-        tagged(entry(of=["a:b", "c:d", "e:f"])),
+        lambda: tagged(entry(of=["a:b", "c:d", "e:f"])),
         "ranking.crosses.video_seen.of: needs two features, got ['a:b', 'c:d', 'e:f']",
     ),
     (
         "a weight that is no number",
-        tagged(entry(weight="2")),
+        lambda: tagged(entry(weight="2")),
         "ranking.crosses.video_seen.weight: needs a finite number, got '2'",
     ),
     (
         "a weight of contains",
-        tagged(entry(weight=2)),
+        lambda: tagged(entry(weight=2)),
         "ranking.crosses.video_seen: needs prior and weight of a ratio only, got contains",
     ),
     (
         "a prior without a weight",
-        declared(cross("r", ratio("users:fans", "users:score", prior=0.5), RATES)),
+        lambda: declared(cross("r", ratio("users:fans", "users:score", prior=0.5), RATES)),
         "ranking.crosses.r.weight: needs a weight above 0 where there is a prior, got 0; "
         "say how many observations the prior is worth, or drop it",
     ),
     (
         "a negative weight",
-        declared(cross("r", ratio("users:fans", "users:score", weight=-1), RATES)),
+        lambda: declared(cross("r", ratio("users:fans", "users:score", weight=-1), RATES)),
         "ranking.crosses.r.weight: needs a weight above 0 where there is a prior, got -1",
     ),
     (
         "a name of two parts",
-        declared(cross("video__seen", SEEN_BY, identity(2))),
+        lambda: declared(cross("video__seen", SEEN_BY, identity(2))),
         "ranking.crosses.video__seen: needs a name of a-z, 0-9 and single underscores",
     ),
     (
         "one name twice",
-        declared(CROSSES_OF_ALL[0], CROSSES_OF_ALL[0]),
+        lambda: declared(CROSSES_OF_ALL[0], CROSSES_OF_ALL[0]),
         "ranking.crosses.video_seen: needs one cross of a name, got two; rename one",
     ),
     (
         "half a reference",
-        declared(cross("c", contains("last_videos", "videos:video_id"), identity(2))),
+        lambda: declared(cross("c", contains("last_videos", "videos:video_id"), identity(2))),
         "ranking.crosses.c.of: needs \"view:feature\", got 'last_videos'",
     ),
     (
         "an unknown view",
-        declared(cross("c", contains(SEEN, "songs:video_id"), identity(2))),
+        lambda: declared(cross("c", contains(SEEN, "songs:video_id"), identity(2))),
         "ranking.crosses.c.of: needs an online view: user_activity, users, videos, got 'songs'",
     ),
     (
         "an unknown feature",
-        declared(cross("c", equals("users:fans", "users:fame"), identity(2))),
+        lambda: declared(cross("c", equals("users:fans", "users:fame"), identity(2))),
         "ranking.crosses.c.of: needs a feature of users: degree, fans, score, got 'fame'",
     ),
     (
         "a scalar where a sequence belongs",
-        declared(cross("c", contains("users:fans", "videos:video_id"), identity(2))),
+        lambda: declared(cross("c", contains("users:fans", "videos:video_id"), identity(2))),
         "ranking.crosses.c.contains: needs (sequence, scalar), got fans, a scalar",
     ),
     (
         "a sequence where a scalar belongs",
-        declared(cross("c", equals(SEEN, "videos:video_id"), identity(2))),
+        lambda: declared(cross("c", equals(SEEN, "videos:video_id"), identity(2))),
         "ranking.crosses.c.equals: needs (scalar, scalar), got last_videos, a vector of 5",
     ),
     (
         "ids that are floats",
-        declared(cross("c", contains(SEEN, "users:score"), identity(2))),
+        lambda: declared(cross("c", contains(SEEN, "users:score"), identity(2))),
         "ranking.crosses.c.contains: needs ids: integers, got score of f64",
     ),
     (
         "a number that is a bool",
-        declared(
+        lambda: declared(
             cross("c", ratio("users:vip", "users:fans"), RATES),
             repo=replace(Repo(), user_fields=[*USER_FIELDS, feature("vip", Bool, identity(2))]),
         ),
@@ -267,29 +268,29 @@ REFUSALS: list[tuple[str, Definitions, str]] = [
     ),
     (
         "vectors of two capacities",
-        declared(cross("c", dot(SEEN, "videos:embedding"), RATES)),
+        lambda: declared(cross("c", dot(SEEN, "videos:embedding"), RATES)),
         "ranking.crosses.c.dot: needs vectors of one capacity, got 5 and 4",
     ),
     (
         "a string",
-        declared(cross("c", equals("users:degree", "users:fans"), identity(2))),
+        lambda: declared(cross("c", equals("users:degree", "users:fans"), identity(2))),
         "ranking.crosses.c.of: needs numbers, or ids that are comparable, got users:degree, "
         "a String that rests as the id of its transform; cross a column of numbers",
     ),
     (
         "a hash of a ratio",
-        declared(cross("c", ratio("users:fans", "users:score"), hashed(8))),
+        lambda: declared(cross("c", ratio("users:fans", "users:score"), hashed(8))),
         "ranking.crosses.c.transform: needs a transform that takes f64 values, got hashed(8); "
         "declare boundaries([…]) or log_buckets(n)",
     ),
     (
         "a vocabulary of a bool",
-        declared(cross("c", SEEN_BY, vocab([0, 1]))),
+        lambda: declared(cross("c", SEEN_BY, vocab([0, 1]))),
         "needs a transform that takes bool values, got vocab(2 values); declare identity(2)",
     ),
     (
         "no transform",
-        tagged(entry(transform={"kind": "modulo"})),
+        lambda: tagged(entry(transform={"kind": "modulo"})),
         "ranking.crosses.video_seen.transform: needs one of hashed, vocab, boundaries",
     ),
 ]
@@ -298,9 +299,9 @@ REFUSALS: list[tuple[str, Definitions, str]] = [
 @pytest.mark.parametrize(
     ("definitions", "message"), [case[1:] for case in REFUSALS], ids=[case[0] for case in REFUSALS]
 )
-def test_refused(definitions: Definitions, message: str) -> None:
+def test_refused(definitions: Callable[[], Definitions], message: str) -> None:
     with pytest.raises(DeclarationError) as caught:
-        compile_plan(definitions)
+        compile_plan(definitions())
     assert message in str(caught.value)
     assert all(caught.value.parts()[part] for part in ("where", "required", "got"))
 

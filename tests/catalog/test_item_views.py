@@ -43,9 +43,8 @@ def test_an_item_view_on_the_topic_keyed_by_user_is_refused() -> None:
 
 
 def test_a_user_view_on_the_topic_keyed_by_item_is_refused() -> None:
-    view = streamed_view("user_activity", user, actions_by_item("actions"), [CLICKS])
     with pytest.raises(DeclarationError) as caught:
-        compile_plan(Definitions((user, video), (view,), ()))
+        streamed_view("user_activity", user, actions_by_item("actions"), [CLICKS])
     assert str(caught.value) == (
         "user_activity.source: needs a topic keyed by user, got actions.by-item, keyed by item; "
         'declare source=actions("actions")'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
@@ -160,22 +160,22 @@ REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     ),
     (
         "unknown action",
-        lambda: windows_of(count("n", "clik", HOUR)),
+        lambda: windows_of(count("n", cast(Any, "clik"), HOUR)),
         "user_activity.n.column: needs an action, one of impression, play,",
     ),
     (
         "delete_user is no behaviour",
-        lambda: windows_of(count("n", "delete_user", HOUR)),
+        lambda: windows_of(count("n", cast(Any, "delete_user"), HOUR)),
         "got 'delete_user'",
     ),
     (
         "unknown column",
-        lambda: windows_of(last_n("n", "play.song", 5)),
+        lambda: windows_of(last_n("n", cast(Any, "play.song"), 5)),
         "user_activity.n.column: needs a column of an action, one of user, item,",
     ),
     (
         "count of a column",
-        lambda: windows_of(count("n", "click.item", HOUR)),
+        lambda: windows_of(count("n", cast(Any, "click.item"), HOUR)),
         "needs the action alone for a count, got 'click.item'; use 'click'",
     ),
     (
@@ -185,7 +185,7 @@ REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     ),
     (
         "last_n of no column",
-        lambda: windows_of(last_n("n", "play", 5)),
+        lambda: windows_of(last_n("n", cast(Any, "play"), 5)),
         "needs <action>.<column> for last_n, got 'play'; use 'play.item'",
     ),
     ("last_n of 0", lambda: windows_of(last_n("n", "play.item", 0)), "last_n of 1 to 1024, got 0"),

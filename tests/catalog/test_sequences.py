@@ -172,64 +172,72 @@ def plays(*columns: Any, n: int = 4, name: str = "last_plays") -> Sequenced:
     return recent(name, "play", n, list(columns))
 
 
-@pytest.mark.parametrize(
-    ("windows", "message"),
-    [
-        (
-            [plays(column("times", "time_ms", hashed(8)))],
-            "user_activity.times.transform: needs none for a time, which no later request has "
-            "again, got one over play.time_ms; declare 'play.age_ms', the time that has passed at "
-            "the request",
-        ),
-        (
-            [_by_hand("n", "play.age", "last_n:5")],
-            "user_activity.n.column: needs a column of an action, one of user, item, author, "
-            "music, value, position, scene, time_ms, tag, age_ms, got 'age'",
-        ),
-        (
-            [plays(column("a", "item"), column("b", "item"))],
-            "user_activity.last_plays.item: needs each column once, got a and b; keep one of them",
-        ),
-        (
-            [plays(column("a", "item")), plays(column("b", "author"), n=5)],
-            "user_activity.last_plays.length: needs one length for all columns of a sequence, got "
-            "4 and 5; declare them with one recent(…)",
-        ),
-        (
-            [plays(column("a", "item")), recent("last_plays", "like", 4, [column("b", "author")])],
-            "user_activity.last_plays.action: needs one action for all columns of a sequence, got "
-            "play and like; declare them with one recent(…)",
-        ),
-        (
-            [plays(column("a", "item"), name="last_play_item"), last_n("b", "play.item", 4)],
-            "user_activity.last_play_item: needs a name that no other sequence has, got that of b; "
-            "name the sequence otherwise",
-        ),
-        (
-            [plays(column("a", "item"), name="Plays")],
-            "user_activity.a.sequence: needs a name of a-z, 0-9 and single underscores that starts "
-            "with a letter, got 'Plays'",
-        ),
-        (
-            [
-                _by_hand("a", "play.item", "last_n:4:plays", shares="videos:video_id", length="3"),
-                _by_hand("b", "play.author", "last_n:4:plays", shares="videos:author_id"),
-            ],
-            "user_activity.b.length: needs 3, as a of the same sequence, got 4; declare length= "
-            "once, with recent(…)",
-        ),
-        (
-            [Windowed(_by_hand("n", "click", "count", length="3").field,
-                      Aggregation("click", "count", HOUR, HOUR, "n"))],
-            "user_activity.n.dtype: needs Int64, got Array(Int64)",
-        ),
-        (
-            [Windowed(Field(name="n", dtype=Int64, tags={tags.LENGTH: "3"}),
-                      Aggregation("click", "count", HOUR, HOUR, "n"))],
-            "user_activity.n.length: needs no length for a window, got 3",
-        ),
-    ],
-)  # fmt: skip
+REFUSALS: list[tuple[list[Windowed | Sequenced], str]] = [
+    (
+        [plays(column("times", "time_ms", hashed(8)))],
+        "user_activity.times.transform: needs none for a time, which no later request has "
+        "again, got one over play.time_ms; declare 'play.age_ms', the time that has passed at "
+        "the request",
+    ),
+    (
+        [_by_hand("n", "play.age", "last_n:5")],
+        "user_activity.n.column: needs a column of an action, one of user, item, author, "
+        "music, value, position, scene, time_ms, tag, age_ms, got 'age'",
+    ),
+    (
+        [plays(column("a", "item"), column("b", "item"))],
+        "user_activity.last_plays.item: needs each column once, got a and b; keep one of them",
+    ),
+    (
+        [plays(column("a", "item")), plays(column("b", "author"), n=5)],
+        "user_activity.last_plays.length: needs one length for all columns of a sequence, got "
+        "4 and 5; declare them with one recent(…)",
+    ),
+    (
+        [plays(column("a", "item")), recent("last_plays", "like", 4, [column("b", "author")])],
+        "user_activity.last_plays.action: needs one action for all columns of a sequence, got "
+        "play and like; declare them with one recent(…)",
+    ),
+    (
+        [plays(column("a", "item"), name="last_play_item"), last_n("b", "play.item", 4)],
+        "user_activity.last_play_item: needs a name that no other sequence has, got that of b; "
+        "name the sequence otherwise",
+    ),
+    (
+        [plays(column("a", "item"), name="Plays")],
+        "user_activity.a.sequence: needs a name of a-z, 0-9 and single underscores that starts "
+        "with a letter, got 'Plays'",
+    ),
+    (
+        [
+            _by_hand("a", "play.item", "last_n:4:plays", shares="videos:video_id", length="3"),
+            _by_hand("b", "play.author", "last_n:4:plays", shares="videos:author_id"),
+        ],
+        "user_activity.b.length: needs 3, as a of the same sequence, got 4; declare length= "
+        "once, with recent(…)",
+    ),
+    (
+        [
+            Windowed(
+                _by_hand("n", "click", "count", length="3").field,
+                Aggregation("click", "count", HOUR, HOUR, "n"),
+            )
+        ],
+        "user_activity.n.dtype: needs Int64, got Array(Int64)",
+    ),
+    (
+        [
+            Windowed(
+                Field(name="n", dtype=Int64, tags={tags.LENGTH: "3"}),
+                Aggregation("click", "count", HOUR, HOUR, "n"),
+            )
+        ],
+        "user_activity.n.length: needs no length for a window, got 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("windows", "message"), REFUSALS)
 def test_refused(windows: list[Windowed | Sequenced], message: str) -> None:
     with pytest.raises(DeclarationError) as refused:
         compiled(*windows)
