@@ -97,4 +97,5 @@ CONTENT_JSON = b"action-json"
 HEADER_REASON = "encore-reason"  # dead letters: the error's text; late actions: which bound
 HEADER_CODE = "encore-code"  # dead letters: the error's code; late actions: late, future
 HEADER_SOURCE = "encore-source"  # dead letters: "topic/partition/offset"
+HEADER_LOG = "encore-log"  # re-keyed messages: id of the topic that they were made for
 HEADER_VIEW = "encore-view"  # late actions: the view that did not take them

@@ -88,6 +88,13 @@ class Admin:
             found[name] = facts
         return found
 
+    def delete_topic(self, name: str) -> None:
+        """Its log is gone; one made again under its name has another id. Raises StreamError."""
+        try:
+            self._client.delete_topics([name])
+        except (KafkaError, OSError) as error:
+            raise _unreachable(self.bootstrap, error) from error
+
     def _create(self, name: str, partitions: int) -> TopicFacts:
         options = {"num_partitions": partitions, "replication_factor": 1}
         try:

@@ -108,7 +108,7 @@ class RekeyedArchive:
 
     async def take(self, records: Sequence[ConsumerRecord]) -> tuple[list[Held], list[DeadLetter]]:
         """As `TopicArchive.take`."""
-        messages, refused = decode_rekeyed_records(records, self._partitions)
+        messages, refused = decode_rekeyed_records(records, self._partitions, self._topic_id)
         for letter in refused:
             log.info("not archived: %s", letter.error)
         rows = sum(len(message.batch.actions) for message in messages)

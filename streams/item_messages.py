@@ -4,6 +4,9 @@ A record is refused as a whole when its value is not a re-keyed batch (`schemas.
 is not the decimal id of its first action's item (null where it has no action), or an item does not
 belong to its partition. Nothing is lost unseen by that: what a refused message of our own covered
 is a gap to the next one, which ends the process.
+
+A record names the log that it was made for. One that a process sends late, into the log that
+replaced it, is a stray: neither a message nor refused. That log is made anew from the source.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from numpy.typing import NDArray
 from schemas.actions import ACTION
 from schemas.errors import ActionError, EncoreError
 from schemas.ids import partitions_of
+from schemas.names import HEADER_LOG
 from schemas.rekeyed import SOURCE, RekeyedBatch, decode_rekeyed
-from streams.messages import ActionRun, DeadLetter, check_key, source_of
+from streams.messages import ActionRun, DeadLetter, check_key, record_headers, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +45,18 @@ class RekeyedRun:
 
 
 def decode_rekeyed_records(
-    records: Sequence[ConsumerRecord], partitions: int
+    records: Sequence[ConsumerRecord], partitions: int, topic_id: str
 ) -> tuple[list[RekeyedMessage], list[DeadLetter]]:
     """The valid messages of `records`, in their order, and the refused records.
 
-    partitions: of the topic. Never raises for what a record holds.
+    partitions, topic_id: of the topic. Never raises for what a record holds.
     """
     messages: list[RekeyedMessage] = []
     dead: list[DeadLetter] = []
     for record in records:
         where = source_of(record)
+        if record_headers(record).get(HEADER_LOG, topic_id.encode()) != topic_id.encode():
+            continue
         try:
             batch = decode_rekeyed(record.value, where)
             check_key(record, int(batch.actions["item"][0]) if len(batch.actions) else None, "item")

@@ -94,7 +94,7 @@ class ItemWorker:
             self._store, config.item_topic, config.item_group, self._target.epoch
         )
         self._rekeyer = Rekeyer(
-            self._source, (config.item_topic, config.partitions), self._sent, self._confirmations
+            self._source, self._target, config.partitions, (self._sent, self._confirmations)
         )
         self._tables = PairStore(
             self._store, config.item_topic, config.item_group, config.patience_ms
@@ -164,7 +164,9 @@ class ItemWorker:
             records = self._folded.unseen(fetched)
             if not records:
                 continue
-            messages, dead = decode_rekeyed_records(records, self._config.partitions)
+            messages, dead = decode_rekeyed_records(
+                records, self._config.partitions, self._target.topic_id
+            )
             table = self._pairs[fetched.tp.partition].table
             accepted = [table.admit(message.batch, message.where) for message in messages]
             self._dropped += sum(int((~mask).sum()) for mask in accepted)

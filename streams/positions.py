@@ -45,7 +45,7 @@ class Positions:
         tps = tuple(tps)
         self._assigned = tuple(tp.partition for tp in tps)
         self._next = dict(ends)
-        self._stored = dict(ends)
+        self._stored.clear()
         return {tp: ends.get(tp.partition, 0) for tp in tps}
 
     def goes_back(self, fetched: Fetched) -> bool:

@@ -24,6 +24,7 @@ from faust.types import TP
 from numpy.typing import NDArray
 
 from schemas.ids import partitions_of
+from schemas.names import HEADER_LOG
 from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
 from streams.app import Fetched, Sender
 from streams.durability import Confirmations
@@ -85,19 +86,18 @@ def rekey(
 
 
 class Rekeyer:
-    """Re-keys what it is handed. target: the re-keyed topic and its partition count. positions: in
-    the source, of this re-keyed log."""
+    """Re-keys what it is handed. target: the re-keyed topic, which has `partitions`. positions: in
+    the source, of this re-keyed log, and the confirmations of what was stored."""
 
     def __init__(
         self,
         source: Source,
-        target: tuple[str, int],
-        positions: Positions,
-        confirmations: Confirmations,
+        target: Source,
+        partitions: int,
+        positions: tuple[Positions, Confirmations],
     ) -> None:
-        self._source, self._positions = source, positions
-        self._target, self._partitions = target
-        self._confirmations = confirmations
+        self._source, self._target, self._partitions = source, target, partitions
+        self._positions, self._confirmations = positions
         self.actions = 0
 
     async def handle(self, lists: list[Fetched], send: Sender, patience_ms: int) -> None:
@@ -120,9 +120,10 @@ class Rekeyer:
             ends = int(records[0].offset), int(records[-1].offset) + 1
             covers[place] = (*ends, self._source.epoch, tp.partition)
         batches = rekey(join_runs(runs), covers, self._source.epoch, self._partitions)
+        topic, headers = self._target.topic, {HEADER_LOG: self._target.topic_id.encode()}
         await asyncio.gather(
             *(
-                send(self._target, _key(batch), encode_rekeyed(batch), {}, partition)
+                send(topic, _key(batch), encode_rekeyed(batch), headers, partition)
                 for partition, batch in enumerate(batches)
             )
         )

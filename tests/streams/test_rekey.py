@@ -148,7 +148,7 @@ def test_messages_that_are_not_ours_are_dead_letters() -> None:
         record(empty, 5),
         record(empty, 6, key=b"1"),
     ]
-    messages, dead = decode_rekeyed_records(records, PARTITIONS)
+    messages, dead = decode_rekeyed_records(records, PARTITIONS, "log")
     assert [message.offset for message in messages] == [0, 5]
     reasons = [str(letter.error) for letter in dead]
     assert [letter.record.offset for letter in dead] == [1, 2, 3, 4, 6]
@@ -162,10 +162,22 @@ def test_messages_that_are_not_ours_are_dead_letters() -> None:
     assert "actions/0/6.key: needs null where there is no action" in reasons[4]
 
 
+def test_what_was_made_for_another_log_is_a_stray() -> None:
+    """Who re-keys may be stopped before it sends, and go on when the topic has another log."""
+    value = encode_rekeyed(covering(2, 3))
+    records = [
+        record(value, offset, headers=[("encore-log", name)])
+        for offset, name in enumerate((b"log", b"an earlier one", b""))
+    ]
+    messages, dead = decode_rekeyed_records(records, PARTITIONS, "log")
+    assert ([message.offset for message in messages], dead) == ([0], [])
+
+
 def test_a_run_is_judged_by_its_sources_time_and_fenced_by_its_own_offset() -> None:
     batch = rekeyed(source_log(3))[0]
     key = b"%d" % int(batch.actions["item"][0])
-    messages, _ = decode_rekeyed_records([record(encode_rekeyed(batch), 41, key=key)], PARTITIONS)
+    records = [record(encode_rekeyed(batch), 41, key=key)]
+    messages, _ = decode_rekeyed_records(records, PARTITIONS, "log")
     mask = batch.sources["offset"] > 0
     held = run_of(0, messages, [mask])
     assert set(held.run.offset.tolist()) == {41}
