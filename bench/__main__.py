@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ BENCHMARKS: Final = (
     Benchmark("ids", "raw values to int ids, beside pipelines keyed by strings", "bench.ids"),
     Benchmark("stream", "actions into rows, and how soon a request reads them", "bench.stream"),
     Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
+    Benchmark("chaos", "processes and servers killed under load, then every row", "bench.chaos"),
 )
 
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", choices=names, help="which; without it: the list")
     parser.add_argument("--quick", action="store_true", help="end within 45 s on two cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON object there too")
+    parser.add_argument("--kills", type=int, metavar="N", help="chaos: how many events")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="chaos: of the events")
     given = parser.parse_args(arguments)
     if given.name is None:
         rows = [(benchmark.name, benchmark.summary) for benchmark in BENCHMARKS]
@@ -38,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     chosen = next(benchmark for benchmark in BENCHMARKS if benchmark.name == given.name)
     run: Callable[[Options], Report] = importlib.import_module(chosen.module).run
+    say = partial(print, file=sys.stderr, flush=True)
     try:
-        report = run(Options(given.quick, lambda text: print(text, file=sys.stderr, flush=True)))
+        report = run(Options(given.quick, say, given.kills, given.seed))
     except EncoreError as error:
         print(f"{chosen.name}: {error}", file=sys.stderr)
         return 1

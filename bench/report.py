@@ -14,10 +14,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """quick: end within 45 s on two cores. say: prints a line while the benchmark runs."""
+    """quick: end within 45 s on two cores. say: prints a line while the benchmark runs.
+
+    kills: how many events strike, None leaves it to the benchmark. seed: of what is drawn.
+    """
 
     quick: bool
     say: Say
+    kills: int | None = None
+    seed: int = 1
 
 
 @dataclass(slots=True)

@@ -1,0 +1,86 @@
+"""`python -m bench chaos [--quick] [--kills N] [--seed S]`: exactly once, whatever dies.
+
+Two workers and two item workers fold a load into the demo's views while a seeded deck of events
+strikes: a process killed (SIGKILL); one stopped for longer than its session and then let go on; the
+store killed and its file cut to what was confirmed; the broker restarted without its log (it keeps
+none); the re-keyed topic lost alone. Afterwards every row must equal the oracle bit for bit.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from bench.chaos_check import Verdict, check_view
+from bench.chaos_events import Chaos, Crew, deck
+from bench.chaos_nursery import Nursery
+from bench.chaos_world import Load, World, world
+from bench.report import Options, Report
+from store.redis_store import RedisRowStore
+
+KILLS: Final = 200
+QUICK_KILLS: Final = 20
+ACTIONS_PER_S: Final = 2_000
+CREW: Final = {"worker-1": "worker", "worker-2": "worker", "items-1": "items", "items-2": "items"}
+
+
+def run(options: Options) -> Report:
+    """Raises StreamError where the processes do not come to rest."""
+    kills = options.kills or (QUICK_KILLS if options.quick else KILLS)
+    with tempfile.TemporaryDirectory(prefix="chaos") as directory, world(Path(directory)) as made:
+        options.say(f"logs in {directory}")
+        begun_s = time.monotonic()
+        chaos, exits = strike(made, kills, options)
+        struck_s = time.monotonic() - begun_s
+        verdict = judge(made, chaos.load)
+    report = Report()
+    report.table(
+        f"{kills} kills in {struck_s:.0f} s, seed {options.seed}",
+        ["event", "times"],
+        [*sorted(chaos.done.items()), *sorted((f"ended: {k}", n) for k, n in exits.items())],
+    )
+    report.note(
+        f"cut off the store's file: {made.cut_bytes:,} bytes; the topic's log: {made.epoch}"
+    )
+    report.note(
+        f"{verdict.actions:,} actions, {verdict.rows:,} rows: {verdict.unequal} unequal,"
+        f" {verdict.lost} actions lost, {verdict.doubled} doubled"
+    )
+    report.line = {
+        "kills": kills,
+        "seed": options.seed,
+        "actions": verdict.actions,
+        "rows": verdict.rows,
+        "lost": verdict.lost,
+        "doubled": verdict.doubled,
+        "unequal_rows": verdict.unequal,
+        "seconds": struck_s,
+    }
+    return report
+
+
+def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, int]]:
+    """Run the deck; returns what was done and how processes ended, the drained ones among them."""
+    dice = random.Random(options.seed)
+    config = made.config
+    with Nursery(config) as nursery:
+        crew = Crew(nursery, dict(CREW))
+        crew.start()
+        load = Load(config, options.seed, ACTIONS_PER_S)
+        load.start()
+        chaos = Chaos(made, crew, dice, load, ACTIONS_PER_S, options.say)
+        chaos.run(deck(kills, dice))
+        drained = crew.drain()
+        return chaos, {**crew.ended, **{f"drained, {k}": n for k, n in drained.items()}}
+
+
+def judge(made: World, load: Load) -> Verdict:
+    """Every row of every view against the oracle."""
+    verdict = Verdict(actions=sum(len(actions) for actions, _ in load.logged))
+    with RedisRowStore(made.store_url) as store:
+        for view in made.views:
+            check_view(store, view, load.logged, verdict)
+    return verdict

@@ -1,0 +1,236 @@
+"""Servers, views and load of the chaos benchmark, and what is done to the servers.
+
+The store writes its append-only file with `everysec`. Killed alone it would lose nothing: what it
+wrote is in the page cache. So its file is cut, as a loss of power may leave it: anywhere behind the
+last marker that some process wrote to ask for confirmation. Nothing behind it can have been
+confirmed to anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.chaos_check import Logged, totals_view
+from encore.local import Server, start_broker, start_store
+from schemas.actions import ACTION, ActionType
+from schemas.names import PLAN_KEY, STORE_MARKER_KEY
+from schemas.plan import Plan, ViewPlan, dump_plan, load_plan
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from streams.admin import Admin
+from streams.config import StreamConfig
+from streams.producer import ActionProducer
+from streams.replay import StreamMark, item_mark, wait_stored
+
+T0: Final = 1_650_800_000_000
+USERS: Final = 400
+ITEMS: Final = 300
+MESSAGE_ACTIONS: Final = 40
+LOCK: Final = Path(__file__).parent.parent / "feature_repo" / "plan.lock.json"
+
+
+def chaos_plan() -> Plan:
+    """The demo's streamed views, and one of each side that counts all actions."""
+    views = [v for v in load_plan(LOCK.read_text("utf-8")).views if v.kind == "streamed"]
+    totals = [
+        totals_view(f"{view.entity}_totals", view.entity, view.source, view) for view in views
+    ]
+    return Plan(1, 0, (*views, *totals), ())
+
+
+@dataclass(slots=True)
+class World:
+    """A broker, a store, and the truth about what is in the log. epoch: of the topic's log."""
+
+    directory: Path
+    broker: Server
+    store: Server
+    plan: Plan
+    epoch: int = 1
+    cut_bytes: int = 0
+
+    @property
+    def config(self) -> StreamConfig:
+        """Of every process; quick to notice a member that died."""
+        return StreamConfig(
+            self.broker.address,
+            self.store_url,
+            self.directory,
+            session_timeout_s=2.0,
+            commit_interval_s=0.2,
+            patience_ms=15_000,
+            store_timeout_ms=1_000,
+            batch_actions=400,
+        )
+
+    @property
+    def store_url(self) -> str:
+        """The store's address."""
+        return f"redis://{self.store.address}/0"
+
+    @property
+    def views(self) -> tuple[ViewPlan, ...]:
+        """All are streamed."""
+        return self.plan.views
+
+    def publish(self) -> None:
+        """The plan into the store, and onto its disk: an operator's act, not a worker's."""
+        with RedisRowStore(self.store_url) as store:
+            store.begin_history()
+            store.put_text(PLAN_KEY, dump_plan(self.plan))
+            store.confirm()
+
+    def behind(self, ends: Mapping[int, int], timeout_s: float) -> None:
+        """Return once users' and items' rows have these offsets. Raises StreamError."""
+
+        async def wait() -> None:
+            config = self.config
+            async with AsyncRedisRowStore(config.store_url) as store:
+                mark = StreamMark(store, config.topic, config.group, self.epoch)
+                await wait_stored(mark, ends, timeout_s)
+                items = item_mark(mark, config.item_group, config.partitions)
+                await wait_stored(items, ends, timeout_s)
+
+        asyncio.run(wait())
+
+    def reached(self) -> int:
+        """A number that grows whenever a worker stores something."""
+        config = self.config
+        with RedisRowStore(config.store_url) as store:
+            marks = store.get_progress(config.topic, config.group)
+        return sum(mark.epoch * 1_000_000 + mark.next_offset for mark in marks.values())
+
+    # --- what is done to the servers ----------------------------------------------------------
+
+    def cut_store(self, dice: random.Random) -> None:
+        """Kill the store, cut its file down to what was confirmed or a bit more, start it again."""
+        self.store.child.kill()
+        file = max((self.directory / "store" / "appendonlydir").glob("*.incr.aof"), key=_number)
+        data = file.read_bytes()
+        confirmed = end_of_last_marker(data)
+        keep = dice.choice((confirmed, dice.randint(confirmed, len(data))))
+        with file.open("r+b") as opened:
+            opened.truncate(keep)
+        self.cut_bytes += len(data) - keep
+        self.store = start_store(self.directory, self.store.port, self.directory / "store")
+
+    def lose_broker_log(self) -> None:
+        """Kill the broker, which forgets all, and start it again: new logs under the old names."""
+        self.broker.child.kill()
+        self.broker = start_broker(self.directory, self.broker.port)
+        self.epoch += 1
+        self.create_topics()
+
+    def lose_rekeyed_log(self) -> None:
+        """Only the re-keyed topic, deleted and made again: a new log under the old name."""
+        config = self.config
+        with Admin(config.bootstrap) as admin:
+            admin.delete_topic(config.item_topic)
+            admin.ensure_topics(config.topics)
+
+    def create_topics(self) -> None:
+        """Those that are missing."""
+        with Admin(self.config.bootstrap) as admin:
+            admin.ensure_topics(self.config.topics)
+
+
+@contextmanager
+def world(directory: Path) -> Iterator[World]:
+    """Servers of their own, topics and plan in place; all gone at the end."""
+    store = start_store(directory, data_dir=directory / "store")
+    made = World(directory, start_broker(directory), store, chaos_plan())
+    try:
+        made.publish()
+        made.create_topics()
+        yield made
+    finally:
+        made.broker.child.kill()
+        made.store.child.kill()
+
+
+def end_of_last_marker(data: bytes) -> int:
+    """The offset behind the last write of the marker in an append-only file, 0 without one."""
+    key = f"${len(STORE_MARKER_KEY)}\r\n{STORE_MARKER_KEY}\r\n$".encode()
+    at = data.rfind(key)
+    if at < 0:
+        return 0
+    length_end = data.index(b"\r\n", at + len(key))
+    return length_end + 2 + int(data[at + len(key) : length_end]) + 2
+
+
+def _number(file: Path) -> int:
+    return int(file.name.split(".")[-3])
+
+
+# --- load -------------------------------------------------------------------------------------
+
+
+def draw_actions(dice: np.random.Generator, count: int, now_ms: int) -> NDArray[np.void]:
+    """(count,) ACTION of a few popular users and items and many others; some late, some future."""
+    actions = np.zeros(count, ACTION)
+    actions["user"] = (dice.pareto(1.2, count) * 20).astype(np.int64) % USERS + 1
+    actions["item"] = (dice.pareto(1.2, count) * 15).astype(np.int64) % ITEMS + 1
+    actions["time_ms"] = now_ms - dice.integers(0, 20_000, count)
+    actions["time_ms"][dice.random(count) < 0.01] -= 3_600_000
+    kinds = [kind for kind in ActionType if kind != ActionType.DELETE_USER]
+    actions["type"] = dice.choice(kinds, count)
+    actions["type"][dice.random(count) < 0.0005] = ActionType.DELETE_USER
+    actions["value"] = dice.integers(0, 60_000, count)
+    actions["author"] = actions["item"] % 40
+    actions["tags"][:, 0] = actions["item"] % 7
+    actions["known"] = 1 | 1 << 4
+    return actions
+
+
+class Load(threading.Thread):
+    """Sends until told to stop, one batch at a time; `logged` is what the broker confirmed."""
+
+    def __init__(self, config: StreamConfig, seed: int, per_s: int) -> None:
+        super().__init__(daemon=True)
+        self._config, self._per_s = config, per_s
+        self._dice = np.random.default_rng(seed)
+        self._enough = threading.Event()
+        self._failure: Exception | None = None
+        self.logged: list[Logged] = []
+        self.ends: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Pace is by the clock: what a slow broker delays is sent behind it."""
+        config = self._config
+        try:
+            with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
+                begun = time.monotonic()
+                sent = 0
+                while not self._enough.is_set():
+                    now_ms = T0 + int(1000 * (time.monotonic() - begun))
+                    part = draw_actions(self._dice, MESSAGE_ACTIONS, now_ms)
+                    self.ends.update(producer.send(part, now_ms))
+                    self.logged.append((part, now_ms))
+                    sent += len(part)
+                    self._enough.wait(begun + sent / self._per_s - time.monotonic())
+        except Exception as error:
+            self._failure = error
+
+    def finish(self) -> None:
+        """Stop; raises what sending failed with."""
+        self._enough.set()
+        self.join()
+        if self._failure is not None:
+            raise self._failure
+
+
+def continued(load: Load, config: StreamConfig, seed: int, per_s: int) -> Load:
+    """Another load into a new log, which knows what the earlier one logged."""
+    following = Load(replace(config), seed, per_s)
+    following.logged = load.logged
+    return following
