@@ -1,20 +1,19 @@
 """Crosses: one value from two features, by a closed table of operators.
 
-| operator | of | value | where there is nothing |
-|---|---|---|---|
-| `contains(s, x)` | sequence, scalar | whether x is an entry of s | empty s: False |
-| `share(s, x)` | sequence, scalar | entries equal to x / entries of s | empty s: 0 |
-| `position(s, x)` | sequence, scalar | place of the newest x in s, from 0 | none there: -1 |
-| `equals(a, b)` | scalar, scalar | whether a = b | |
-| `difference(a, b)` | scalar, scalar | a - b | |
-| `ratio(a, b)` | scalar, scalar | (a + prior * weight) / (b + weight) | b + weight = 0: missing |
-| `dot(u, v)` | vector, vector | sum of u[i] * v[i], 0 behind a length | an empty vector: 0 |
+| operator | of | takes | formula | gives | where there is nothing |
+|---|---|---|---|---|---|
+| `contains(s, x)` | sequence, scalar | ids | some s[i] = x, i < length | bool | length 0: False |
+| `share(s, x)` | sequence, scalar | ids | how many s[i] = x / length | f64 | length 0: 0 |
+| `position(s, x)` | sequence, scalar | ids | the least i with s[i] = x: 0 is the newest | i64 | no such i: -1 |
+| `equals(a, b)` | scalar, scalar | ids, or two bools | a = b | bool | |
+| `difference(a, b)` | scalar, scalar | numbers | a - b | f64 | |
+| `ratio(a, b)` | scalar, scalar | numbers | (a + prior * weight) / (b + weight) | f64 | b + weight = 0: missing |
+| `dot(u, v)` | vector, vector of one capacity | numbers | sum of u[i] * v[i], 0 behind a length | f64 | a length 0: 0 |
 
 A missing operand (null, NaN, a sentinel of the feature's transform) makes the result missing, and a
 NaN result is missing: id 0. An empty sequence is no missing one.
 
-`contains`, `share`, `position` and `equals` compare ids, so both operands are integers (or both
-bools, for `equals`). `difference`, `ratio` and `dot` take integers and floats and compute in f64.
+Ids are integers, compared as they are; numbers are integers or floats, computed in f64.
 
 Values are a pure function of logged values. Symbols: n results, L capacity of a sequence or vector.
 """
