@@ -4,11 +4,11 @@
 |---|---|---|---|---|---|
 | `contains(s, x)` | sequence, scalar | ids | some s[i] = x, i < length | bool | length 0: False |
 | `share(s, x)` | sequence, scalar | ids | how many s[i] = x / length | f64 | length 0: 0 |
-| `position(s, x)` | sequence, scalar | ids | the least i with s[i] = x: 0 is the newest | i64 | no such i: -1 |
-| `equals(a, b)` | scalar, scalar | ids, or two bools | a = b | bool | |
-| `difference(a, b)` | scalar, scalar | numbers | a - b | f64 | |
-| `ratio(a, b)` | scalar, scalar | numbers | (a + prior * weight) / (b + weight) | f64 | b + weight = 0: missing |
-| `dot(u, v)` | vector, vector of one capacity | numbers | sum of u[i] * v[i], 0 behind a length | f64 | a length 0: 0 |
+| `position(s, x)` | sequence, scalar | ids | the least i with s[i] = x | i64 | no such i: -1 |
+| `equals(a, b)` | scalars | ids, or two bools | a = b | bool | |
+| `difference(a, b)` | scalars | numbers | a - b | f64 | |
+| `ratio(a, b)` | scalars | numbers | (a + p * w) / (b + w), prior p, weight w | f64 | b + w = 0: missing |
+| `dot(u, v)` | vectors | numbers | sum of u[i] * v[i], 0 behind a length | f64 | a length 0: 0 |
 
 A missing operand (null, NaN, a sentinel of the feature's transform) makes the result missing, and a
 NaN result is missing: id 0. An empty sequence is no missing one.
