@@ -4,13 +4,18 @@ A row carries the fence (epoch, offset) of the newest message applied to it. A m
 a row exactly once: only if it lies beyond the row's fence, and only by a write that names the fence
 it read. So any batch may be folded again, by this process or another, and changes nothing.
 
+Rows depend on nobody but themselves, so a run is folded in parts of ROWS_AT_ONCE rows, which fit
+the processor's cache, and some parts are under way at once: while the store writes one, another is
+read and a third is folded. What this process wrote is kept in `streams.hot_rows` and need not be
+read again: where another writer came in between, the fence is another and the write fails.
+
 Symbols: a actions, n rows (entities of one view in one micro-batch).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -24,16 +29,20 @@ from schemas.errors import RowError, StoreError, StreamError
 from schemas.layout import RowLayout, layout_of
 from schemas.names import row_keys
 from schemas.plan import ViewPlan
-from schemas.row import Rows, decode_rows, encode_rows, fence_bytes
+from schemas.row import Rows, decode_rows, encode_rows, fence_bytes, read_fence
 from schemas.status import Status
 from store.base import AsyncRowStore, Write
+from streams.hot_rows import HotRows
 from streams.messages import ActionRun
+from streams.overlap import overlapped
 from streams.patience import patiently
 
 #: Another writer of the same rows is a worker about to lose its partition: it wins a few times.
 MAX_ROUNDS: Final = 50
-#: Fences this process remembers having written, to notice a store that went back.
-REMEMBERED: Final = 500_000
+#: Rows of a part: some 5 MB of them. Fewer pay numpy's cost a call, more the memory's.
+ROWS_AT_ONCE: Final = 2_048
+#: Parts under way at once.
+OVERLAP: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Folder:
     floors: Mapping[tuple[str, int], Mapping[int, int]] = field(default_factory=dict)
     silent: frozenset[tuple[str, int]] = frozenset()
     counts: FoldCounts = field(default_factory=FoldCounts)
-    _written: dict[str, tuple[int, int]] = field(default_factory=dict)
+    hot: HotRows = field(default_factory=HotRows)
 
     async def apply(self, run: ActionRun, allow: Callable[[], Awaitable[None]]) -> None:
         """Returns once every action of the run is in its rows.
@@ -97,15 +106,21 @@ class Folder:
             return
         permitted = asyncio.ensure_future(allow())
         try:
-            for entity in dict.fromkeys(view.entity for view in self.views):
-                ids, which = np.unique(run.actions[entity], return_inverse=True)  # (n,), (a,)
-                for view in self.views:
-                    if view.entity == entity:
-                        await _ViewFold(self, view, run, ids, which).settle(permitted)
+            await overlapped((fold.settle(permitted) for fold in self._parts(run)), OVERLAP)
             await permitted
         finally:
             permitted.cancel()
             await asyncio.gather(permitted, return_exceptions=True)
+
+    def _parts(self, run: ActionRun) -> Iterator[_ViewFold]:
+        """The run by entities, ROWS_AT_ONCE of a view at a time."""
+        for entity in dict.fromkeys(view.entity for view in self.views):
+            ids, which = np.unique(run.actions[entity], return_inverse=True)  # (n,), (a,)
+            for part, start, at in _split(which, len(ids)):
+                mine, some = run if at is None else run.at(at), ids[start : start + ROWS_AT_ONCE]
+                for view in self.views:
+                    if view.entity == entity:
+                        yield _ViewFold(self, view, mine, some, part)
 
     def above_floor(self, view: ViewPlan, run: ActionRun) -> NDArray[np.bool_]:
         """(a,) bool: the view's generation takes the action, for its place in the topic."""
@@ -114,15 +129,9 @@ class Folder:
             takes &= (run.partition != partition) | (run.offset >= floor)
         return takes
 
-    def remember(self, key: str, fence: tuple[int, int]) -> None:
-        """This fence was written."""
-        if len(self._written) >= REMEMBERED:
-            self._written.clear()
-        self._written[key] = fence
-
     def check_not_back(self, key: str, fence: tuple[int, int]) -> None:
         """Raises StreamError where the stored fence lies before one this process wrote."""
-        known = self._written.get(key)
+        known = read_fence(self.hot.get(key))
         if known is not None and fence < known:
             raise StreamError(
                 f"row {key}",
@@ -130,6 +139,25 @@ class Folder:
                 got=f"{fence}: the store went back",
                 do="restart the worker: it reads again from the store's progress mark",
             )
+
+
+def _split(
+    which: NDArray[np.intp], rows: int
+) -> Iterator[tuple[NDArray[np.intp], int, NDArray[np.intp] | None]]:
+    """Parts of ROWS_AT_ONCE rows. which: (a,) the row of each action, in [0, rows).
+
+    Yields the row of each action of the part counted from its first one, that first row, and the
+    places of those actions, ascending; None for all of them.
+    """
+    if rows <= ROWS_AT_ONCE:
+        yield which, 0, None
+        return
+    part_of = (which // ROWS_AT_ONCE).astype(np.int32)  # (a,)
+    order = np.argsort(part_of, kind="stable")
+    ends = np.cumsum(np.bincount(part_of))
+    for number, (begin, end) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
+        at = order[begin:end]
+        yield which[at] - number * ROWS_AT_ONCE, number * ROWS_AT_ONCE, at
 
 
 class _ViewFold:
@@ -149,6 +177,7 @@ class _ViewFold:
         self.keys = row_keys(view.name, view.generation, ids.tolist())
         self.takes = folder.above_floor(view, run)  # (a,)
         self.reported = False
+        self.again = False
 
     async def settle(self, permitted: asyncio.Future[None]) -> None:
         """Rounds of read, fold and write until no row is left."""
@@ -176,11 +205,15 @@ class _ViewFold:
     ) -> NDArray[np.intp]:
         """One attempt at the pending rows (places in ids). Returns those that are left."""
         keys = [self.keys[row] for row in pending.tolist()]
-        rows, absent = self._decode(await self.folder.store.read(keys), pending, keys)
+        rows, absent = self._decode(await self._read(keys), pending, keys)
+        self.again = True
         place = np.full(len(self.ids), -1, np.intp)  # entity → row of this round
         place[pending] = np.arange(len(pending))
         fresh = self._beyond_fence(rows, place)  # (a,)
         if not fresh.any():
+            if not self.reported:
+                self.folder.counts.repeated += len(self.which)
+            self.reported = True
             return pending[:0]
         at = np.flatnonzero(fresh)
         row_index = place[self.which[at]]
@@ -203,6 +236,17 @@ class _ViewFold:
         self.folder.counts.saturated += report.saturated
         return pending[touched[~landed]]
 
+    async def _read(self, keys: list[str]) -> list[bytes | None]:
+        """The rows: at first those that this process wrote last, but as they are the next time."""
+        if self.again:
+            return await self.folder.store.read(keys)
+        held = self.folder.hot.take(keys)
+        missing = [key for key, row in zip(keys, held, strict=True) if row is None]
+        if not missing:
+            return held
+        read = iter(await self.folder.store.read(missing))
+        return [next(read) if row is None else row for row in held]
+
     def _decode(
         self, raw: list[bytes | None], pending: NDArray[np.intp], keys: list[str]
     ) -> tuple[Rows, NDArray[np.bool_]]:
@@ -215,8 +259,10 @@ class _ViewFold:
                 got=f"{len(corrupt)} damaged rows",
                 do="rebuild the view from the archive; folding on would lose its state",
             )
-        for key, epoch, offset in zip(keys, rows.epoch.tolist(), rows.offset.tolist(), strict=True):
-            self.folder.check_not_back(key, (epoch, offset))
+        if self.again:
+            fences = zip(rows.epoch.tolist(), rows.offset.tolist(), strict=True)
+            for key, fence in zip(keys, fences, strict=True):
+                self.folder.check_not_back(key, fence)
         return rows, np.array([row is None for row in raw], bool)
 
     def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -262,7 +308,8 @@ class _ViewFold:
         encoded = encode_rows(self.layout, rows)
         writes = [Write(keys[row], old[row], encoded[row]) for row in touched.tolist()]
         landed = np.array(await self.folder.store.compare_and_set(writes), bool)
-        for row in touched[landed].tolist():
-            self.folder.remember(keys[row], (self.folder.epoch, int(newest[row])))
+        self.folder.hot.keep(
+            [write for write, there in zip(writes, landed.tolist(), strict=True) if there]
+        )
         self.folder.counts.rows_written += int(landed.sum())
         return landed

@@ -89,6 +89,7 @@ class Worker:
 
         The plan is looked at first: whoever had a partition before may have followed a newer one.
         """
+        self._folder.hot.clear()
         if await self._plan.look():
             self._tell_views()
         partitions = [tp.partition for tp in tps]

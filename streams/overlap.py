@@ -1,0 +1,30 @@
+"""Several coroutines under way at once, a bounded number of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+
+
+async def overlapped(work: Iterable[Coroutine[None, None, None]], most: int) -> None:
+    """Run all; at most `most` are under way, and the next is made when one of them ended.
+
+    Raises what the first of them raised; the others are cancelled and have ended by then.
+    """
+    running: set[asyncio.Task[None]] = set()
+    try:
+        for each in work:
+            running.add(asyncio.ensure_future(each))
+            await asyncio.sleep(0)  # let it send before the next is prepared
+            if len(running) == most:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
