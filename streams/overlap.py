@@ -25,6 +25,12 @@ async def overlapped(work: Iterable[Coroutine[None, None, None]], most: int) -> 
             for task in done:
                 task.result()
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await ended(*running)
+
+
+async def ended(*tasks: asyncio.Future[None] | None) -> None:
+    """Cancel those that still run; return once all have ended. What they raised is dropped."""
+    given = [task for task in tasks if task is not None]
+    for task in given:
+        task.cancel()
+    await asyncio.gather(*given, return_exceptions=True)

@@ -32,6 +32,7 @@ from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.generations import Generations
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
+from streams.overlap import ended
 from streams.positions import Positions
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
@@ -41,6 +42,9 @@ from streams.transport import Marks
 log = logging.getLogger("encore.streams")
 
 REPORT_EVERY_S: Final = 10.0
+
+#: Decoded lists, what was refused of them, and the next offset of each partition.
+Batch = tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]
 
 
 def run_worker(config: StreamConfig) -> int:
@@ -116,17 +120,30 @@ class Worker:
     # --- work -------------------------------------------------------------------------------
 
     async def handle(self, lists: list[Fetched]) -> None:
-        """Micro-batches of whole lists; each is stored and marked before the next."""
+        """Micro-batches of whole lists; each is stored and marked before the next is written.
+
+        The next one is decoded meanwhile. The log is looked at once for all: they were fetched
+        before.
+        """
         if any(self._positions.goes_back(fetched) for fetched in lists):
             await self._source.check()
         await self._follow()
-        for batch in self._batches(lists):
-            await self._store_batch(*batch)
+        same_log = asyncio.ensure_future(self._source.check())
+        storing: asyncio.Future[None] | None = None
+        try:
+            for batch in self._batches(lists):
+                if storing is not None:
+                    await storing
+                storing = asyncio.ensure_future(self._store_batch(batch, same_log))
+                await asyncio.sleep(0)  # it sends before the next is decoded
+            if storing is not None:
+                await storing
+            await same_log
+        finally:
+            await ended(storing, same_log)
         self._report()
 
-    def _batches(
-        self, lists: list[Fetched]
-    ) -> Iterator[tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]]:
+    def _batches(self, lists: list[Fetched]) -> Iterator[Batch]:
         """Decoded lists, grouped up to `batch_actions`, with the next offset of each partition."""
         runs: list[ActionRun] = []
         dead: list[DeadLetter] = []
@@ -145,11 +162,10 @@ class Worker:
         if upto:
             yield runs, dead, upto
 
-    async def _store_batch(
-        self, runs: list[ActionRun], dead: list[DeadLetter], upto: dict[TP, int]
-    ) -> None:
+    async def _store_batch(self, batch: Batch, same_log: asyncio.Future[None]) -> None:
+        runs, dead, upto = batch
         await self._aside.send_dead(dead)
-        await self._folder.apply(join_runs(runs), self._source.check)
+        await self._folder.apply(join_runs(runs), lambda: asyncio.shield(same_log))
         for run in runs:
             if len(run):
                 partition, newest = int(run.partition[0]), int(run.sent_ms.max())
