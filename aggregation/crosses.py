@@ -7,13 +7,14 @@
 | `position(s, x)` | sequence, scalar | ids | the least i with s[i] = x | i64 | no such i: -1 |
 | `equals(a, b)` | scalars | ids, or two bools | a = b | bool | |
 | `difference(a, b)` | scalars | numbers | a - b | f64 | |
-| `ratio(a, b)` | scalars | numbers | (a + p * w) / (b + w), prior p, weight w | f64 | b + w = 0: missing |
+| `ratio(a, b)` | scalars | numbers | (a + p * w) / (b + w) | f64 | b + w = 0: missing |
 | `dot(u, v)` | vectors | numbers | sum of u[i] * v[i], 0 behind a length | f64 | a length 0: 0 |
 
 A missing operand (null, NaN, a sentinel of the feature's transform) makes the result missing, and a
 NaN result is missing: id 0. An empty sequence is no missing one.
 
-Ids are integers, compared as they are; numbers are integers or floats, computed in f64.
+Ids are integers, compared as they are; numbers are integers or floats, computed in f64. A ratio's p
+is its prior, w the prior's weight.
 
 Values are a pure function of logged values. Symbols: n results, L capacity of a sequence or vector.
 """
