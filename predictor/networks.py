@@ -59,7 +59,7 @@ class Embeddings(nn.Module):
         for name, tables in (("user", spec.user_slots), ("item", spec.item_slots)):
             offsets = torch.tensor([starts[table] for table in tables], device="cpu")
             self.register_buffer(f"{name}_offsets", offsets, persistent=False)
-        self.sequence_specs = spec.sequences
+        self.sequence_specs, self.groups = spec.sequences, spec.groups
         self.tower_slots = len(spec.tower_slots)
         nn.init.normal_(self.weight, std=0.05)
 
@@ -80,16 +80,22 @@ class Embeddings(nn.Module):
         return functional.embedding(slots, self.weight)
 
     def sequences(self, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
-        """Per sequence (U, l, E) and its mask (U, l, 1), l the longest of the batch."""
-        out: list[tuple[Tensor, Tensor]] = []
-        for spec, ids, lengths in zip(
-            self.sequence_specs, inputs.sequences, inputs.lengths, strict=True
-        ):
+        """Per sequence (U, l, E) and its mask (U, l, 1), l the longest of the batch.
+
+        Aligned sequences are one gather: its gradient is as large as the tables, however few.
+        """
+        out: dict[int, tuple[Tensor, Tensor]] = {}
+        for places in self.groups:
+            lengths = inputs.lengths[places[0]]
             longest = int(lengths.max())
-            ids = ids[:, :longest] + self.starts[spec.table]  # (U, l)
-            mask = torch.arange(longest) < lengths[:, None]  # (U, l) bool
-            out.append((functional.embedding(ids, self.weight), mask[:, :, None].float()))
-        return out
+            mask = (torch.arange(longest) < lengths[:, None])[:, :, None].float()  # (U, l, 1)
+            ids = [
+                inputs.sequences[place][:, :longest] + self.starts[self.sequence_specs[place].table]
+                for place in places
+            ]
+            columns = functional.embedding(torch.stack(ids), self.weight)  # (columns, U, l, E)
+            out |= {place: (keys, mask) for place, keys in zip(places, columns, strict=True)}
+        return [out[place] for place in range(len(self.sequence_specs))]
 
 
 def _mean_pool(keys: Tensor, mask: Tensor) -> Tensor:

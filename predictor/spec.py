@@ -68,18 +68,23 @@ class InputSpec:
         return self.item_slots[: len(self.item_slots) - self.pairs]
 
     @property
-    def attended(self) -> tuple[Attended, ...]:
-        """Each group of sequences of which an item slot shares a table; the others are pooled
-        only."""
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The places of the sequences that are aligned; one that stands alone is a group."""
         groups: dict[str, list[int]] = {}
         for place, sequence in enumerate(self.sequences):
             groups.setdefault(sequence.group or f"alone {place}", []).append(place)
+        return tuple(map(tuple, groups.values()))
+
+    @property
+    def attended(self) -> tuple[Attended, ...]:
+        """Each group of sequences of which an item slot shares a table; the others are pooled
+        only."""
         found = []
-        for places in groups.values():
+        for places in self.groups:
             queries = dict.fromkeys(self.sequences[place].query for place in places)
             asking = tuple(query for query in queries if query >= 0)
             if asking:
-                found.append(Attended(tuple(places), asking))
+                found.append(Attended(places, asking))
         return tuple(found)
 
 

@@ -131,6 +131,22 @@ def test_columns_of_one_sequence_are_attended_as_one() -> None:
     assert [each.places for each in alone.attended] == [(0,), (1,), (3,), (4,)]
 
 
+@pytest.mark.parametrize("kept", [(), ("ages",), ("ages", "interests"), ("authors", "ages")])
+@torch.inference_mode()
+def test_networks_take_whatever_sequences_there_are(kept: tuple[str, ...]) -> None:
+    inputs, request = input_spec(SERVICE), random_inputs(7)
+    places = [at for at, each in enumerate(inputs.sequences) if each.name in kept]
+    fewer = dataclasses.replace(inputs, sequences=tuple(inputs.sequences[at] for at in places))
+    request = dataclasses.replace(
+        request,
+        sequences=tuple(request.sequences[at] for at in places),
+        lengths=tuple(request.lengths[at] for at in places),
+    )
+    for spec in (TowerSpec(fewer), FineSpec(fewer)):
+        assert network_of(spec)(request).isfinite().all()
+    assert len(fewer.attended) == len({"interests", "authors"} & set(kept))
+
+
 @torch.inference_mode()
 def test_an_entry_is_all_its_columns() -> None:
     """Equal multisets of each column, paired otherwise, are other entries."""
