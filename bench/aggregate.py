@@ -206,6 +206,7 @@ def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
         "rows": rows,
         "ratio_feast_cached": None,
         "ratio_feast_store": headline.peers.ratio("regular", "store"),
+        "ratio_feast_store_cpu": headline.peers.cpu_ratio("regular", "store"),
         "ratio_feast_split_store": headline.peers.ratio("split", "store"),
         "ratio_pre_cached": None,
         "ratio_pre_store": headline.peers.ratio("precomputed", "store"),
@@ -252,6 +253,12 @@ def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
         f"bare MGET moves in {raw_us:,.0f} µs ({headline.request_bytes / raw_us:,.0f} MB/s). Ours: "
         + ", ".join(f"{name} {us:,.0f} µs" for name, us in _stages(headline))
         + "."
+    )
+    cpu = headline.peers.cpu_ratio
+    report.note(
+        f"This process's own time at {HEADLINE} items, the store's and all waiting left out: Feast "
+        f"÷ ours {cpu('regular', 'store'):,.0f}, split ÷ ours {cpu('split', 'store'):,.0f}, "
+        f"precomputed ÷ ours {cpu('precomputed', 'store'):,.0f}."
     )
     report.note(
         "Ratios are medians of ratios taken turn by turn, each timed call after an untimed one of "

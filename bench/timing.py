@@ -16,9 +16,13 @@ Seconds = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of each contender in each turn: name -> (turns,)."""
+    """Seconds of each contender in each turn: name -> (turns,).
+
+    seconds: on the wall. cpu_seconds: of this process, which a busy machine lengthens little.
+    """
 
     seconds: dict[str, Seconds]
+    cpu_seconds: dict[str, Seconds]
 
     def median(self, name: str) -> float:
         """Median seconds."""
@@ -34,6 +38,10 @@ class Timings:
         """Median over the turns of slow ÷ fast."""
         return float(np.median(self.seconds[slow] / self.seconds[fast]))
 
+    def cpu_ratio(self, slow: str, fast: str) -> float:
+        """As `ratio`, of what both cost this process: without a server, or waiting for it."""
+        return float(np.median(self.cpu_seconds[slow] / self.cpu_seconds[fast]))
+
 
 def take_turns(
     contenders: Mapping[str, Callable[[int], Any]], turns: int, warm: int = 2, settle: bool = False
@@ -48,6 +56,7 @@ def take_turns(
     """
     names = list(contenders)
     seconds = {name: np.zeros(turns) for name in names}
+    cpu_seconds = {name: np.zeros(turns) for name in names}
     collected = gc.isenabled()
     gc.disable()
     gc.freeze()
@@ -58,18 +67,18 @@ def take_turns(
                 call = contenders[name]
                 if settle:
                     call(turn + 1)
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 call(turn)
-                took = time.perf_counter() - start
+                cpu_took, took = time.process_time() - cpu_start, time.perf_counter() - start
                 if turn >= 0:
-                    seconds[name][turn] = took
+                    seconds[name][turn], cpu_seconds[name][turn] = took, cpu_took
             if turn % 16 == 0:
                 gc.collect()
     finally:
         gc.unfreeze()
         if collected:
             gc.enable()
-    return Timings(seconds)
+    return Timings(seconds, cpu_seconds)
 
 
 def memory_bandwidth(size_bytes: int = 64 << 20) -> float:
