@@ -109,6 +109,7 @@ def _matched(sequence: Array, lengths: Array, wanted: Array) -> tuple[Array, Arr
 
 
 # --- the operators --------------------------------------------------------------------------
+# Floats are computed in silence: an overflow is an infinity, which has its bucket.
 
 
 def _contains(pair: Pair, cross: CrossPlan) -> Result:
@@ -130,10 +131,12 @@ def _equals(pair: Pair, cross: CrossPlan) -> Result:
     return left == right, None
 
 
+@np.errstate(all="ignore")
 def _difference(pair: Pair, cross: CrossPlan) -> Result:
     return pair.left.values.astype(np.float64) - pair.right.values.astype(np.float64), None
 
 
+@np.errstate(all="ignore")
 def _ratio(pair: Pair, cross: CrossPlan) -> Result:
     above = pair.left.values.astype(np.float64) + cross.prior * cross.weight
     below = pair.right.values.astype(np.float64) + cross.weight
@@ -141,6 +144,7 @@ def _ratio(pair: Pair, cross: CrossPlan) -> Result:
     return above / np.where(zero, 1.0, below), zero
 
 
+@np.errstate(all="ignore")
 def _dot(pair: Pair, cross: CrossPlan) -> Result:
     left, right = (each.values.astype(np.float64) for each in (pair.left, pair.right))
     return (left * right).sum(axis=1), None  # rows sum alike, whatever n is
@@ -177,8 +181,7 @@ OPERATORS: Final[dict[CrossOperator, Operator]] = {
 
 def evaluate(pair: Pair, cross: CrossPlan) -> tuple[Array, Mask]:
     """A cross's values and where they are missing, (n,) or (1,) each."""
-    with np.errstate(all="ignore"):  # an overflow is an infinity, which has its bucket
-        values, missing = OPERATORS[cross.operator].compute(pair, cross)
+    values, missing = OPERATORS[cross.operator].compute(pair, cross)
     null = pair.null if missing is None else pair.null | missing
     return values, null
 
