@@ -30,12 +30,13 @@ from feast.repo_operations import extract_objects_for_apply_delete
 from catalog.compiler import Definitions, compile_plan
 from catalog.difference import Difference, difference
 from catalog.lock import LOCK_NAME, read_lock, replace_file, write_lock
-from catalog.publish import check_follows, publish, published
+from catalog.publish import check_follows, check_not_staged, publish, published, staged
 from catalog.registry import read_registry, registered, registry_path, same_content
 from catalog.repo import CONFIG_NAME, definitions_of, load_repo
 from catalog.stream_view import quiet_feast
 from schemas.errors import DeclarationError, PlanError
 from schemas.plan import Plan
+from schemas.staged import Staged
 from store.base import RowStore
 
 
@@ -82,7 +83,8 @@ def apply(repo: Path, store: RowStore | None = None, review: Review | None = Non
     """Applies a feature repo. Nothing changes where nothing was declared anew.
 
     Raises DeclarationError for what cannot be compiled, PlanError for a lock file, registry or
-    published plan that cannot be built on, StoreError, and what `review` raises.
+    published plan that cannot be built on, or while another plan is staged, StoreError, and what
+    `review` raises.
     """
     config = load_config(repo)
     path, lock = registry_path(config, repo), repo / LOCK_NAME
@@ -90,11 +92,14 @@ def apply(repo: Path, store: RowStore | None = None, review: Review | None = Non
     with _one_at_a_time(path):
         proposal = _propose(definitions_of(contents), read_lock(lock), store)
         plan, parent = proposal.plan, proposal.parent
+        if store is not None and plan != published(store):
+            check_not_staged(staged(store), plan)
         if review is not None:
             review(proposal.difference)
         before = read_registry(path)
         after, data = _feast_apply(repo, config.project, contents, before)
-        if compile_plan(registered(after, config.project), parent) != plan:
+        least = {view.name: view.generation for view in plan.views}
+        if compile_plan(registered(after, config.project), parent, least) != plan:
             raise PlanError(
                 str(path),
                 required="the registry to hold what the repo declares",
@@ -112,11 +117,21 @@ def apply(repo: Path, store: RowStore | None = None, review: Review | None = Non
 
 
 def _propose(definitions: Definitions, parent: Plan | None, store: RowStore | None) -> Proposal:
-    plan = compile_plan(definitions, parent)
     held = published(store) if store is not None else None
+    now = staged(store) if store is not None else Staged()
+    plan = compile_plan(definitions, parent, least_generations(now, held))
     if held is not None and held != plan:
         check_follows(held, plan)
     return Proposal(plan, parent, difference(held if held is not None else parent, plan))
+
+
+def least_generations(now: Staged, held: Plan | None) -> dict[str, int]:
+    """The lowest generation that each view may have: what is staged takes the numbers it has, and
+    one that was staged and given up leaves rows under its number behind."""
+    if now.active:
+        return dict(now.views)
+    current = {view.name: view.generation for view in held.views} if held is not None else {}
+    return {name: used + 1 for name, used in now.used.items() if current.get(name, 0) < used}
 
 
 @contextmanager

@@ -36,10 +36,13 @@ class Definitions:
     services: tuple[FeatureService, ...]
 
 
-def compile_plan(definitions: Definitions, parent: Plan | None = None) -> Plan:
+def compile_plan(
+    definitions: Definitions, parent: Plan | None = None, least: Mapping[str, int] | None = None
+) -> Plan:
     """The plan that follows `parent`; `parent` itself where nothing changed.
 
-    Views with online=False are Feast's alone and not in the plan. Raises DeclarationError.
+    least: {view: the lowest generation it may have}. Views with online=False are Feast's alone and
+    not in the plan. Raises DeclarationError.
     """
     _check_names(definitions)
     entities = {entity.name: entity for entity in definitions.entities}
@@ -52,7 +55,7 @@ def compile_plan(definitions: Definitions, parent: Plan | None = None) -> Plan:
     before = {view.name: view for view in parent.views} if parent is not None else {}
     retired = dict(parent.retired) if parent is not None else {}
     views = {
-        name: number(draft, before.get(name), retired.pop(name, 0))
+        name: number(draft, before.get(name), retired.pop(name, 0), (least or {}).get(name, 0))
         for name, draft in drafts.items()
     }
     retired |= {name: view.generation for name, view in before.items() if name not in views}

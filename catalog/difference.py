@@ -5,7 +5,7 @@ A pure function of two plans: `encore plan` shows it beforehand, `encore apply` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -266,13 +266,16 @@ def _slots(service: ServicePlan, plan: Plan) -> dict[str, Any]:
 _SIGNS: Final[dict[What, str]] = {"added": "+", "changed": "~", "removed": "-"}
 
 
-def lines(found: Difference) -> list[str]:
-    """The difference as text, one change a line; a single line where there is none."""
+def lines(found: Difference, filled: Collection[str] = ()) -> list[str]:
+    """The difference as text, one change a line; a single line where there is none.
+
+    filled: views whose new generation a backfill fills.
+    """
     if found.empty:
         return [f"plan version {found.before}: nothing changes"]
     head = f"plan version {found.before or 'none'} → {found.after}"
     parts = [head, *map(_feature_line, found.features)]
-    parts += [line for view in found.views for line in _view_lines(view)]
+    parts += [line for view in found.views for line in _view_lines(view, view.name in filled)]
     parts += [line for service in found.services for line in _service_lines(service)]
     return parts
 
@@ -282,15 +285,16 @@ def _feature_line(change: FeatureChange) -> str:
     return f"  {_SIGNS[change.what]} feature {change.name}{details}"
 
 
-def _view_lines(change: ViewChange) -> list[str]:
+def _view_lines(change: ViewChange, filled: bool) -> list[str]:
+    starts = "filled from history" if filled else _STARTS.get(change.kind, "")
     sign, why = _SIGNS[change.what], f": {'; '.join(change.reasons)}" if change.reasons else ""
     if change.what == "removed":
         return [f"  {sign} view {change.name}@{change.before}: its rows are read no more"]
     if change.what == "added":
-        return [f"  {sign} view {change.name}@{change.after}{why}; {_STARTS[change.kind]}"]
+        return [f"  {sign} view {change.name}@{change.after}{why}; {starts}"]
     if change.new_generation:
         head = f"  {sign} view {change.name}@{change.before} → @{change.after}, a new generation"
-        return [f"{head}{why}; {_STARTS[change.kind]}"]
+        return [f"{head}{why}; {starts}"]
     return [f"  {sign} view {change.name}@{change.after}, in place{why}"]
 
 

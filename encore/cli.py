@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from encore.commands import (
+    backfill,
     contract,
     demo,
     diagnose,
@@ -80,6 +81,8 @@ app.command(epilog=feature.INIT_EPILOG)(feature.init)
 app.command(epilog=feature.PLAN_EPILOG)(feature.plan)
 app.command(epilog=feature.APPLY_EPILOG)(feature.apply)
 app.command(epilog=feature.LOAD_EPILOG)(feature.load)
+app.command(epilog=backfill.BACKFILL_EPILOG)(backfill.backfill)
+app.command(epilog=backfill.REBUILD_EPILOG)(backfill.rebuild)
 app.add_typer(features.features)
 app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)

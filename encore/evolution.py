@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -58,10 +58,13 @@ def as_data(found: Difference, models: Iterable[LiveModel]) -> Mapping[str, Any]
     return data
 
 
-def told(found: Difference, models: Iterable[LiveModel]) -> list[str]:
-    """For people: the lines of the difference, and what it retires."""
+def told(found: Difference, models: Iterable[LiveModel], filled: Collection[str] = ()) -> list[str]:
+    """For people: the lines of the difference, and what it retires.
+
+    filled: views whose new generation a backfill fills.
+    """
     live = tuple(models)
-    text = lines(found)
+    text = lines(found, filled)
     for service in found.services:
         hit = retired_by(service, live)
         if hit:

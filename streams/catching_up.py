@@ -78,7 +78,7 @@ class CatchUp:
         run = decode_records(records, self._partitions)[0]  # refused ones are dead letters already
         floors = {view.key: {partition: self._generations.floor(view, partition)}}
         folder = Folder(
-            self._store, (view,), self._source.epoch, _nowhere, self._patience_ms, floors
+            self._store, (view,), self._source.epoch, nowhere, self._patience_ms, floors
         )
         await folder.apply(run, self._source.check)
         newest = int(run.sent_ms.max()) if len(run) else 0
@@ -87,5 +87,5 @@ class CatchUp:
         return at
 
 
-async def _nowhere(run: ActionRun, outside: list[OutsideActions]) -> None:
+async def nowhere(run: ActionRun, outside: list[OutsideActions]) -> None:
     """Late and future actions were sent aside when the stream passed them."""

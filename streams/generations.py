@@ -175,6 +175,14 @@ async def record_floors(
     )
 
 
+async def recorded_floors(
+    store: AsyncRowStore, topic: str, group: str, view: ViewPlan
+) -> dict[int, tuple[int, int]]:
+    """The floors of a generation as they are. Raises StoreError, StreamError."""
+    key, _ = floors_keys(topic, group, view.name, view.generation)
+    return parse_floors(await store.get_text(key), key)
+
+
 def parse_floors(text: str | None, where: str) -> dict[int, tuple[int, int]]:
     """{partition: (epoch, offset)} of the stored text; empty where there is none.
 

@@ -25,9 +25,10 @@ from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
 from streams.durability import open_confirmations
 from streams.folding import Folder
+from streams.following import PlanFollower
+from streams.item_generations import ItemGenerations
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
-from streams.plans import fed_views, published_plan
 from streams.positions import Positions
 from streams.rekey import Rekeyer
 from streams.servers import REAL_SERVERS, Servers
@@ -100,24 +101,27 @@ class ItemWorker:
             self._store, config.item_topic, config.item_group, config.patience_ms
         )
         self._aside = SideOutputs(config.item_topic, send)
+        self._generations = ItemGenerations(config, self._servers, self._store, self._target)
+        self._plan = PlanFollower(
+            self._store, "item", config.item_topic, False, self._servers.clock_s
+        )
+        await self._plan.open()
         self._folder = Folder(
             self._store,
-            fed_views(await published_plan(self._store), "item", config.item_topic),
+            self._plan.views,
             self._target.epoch,
             self._aside.send_late,
             config.patience_ms,
         )
-        log.info(
-            "re-keying %s (epoch %d), folding %s (epoch %d) into %s",
-            config.topic,
-            self._source.epoch,
-            config.item_topic,
-            self._target.epoch,
-            ", ".join(f"{v.name}@{v.generation}" for v in self._folder.views) or "no views",
-        )
+        self._tell_views()
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
-        """Of the source the marks of what was re-keyed; of the re-keyed topic the saved pairs."""
+        """Of the source the marks of what was re-keyed; of the re-keyed topic the saved pairs.
+
+        The plan is looked at first: whoever had a partition before may have followed a newer one.
+        """
+        if await self._plan.look():
+            self._tell_views()
         source = [tp for tp in tps if tp.topic == self._config.topic]
         target = [tp for tp in tps if tp.topic == self._config.item_topic]
         self._pairs = {tp.partition: await self._tables.load(tp.partition) for tp in target}
@@ -126,6 +130,8 @@ class ItemWorker:
             for partition, pair in self._pairs.items()
             if pair.epoch == self._target.epoch
         }
+        await self._generations.begin(self._plan.views, self._pairs)
+        self._use_views()
         places = self._sent.begin(source, await self._sent.marks())
         return places | self._folded.begin(target, ends)
 
@@ -134,11 +140,13 @@ class ItemWorker:
         self._confirmations.check()
         await self._source.watch()
         await self._target.watch()
+        await self._follow()
         self._report()
 
     async def close(self) -> None:
         """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
         self._report(now=True)
+        await self._generations.close()
         await self._confirmations.settle()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
@@ -147,6 +155,7 @@ class ItemWorker:
 
     async def handle(self, lists: list[Fetched]) -> None:
         """Re-key what came by the source, then fold what came by the re-keyed topic."""
+        await self._follow()
         source = [fetched for fetched in lists if fetched.tp.topic == self._config.topic]
         if source:
             await self._rekeyer.handle(source, self._send, self._config.patience_ms)
@@ -189,7 +198,31 @@ class ItemWorker:
         """A partition's table with the position up to which it speaks."""
         pair = self._pairs[tp.partition]
         pair.epoch, pair.next_offset = self._target.epoch, next_offset
+        pair.folded = self._generations.folded(tp.partition)
         await self._tables.save(tp.partition, pair)
+
+    async def _follow(self) -> None:
+        """Take over a newly published plan, then catch up. All that was read is stored."""
+        if await self._plan.look_now_and_then():
+            await self._generations.change(self._plan.views, self._pairs)
+            self._use_views()
+            self._tell_views()
+        if await self._generations.step(self._pairs):
+            self._use_views()
+
+    def _use_views(self) -> None:
+        self._folder.views, self._folder.silent = self._plan.views, self._plan.silent
+        self._folder.floors = self._generations.floors
+
+    def _tell_views(self) -> None:
+        log.info(
+            "re-keying %s (epoch %d), folding %s (epoch %d) into %s",
+            self._config.topic,
+            self._source.epoch,
+            self._config.item_topic,
+            self._target.epoch,
+            ", ".join(f"{v.name}@{v.generation}" for v in self._plan.views) or "no views",
+        )
 
     def _report(self, now: bool = False) -> None:
         clock_s = self._servers.clock_s()

@@ -69,12 +69,18 @@ class SourceTable:
 @dataclass(slots=True)
 class Pair:
     """A table and its re-key position. epoch: of the re-keyed log that next_offset is in; 0 where
-    nothing was saved yet. version: of the saved text."""
+    nothing was saved yet. version: of the saved text. folded: (view, generation) whose rows hold
+    all before next_offset."""
 
     epoch: int
     next_offset: int
     table: SourceTable
     version: int
+    folded: frozenset[tuple[str, int]] = frozenset()
+
+    def standing(self, epoch: int) -> int:
+        """The position in the log of that epoch; its beginning where the pair is of another."""
+        return self.next_offset if self.epoch == epoch else 0
 
 
 def dump_pair(pair: Pair, version: int) -> str:
@@ -86,6 +92,7 @@ def dump_pair(pair: Pair, version: int) -> str:
             "epoch": pair.epoch,
             "next_offset": pair.next_offset,
             "sources": sources,
+            "folded": sorted(map(list, pair.folded)),
         }
     )
 
@@ -101,6 +108,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
         held: dict[str, Any] = json.loads(text)
         reached = {int(p): (int(epoch), int(at)) for p, (epoch, at) in held["sources"].items()}
         numbers = [int(held[name]) for name in ("epoch", "next_offset", "version")]
+        folded = frozenset((str(view), int(number)) for view, number in held.get("folded", ()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StreamError(
             f"store, {key}",
@@ -108,7 +116,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
             got=f"{text[:60]!r} ({type(error).__name__})",
             do="rebuild the item views from the archive: nobody knows what they hold",
         ) from None
-    return Pair(numbers[0], numbers[1], SourceTable(reached), numbers[2])
+    return Pair(numbers[0], numbers[1], SourceTable(reached), numbers[2], folded)
 
 
 class PairStore:

@@ -1,0 +1,86 @@
+"""A backfill from declarations to the switch: stage, fill, catch up, publish.
+
+Each step may be run again; a run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from catalog.apply import Review
+from catalog.difference import Difference
+from catalog.staging import Staging, end, mark_filled, stage, switch
+from encore.settings import Settings
+from schemas.plan import Plan
+from schemas.staged import Staged
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from store.wire import StoreConfig
+from streams.backfill import BackfillConfig, FillReport, Note, fill_view, wait_caught_up
+
+#: Nothing here is in a hurry, and a busy store answers in its time.
+STORE_TIMEOUT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """views: to fill. unchanged: refuse declarations that are not published yet. wait_s: how long
+    generations may stand still while they catch up."""
+
+    views: tuple[str, ...]
+    unchanged: bool = False
+    wait_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillResult:
+    """What was done. fills: none where an earlier run had filled everything."""
+
+    plan: Plan
+    difference: Difference
+    resumed: bool
+    fills: tuple[FillReport, ...]
+
+
+def run_backfill(
+    settings: Settings,
+    config: BackfillConfig,
+    options: Options,
+    note: Note,
+    review: Review | None = None,
+) -> BackfillResult:
+    """Stage, fill, catch up, switch. Blocking.
+
+    Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, and what `review`
+    raises.
+    """
+    with RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS)) as store:
+        staging = stage(settings.repo, store, options.views, review, options.unchanged)
+        now = staging.staged
+        fills: tuple[FillReport, ...] = ()
+        if now.state == "filling":
+            fills = asyncio.run(_fill(config, staging, note))
+            now = mark_filled(store, now)
+        asyncio.run(_catch_up(config, staging, note, options.wait_s))
+        result = switch(settings.repo, store, now)
+    return BackfillResult(result.plan, staging.difference, staging.resumed, fills)
+
+
+def give_up(settings: Settings) -> Staged:
+    """End what is staged; its rows stay and are read by nobody. Returns what was staged."""
+    with RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS)) as store:
+        return end(store)
+
+
+async def _fill(config: BackfillConfig, staging: Staging, note: Note) -> tuple[FillReport, ...]:
+    async with _store(config) as store:
+        return tuple([await fill_view(config, view, store, note) for view in staging.views])
+
+
+async def _catch_up(config: BackfillConfig, staging: Staging, note: Note, wait_s: float) -> None:
+    async with _store(config) as store:
+        await wait_caught_up(config.stream, staging.views, store, note, wait_s)
+
+
+def _store(config: BackfillConfig) -> AsyncRedisRowStore:
+    return AsyncRedisRowStore(StoreConfig(config.stream.store_url, timeout_ms=STORE_TIMEOUT_MS))

@@ -1,0 +1,254 @@
+"""Backfill: rows of new generations from history, up to exact offsets, while the stream goes on.
+
+A generation that is to be filled lies in a staged plan (`schemas.staged`). Filling chooses its
+floors, collects the history below them, folds it on local cores or a Dask cluster, and writes each
+row once (`streams.filling`). Then the generation is marked filled, workers take it up from its
+floors (`streams.catching_up`), and once it has all that the published one has it may be published.
+
+Everything may be run again after any crash, and goes on: floors are recorded once, rows are written
+from absent under the fence that the floors give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from schemas.errors import StreamError
+from schemas.names import generation_group
+from schemas.plan import ViewPlan
+from store.base import AsyncRowStore
+from streams.collecting import Collected, collect
+from streams.config import StreamConfig
+from streams.filling import FillCounts, FillTask
+from streams.foreign import ForeignCounts, first_logged_ms, take_foreign
+from streams.generations import recorded_floors
+from streams.history import HistoryFile
+from streams.origins import Origin, item_origin, log_of, user_origin
+from streams.pools import run_tasks
+from streams.servers import REAL_SERVERS, Servers
+from streams.source_table import PairStore
+
+LOOK_S: Final = 0.1
+
+#: Told of each stage what is done, of how much, and a few words.
+Note = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillConfig:
+    """stream: of the workers. cores: local processes. memory_bytes: of all of them, for rows. dask:
+    address of a scheduler, "" for local cores. foreign: files of actions that are not of our log.
+    before_ms: foreign actions from here on are left out; None: from the first logged action on.
+    """
+
+    stream: StreamConfig
+    cores: int = 1
+    memory_bytes: int = 2 << 30
+    dask: str = ""
+    foreign: tuple[Path, ...] = ()
+    before_ms: int | None = None
+
+
+@dataclass(slots=True)
+class FillReport:
+    """What filling one view did. seconds: of folding and writing. missing: messages from the
+    beginning of the log that nobody holds any more. read: messages that only the log held."""
+
+    view: str
+    generation: int
+    actions: int
+    seconds: float
+    missing: int
+    read: int
+    counts: FillCounts = field(default_factory=FillCounts)
+    foreign: ForeignCounts = field(default_factory=ForeignCounts)
+
+
+async def fill_view(
+    config: BackfillConfig,
+    view: ViewPlan,
+    store: AsyncRowStore,
+    note: Note,
+    servers: Servers = REAL_SERVERS,
+) -> FillReport:
+    """Fill a staged generation up to its floors, durably. Raises StreamError, StoreError."""
+    stream = config.stream
+    aside = stream.data_dir / "backfill" / f"{view.name}@{view.generation}"
+    if stream.durability == "fsynced":
+        await store.begin_history()
+    origin, found = await _history(config, view, store, servers, aside / "log")
+    history = [file for files in found.files.values() for file in files]
+    before_ms = config.before_ms
+    if config.foreign and before_ms is None:
+        before_ms = await asyncio.to_thread(first_logged_ms, history, view)
+    foreign, taken = await asyncio.to_thread(
+        take_foreign, config.foreign, before_ms, aside / "foreign"
+    )
+    tasks = tasks_of(config, view, origin, found.files, foreign)
+    total = sum(task.actions for task in tasks)
+    began_s = time.monotonic()
+    counts = await asyncio.to_thread(
+        run_tasks,
+        tasks,
+        stream.store_url,
+        config.cores,
+        config.dask,
+        lambda done: note(f"fill {view.name}", min(done, total), total, ""),
+    )
+    if stream.durability == "fsynced":
+        await store.confirm()  # another history than the one of the beginning may lack rows
+    seconds = time.monotonic() - began_s
+    note(f"fill {view.name}", total, total, f"{counts.rows + counts.there:,} rows")
+    rows = sum(file.rows for file in history) + taken.taken
+    missing = sum(found.missing.values())
+    return FillReport(view.name, view.generation, rows, seconds, missing, found.read, counts, taken)
+
+
+async def _history(
+    config: BackfillConfig, view: ViewPlan, store: AsyncRowStore, servers: Servers, aside: Path
+) -> tuple[Origin, Collected]:
+    """Where the generation begins, and the files that hold what lies before."""
+    stream = config.stream
+    admin = await servers.admin(stream)
+    try:
+        facts = await asyncio.to_thread(admin.ensure_topics, stream.topics)
+    finally:
+        await asyncio.to_thread(admin.close)
+    source = await log_of(store, facts[stream.topic], stream.patience_ms)
+    if view.entity == "user":
+        origin = await user_origin(store, stream, view, source)
+    else:
+        target = await log_of(store, facts[stream.item_topic], stream.patience_ms)
+        origin = await item_origin(store, stream, view, (source, target))
+    needed = {
+        p: max((ends.get(p, 0) for ends in origin.bounds.values()), default=0)
+        for p in range(stream.partitions)
+    }
+    reader = servers.open_reader(stream)
+    try:
+        root = stream.archive_dir / stream.topic
+        return origin, await collect(root, source, needed, reader, aside)
+    finally:
+        await reader.close()
+
+
+def tasks_of(
+    config: BackfillConfig,
+    view: ViewPlan,
+    origin: Origin,
+    files: Mapping[int, Sequence[HistoryFile]],
+    foreign: Sequence[HistoryFile],
+) -> list[FillTask]:
+    """A user's actions lie in one partition: a task a partition, more where cores are more. An
+    item's lie in all of them: as many tasks as cores, each reading everything."""
+    partitions = tuple(range(config.stream.partitions))
+    every = [file for part in files.values() for file in part]
+    shares: list[tuple[tuple[int, ...], Sequence[HistoryFile]]] = [(partitions, every)]
+    ways = config.cores
+    if view.entity == "user":
+        shares, ways = [((p,), files[p]) for p in partitions], -(-config.cores // len(partitions))
+    return [
+        FillTask(
+            view,
+            (*foreign, *own),
+            of,
+            len(partitions),
+            origin.bounds,
+            origin.fences,
+            way,
+            ways,
+            config.memory_bytes // max(1, config.cores),
+            config.stream.patience_ms,
+        )
+        for of, own in shares
+        for way in range(ways)
+    ]
+
+
+# --- catching up ----------------------------------------------------------------------------
+
+
+async def wait_caught_up(
+    config: StreamConfig,
+    views: Sequence[ViewPlan],
+    store: AsyncRowStore,
+    note: Note,
+    timeout_s: float,
+) -> None:
+    """Return once each generation has all that the stream has, in every partition.
+
+    Raises StreamError once nothing has moved for `timeout_s`: no worker takes them up then.
+    """
+    for view in views:
+        moved_s, best = time.monotonic(), -1
+        while True:
+            lacks = await lacking(config, view, store)
+            left = sum(max(0, end - at) for at, end in lacks.values())
+            ready = sum(at >= end for at, end in lacks.values())
+            note(f"catch up {view.name}", ready, len(lacks), f"{left:,} messages to go")
+            if ready == len(lacks):
+                break
+            reached = sum(at for at, _ in lacks.values())
+            if reached > best:
+                moved_s, best = time.monotonic(), reached
+            if time.monotonic() - moved_s > timeout_s:
+                raise StreamError(
+                    f"{view.name}@{view.generation}",
+                    required="workers that catch it up",
+                    got=f"{left} messages to go, and none for {timeout_s:g} s",
+                    do="see that `encore stream` and `encore items` run, then run this again",
+                )
+            await asyncio.sleep(LOOK_S)
+
+
+async def lacking(
+    config: StreamConfig, view: ViewPlan, store: AsyncRowStore
+) -> dict[int, tuple[int, int]]:
+    """Partition → (up to where the generation is folded, up to where the stream is).
+
+    The stream's positions are read first: a generation that has arrived is never behind them.
+    """
+    if view.entity == "item":
+        return await _lacking_items(config, view, store)
+    group = await store.get_progress(config.topic, config.group)
+    name = generation_group(config.group, view.name, view.generation)
+    own = await store.get_progress(config.topic, name)
+    floors = await recorded_floors(store, config.topic, config.group, view)
+    found: dict[int, tuple[int, int]] = {}
+    for partition, (epoch, floor) in floors.items():
+        end, at = group.get(partition), own.get(partition)
+        reached = at.next_offset if at is not None and at.epoch == epoch else floor
+        stands = (end.epoch, end.next_offset) if end is not None else (0, 0)
+        found[partition] = reached, _end(view, stands, epoch)
+    return found
+
+
+async def _lacking_items(
+    config: StreamConfig, view: ViewPlan, store: AsyncRowStore
+) -> dict[int, tuple[int, int]]:
+    topic, group, patience_ms = config.item_topic, config.item_group, config.patience_ms
+    name = generation_group(group, view.name, view.generation)
+    found: dict[int, tuple[int, int]] = {}
+    for partition in range(config.partitions):
+        pair = await PairStore(store, topic, group, patience_ms).load(partition)
+        own = await PairStore(store, topic, name, patience_ms).load(partition)
+        end = _end(view, (pair.epoch, pair.next_offset), own.epoch)
+        found[partition] = (end if view.key in pair.folded else own.next_offset), end
+    return found
+
+
+def _end(view: ViewPlan, stands: tuple[int, int], epoch: int) -> int:
+    """Where the stream stands in the log of the floors, whose number is `epoch`."""
+    if stands[0] > epoch:
+        raise StreamError(
+            f"{view.name}@{view.generation}",
+            required=f"the log of its floors (epoch {epoch})",
+            got=f"epoch {stands[0]}: the broker lost that log before the generation had caught up",
+            do="give it up with `encore backfill --cancel`, and begin again",
+        )
+    return stands[1] if stands[0] == epoch else 0

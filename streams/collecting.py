@@ -1,0 +1,129 @@
+"""The history of a topic: which files hold it, and what the archive lacks read from the log.
+
+    <data_dir>/archive/<topic>/topic_id=…/      every log there was; the present one up to its end
+    <data_dir>/backfill/<name>/log/partition=…  what only the log holds yet, while a backfill runs
+
+An earlier log of the topic is history as a whole. Of the present one each partition is needed up to
+some offset: what the archive does not hold of it is read from the log itself, so nobody waits for
+the sink, and a topic that was never archived can be filled from as long as it holds its messages.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pyarrow.parquet as pq
+
+from schemas.errors import StreamError
+from streams.action_table import action_table
+from streams.archive import OffsetFile, list_files, next_offset, partition_dir, write_file
+from streams.history import WHOLE, HistoryFile
+from streams.log_reader import LogReader
+from streams.messages import ActionRun, decode_records, join_runs
+from streams.origins import Log
+
+FILE_ACTIONS: Final = 200_000
+
+
+@dataclass(slots=True)
+class Collected:
+    """files: {partition of the source log: what may hold actions of its users}. missing:
+    {partition: offsets from its beginning that neither archive nor log holds}. read: messages that
+    only the log held."""
+
+    files: dict[int, list[HistoryFile]] = field(default_factory=dict)
+    missing: dict[int, int] = field(default_factory=dict)
+    read: int = 0
+
+
+async def collect(
+    root: Path, log: Log, needed: Mapping[int, int], reader: LogReader, aside: Path
+) -> Collected:
+    """The history of `log.topic` up to the offsets `needed` of its present log.
+
+    root: the topic's archive. needed: one offset for each partition. aside: a directory for what is
+    read from the log; emptied first. Raises StreamError for an archive with holes, or a part behind
+    the archive's end that the log does not hold.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    found = Collected()
+    reading = _Reading(reader, log, aside, len(needed), found)
+    for partition, before in sorted(needed.items()):
+        files = [
+            _whole(file)
+            for directory in _earlier(root, log, partition)
+            for file in list_files(directory)
+        ]
+        files += await _present(root, reading, partition, before)
+        found.files[partition] = files
+    return found
+
+
+def _earlier(root: Path, log: Log, partition: int) -> list[Path]:
+    """That partition's directories of other logs, oldest first."""
+    logs = [path.name.partition("=")[2] for path in sorted(root.glob("topic_id=*"))]
+    held = [partition_dir(root, each, partition) for each in logs if each != log.topic_id]
+    return sorted((path for path in held if list_files(path)), key=_begun_ms)
+
+
+def _begun_ms(directory: Path) -> int:
+    """When the first message of an archived partition was sent, ms; 0 where it holds none."""
+    for file in list_files(directory):
+        sent = pq.read_table(file.path, columns=["sent_ms"]).column(0)
+        if len(sent):
+            return int(sent[0].as_py())
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How what only the log holds is read. of: the topic's partition count."""
+
+    reader: LogReader
+    log: Log
+    aside: Path
+    of: int
+    found: Collected
+
+    async def files(self, partition: int, first: int, before: int) -> list[HistoryFile]:
+        """Offsets [first, before) of a partition, from the log into files of their own."""
+        files: list[HistoryFile] = []
+        runs: list[ActionRun] = []
+        at = begun = first
+        while at < before:
+            records = await self.reader.read(self.log.topic, partition, at, before)
+            runs.append(decode_records(records, self.of)[0])
+            self.found.read += len(records)
+            at = int(records[-1].offset) + 1
+            if at == before or sum(len(run) for run in runs) >= FILE_ACTIONS:
+                run = join_runs(runs)
+                target = self.aside / f"partition={partition}"
+                path = write_file(target, begun, at - 1, action_table(run))
+                files.append(HistoryFile(str(path), len(run), partition))
+                runs, begun = [], at
+        return files
+
+
+async def _present(root: Path, reading: _Reading, partition: int, before: int) -> list[HistoryFile]:
+    """The files of the present log's [0, before), gaps read from the log."""
+    held = list_files(partition_dir(root, reading.log.topic_id, partition))
+    end = next_offset(held) or 0
+    first = min(held[0].first, before) if held else 0
+    try:
+        head = await reading.files(partition, 0, first)
+    except StreamError:  # before the archive began, and no longer in the log
+        head, reading.found.missing[partition] = [], first
+    files = [_of_log(file, partition) for file in held if file.first < before]
+    return [*head, *files, *await reading.files(partition, end, before)]
+
+
+def _whole(file: OffsetFile) -> HistoryFile:
+    return HistoryFile(str(file.path), pq.read_metadata(file.path).num_rows, WHOLE)
+
+
+def _of_log(file: OffsetFile, partition: int) -> HistoryFile:
+    return HistoryFile(str(file.path), pq.read_metadata(file.path).num_rows, partition)

@@ -1,0 +1,186 @@
+"""History that is not of our log: files of actions that happened before it began.
+
+    *.parquet   columns user, item, action, time_ms; optional value, author, music, tags, scene,
+                position, sent_ms, as in the archive (`streams.action_table`)
+    *.jsonl     one action a line, as in docs/actions.md
+
+An action that is in the log, too, must not count twice, and nothing but its time tells: those from
+the first logged action on are left out and counted. They are judged late or not by `sent_ms` where
+it is given, else never.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from schemas.actions import ACTION, check_actions, decode_json
+from schemas.errors import ActionError, SettingsError, StreamError
+from schemas.plan import ViewPlan
+from streams.action_table import ACTION_SCHEMA, action_table
+from streams.archive import write_file
+from streams.history import WHOLE, HistoryFile, fill_actions
+from streams.messages import ActionRun
+
+BATCH_ACTIONS: Final = 200_000
+BATCH_LINES: Final = 2_000
+REQUIRED: Final = ("user", "item", "action", "time_ms")
+OPTIONAL: Final = ("value", "author", "music", "tags", "scene", "position", "sent_ms")
+
+Actions = tuple[NDArray[np.void], NDArray[np.int64]]  # (a,) ACTION, (a,) sent_ms
+
+
+@dataclass(slots=True)
+class ForeignCounts:
+    """Actions of foreign files. after: left out, since the log has them. before_ms: the border."""
+
+    taken: int = 0
+    after: int = 0
+    before_ms: int | None = None
+
+
+def first_logged_ms(files: Sequence[HistoryFile], view: ViewPlan) -> int:
+    """The event time of the earliest action in these files that the view takes, ms.
+
+    Raises SettingsError where there is none: then nothing says what is in the log, too.
+    """
+    earliest: list[int] = []
+    for file in files:
+        table = pq.read_table(file.path, columns=["time_ms", "sent_ms"])
+        time_ms, sent_ms = (column.to_numpy() for column in table.columns)
+        taken = (time_ms >= sent_ms - view.skew_ms) & (time_ms <= sent_ms + view.future_ms)
+        if taken.any():
+            earliest.append(int(time_ms[taken].min()))
+    if not earliest:
+        raise SettingsError(
+            "--before-ms",
+            required="the time from which on actions are in the log",
+            got="none, and nothing is logged below the floors",
+            do="give it, ms since 1970",
+        )
+    return min(earliest)
+
+
+def take_foreign(
+    paths: Sequence[Path], before_ms: int | None, aside: Path
+) -> tuple[list[HistoryFile], ForeignCounts]:
+    """The actions before `before_ms`, written as history files below `aside`, which is emptied.
+
+    paths: files, or directories of them. Raises StreamError for a file that cannot be read,
+    ActionError for what is no action.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    counts = ForeignCounts(before_ms=before_ms if paths else None)
+    files: list[HistoryFile] = []
+    for path in _files(paths):
+        for actions, sent_ms in _read(path):
+            keep = np.ones(len(actions), bool) if before_ms is None else _before(actions, before_ms)
+            taken = int(keep.sum())
+            counts.after += len(actions) - taken
+            if taken:
+                run = _run(actions[keep], sent_ms[keep], counts.taken)
+                last = counts.taken + taken - 1
+                written = write_file(aside, counts.taken, last, action_table(run))
+                files.append(HistoryFile(str(written), taken, WHOLE))
+                counts.taken += taken
+    return files, counts
+
+
+def _before(actions: NDArray[np.void], before_ms: int) -> NDArray[np.bool_]:
+    earlier: NDArray[np.bool_] = actions["time_ms"] < before_ms
+    return earlier
+
+
+def _run(actions: NDArray[np.void], sent_ms: NDArray[np.int64], first: int) -> ActionRun:
+    n = len(actions)
+    zeros = np.zeros(n, np.int32)
+    return ActionRun(actions, zeros, first + np.arange(n), zeros, sent_ms)
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        usable = [each for each in found if each.suffix in (".parquet", ".jsonl")]
+        if not usable:
+            raise StreamError(
+                str(path),
+                required="a .parquet or .jsonl file, or a directory with some",
+                got="a directory without" if path.is_dir() else "another file",
+            )
+        yield from usable
+
+
+def _read(path: Path) -> Iterator[Actions]:
+    """A file's actions, checked, some at a time."""
+    try:
+        yield from _lines(path) if path.suffix == ".jsonl" else _table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StreamError(
+            str(path), required="a file of actions", got=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[Actions]:
+    with path.open("rb") as file:
+        number = 1
+        while lines := list(islice(file, BATCH_LINES)):
+            bodies = b",".join(line.strip() for line in lines if line.strip())
+            if bodies:
+                where = f"{path}, from line {number}"
+                text = b'{"sent_ms": 1, "actions": [' + bodies + b"]}"
+                actions = decode_json(text, where).actions
+                yield actions, actions["time_ms"].astype(np.int64)
+            number += len(lines)
+
+
+def _table(path: Path) -> Iterator[Actions]:
+    with pq.ParquetFile(path) as file:
+        there = file.schema_arrow.names
+        lacking = [name for name in REQUIRED if name not in there]
+        if lacking:
+            raise ActionError(
+                str(path),
+                required=f"the columns {', '.join(REQUIRED)}",
+                got=f"none of the name {lacking[0]}",
+            )
+        columns = [name for name in (*REQUIRED, *OPTIONAL) if name in there]
+        for batch in file.iter_batches(BATCH_ACTIONS, columns=columns):
+            if len(batch):
+                yield _batch(pa.table(batch), str(path))
+
+
+def _batch(table: pa.Table, where: str) -> Actions:
+    for name in (*REQUIRED, *(n for n in ("value", "scene") if n in table.column_names)):
+        if table.column(name).null_count:
+            raise ActionError(f"{where}.{name}", required="a value in each row", got="null")
+    fields = {name: _cast(table.column(name), name, where) for name in table.column_names}
+    table = pa.table(fields).combine_chunks()
+    actions = np.zeros(len(table), ACTION)
+    fill_actions(actions, table)
+    check_actions(actions, where)
+    if "sent_ms" in fields:
+        return actions, table.column("sent_ms").to_numpy()
+    return actions, actions["time_ms"].astype(np.int64)
+
+
+def _cast(column: Any, name: str, where: str) -> Any:
+    """A column as the archive has it."""
+    wanted = ACTION_SCHEMA.field(name).type
+    try:
+        if name == "action":
+            return pc.dictionary_encode(column.cast(pa.string())).combine_chunks()
+        return column.cast(wanted)
+    except pa.ArrowException as error:
+        raise ActionError(
+            f"{where}.{name}", required=str(wanted), got=f"{column.type} ({error})"
+        ) from None

@@ -1,0 +1,125 @@
+"""Which generations of item views stand where in each re-keyed partition, and catching up.
+
+A saved pair (`streams.source_table`) names the generations whose rows hold all before its position.
+One that is published new joins there, which is its floor. One that was filled has a pair of its
+own, of its floor: it lags until what lies between has been folded into it, with the table that
+belongs to its own position; the stream goes on meanwhile (`streams.catching_up` says how and why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from schemas.names import generation_group
+from schemas.plan import ViewPlan
+from store.base import AsyncRowStore
+from streams.catching_up import SLICE_S, nowhere
+from streams.config import StreamConfig
+from streams.folding import Folder
+from streams.generations import NOTHING, Key, Offsets, record_floors
+from streams.item_messages import decode_rekeyed_records, run_of
+from streams.servers import Servers
+from streams.source import Source
+from streams.source_table import Pair, PairStore
+
+Place = tuple[Key, int]  # generation, partition
+
+
+class ItemGenerations:
+    """Of one item worker, in the re-keyed log `target`. Used by one task."""
+
+    def __init__(
+        self, config: StreamConfig, servers: Servers, store: AsyncRowStore, target: Source
+    ) -> None:
+        self._config, self._store, self._target = config, store, target
+        self._reader, self._clock_s = servers.open_reader(config), servers.clock_s
+        self._views: dict[Key, ViewPlan] = {}
+        self._lagging: dict[Place, Pair] = {}
+        self._known: set[Place] = set()
+
+    async def begin(self, views: Sequence[ViewPlan], pairs: Mapping[int, Pair]) -> None:
+        """Take up these generations. pairs: {newly assigned partition: as it was loaded}.
+
+        Raises StoreError, StreamError.
+        """
+        self._views, self._lagging, self._known = {}, {}, set()
+        await self.change(views, pairs)
+
+    async def change(self, views: Sequence[ViewPlan], pairs: Mapping[int, Pair]) -> None:
+        """Fold these from now on. pairs: of all assigned partitions, all before them stored."""
+        self._views = {view.key: view for view in views}
+        self._known = {place for place in self._known if place[0] in self._views}
+        self._lagging = {at: pair for at, pair in self._lagging.items() if at[0] in self._views}
+        for view in views:
+            new = {p: pair for p, pair in pairs.items() if (view.key, p) not in self._known}
+            if new:
+                await self._take_up(view, new)
+
+    def folded(self, partition: int) -> frozenset[Key]:
+        """The generations that the stream is folded into there: what its pair speaks for."""
+        return frozenset(key for key in self._views if (key, partition) not in self._lagging)
+
+    @property
+    def floors(self) -> dict[Key, Offsets]:
+        """For `streams.folding.Folder`: a lagging generation takes nothing of the stream."""
+        floors: dict[Key, Offsets] = {}
+        for key, partition in self._lagging:
+            floors.setdefault(key, {})[partition] = NOTHING
+        return floors
+
+    async def step(self, pairs: Mapping[int, Pair]) -> bool:
+        """Catch up a slice. Whether a generation has arrived in a partition. Raises StreamError."""
+        until_s = self._clock_s() + SLICE_S
+        arrived = False
+        for place, own in list(self._lagging.items()):
+            key, partition = place
+            end = pairs[partition].standing(self._target.epoch)
+            while own.next_offset < end:
+                await self._advance(self._views[key], partition, own, end)
+                if self._clock_s() >= until_s:
+                    break
+            if own.next_offset >= end:
+                del self._lagging[place]
+                arrived = True
+            if self._clock_s() >= until_s:
+                break
+        if arrived and not self._lagging:
+            await self._reader.close()
+        return arrived
+
+    async def close(self) -> None:
+        """Release the reader."""
+        await self._reader.close()
+
+    async def _take_up(self, view: ViewPlan, pairs: Mapping[int, Pair]) -> None:
+        epoch = self._target.epoch
+        unnamed = [p for p, pair in pairs.items() if view.key not in pair.folded]
+        own = await asyncio.gather(*(self._pairs_of(view).load(p) for p in unnamed))
+        filled = {p: pair for p, pair in zip(unnamed, own, strict=True) if pair.version > 0}
+        for partition, pair in filled.items():
+            pair.next_offset, pair.epoch = pair.standing(epoch), epoch
+            if pair.next_offset < pairs[partition].standing(epoch):
+                self._lagging[view.key, partition] = pair
+        floors = {p: (epoch, pairs[p].standing(epoch)) for p in unnamed if p not in filled}
+        topic, group = self._config.item_topic, self._config.item_group
+        await record_floors(self._store, topic, group, view, floors)
+        self._known |= {(view.key, partition) for partition in pairs}
+
+    def _pairs_of(self, view: ViewPlan) -> PairStore:
+        name = generation_group(self._config.item_group, view.name, view.generation)
+        return PairStore(self._store, self._config.item_topic, name, self._config.patience_ms)
+
+    async def _advance(self, view: ViewPlan, partition: int, own: Pair, end: int) -> None:
+        """Fold some messages from the generation's own position on, and save that."""
+        topic = self._config.item_topic
+        records = await self._reader.read(topic, partition, own.next_offset, end)
+        log = self._config.partitions, self._target.topic_id
+        messages, _ = decode_rekeyed_records(records, *log)
+        accepted = [own.table.admit(message.batch, message.where) for message in messages]
+        run = run_of(partition, messages, accepted).run
+        epoch, patience_ms = self._target.epoch, self._config.patience_ms
+        folder = Folder(self._store, (view,), epoch, nowhere, patience_ms)
+        await folder.apply(run, self._target.check)
+        own.next_offset = int(records[-1].offset) + 1
+        await self._pairs_of(view).save(partition, own)

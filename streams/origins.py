@@ -1,0 +1,137 @@
+"""Where a generation that is filled begins: its floors, and what of the source log lies below them.
+
+Whoever fills chooses the floors, before any row is written: the positions at which the stream
+stands. They are recorded once, so a filling that is run again fills up to the same places.
+
+A user view's floor in a partition is an offset of the log that is archived, and all below it is
+history. An item view's floor is an offset of the re-keyed log, and the source table that was saved
+with that position says which offsets of the source log lie below it: so items are filled from the
+same archive as users, and what was re-keyed twice does not matter.
+
+Symbols: P partitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from schemas.errors import StoreError, StreamError
+from schemas.names import generation_group
+from schemas.plan import ViewPlan
+from store.base import AsyncRowStore
+from streams.admin import TopicFacts
+from streams.config import StreamConfig
+from streams.generations import record_floors
+from streams.patience import patiently
+from streams.source_table import Pair, PairStore, SourceTable
+
+_AGAIN: Final = "give it up with `encore backfill --cancel`, and begin again"
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The present log of a topic. epoch: the store's number of it."""
+
+    topic: str
+    topic_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """fences: {partition of the view's topic: (epoch, offset before the floor)}. bounds: {the same:
+    {partition of the source log: the first offset that is not below the floor}}."""
+
+    fences: dict[int, tuple[int, int]]
+    bounds: dict[int, dict[int, int]]
+
+
+async def log_of(store: AsyncRowStore, facts: TopicFacts, patience_ms: int) -> Log:
+    """Raises StreamError where the store does not answer."""
+    epoch = await patiently(
+        f"epoch of {facts.name}",
+        partial(store.epoch_of, facts.name, facts.topic_id),
+        patience_ms,
+        (StoreError,),
+    )
+    return Log(facts.name, facts.topic_id, epoch)
+
+
+async def user_origin(
+    store: AsyncRowStore, config: StreamConfig, view: ViewPlan, source: Log
+) -> Origin:
+    """Floors at the marks of the worker's group. Raises StoreError, StreamError."""
+    marks = await store.get_progress(config.topic, config.group)
+    wanted = {
+        p: (source.epoch, marks[p].next_offset if _here(marks.get(p), source) else 0)
+        for p in range(config.partitions)
+    }
+    floors = await _record(store, (config.topic, config.group), view, wanted, source)
+    return Origin(_fences(floors), {p: {p: at} for p, (_, at) in floors.items()})
+
+
+async def item_origin(
+    store: AsyncRowStore, config: StreamConfig, view: ViewPlan, logs: tuple[Log, Log]
+) -> Origin:
+    """Floors at the saved pairs of the item worker. logs: source, re-keyed. The pair of each floor
+    is kept for the generation: catching up goes on from it. Raises StoreError, StreamError.
+    """
+    source, target = logs
+    topic, group = config.item_topic, config.item_group
+    own = generation_group(group, view.name, view.generation)
+    ours = PairStore(store, topic, own, config.patience_ms)
+    theirs = PairStore(store, topic, group, config.patience_ms)
+    pairs: dict[int, Pair] = {}
+    for partition in range(config.partitions):
+        pair = await ours.load(partition)
+        if pair.version == 0:
+            pair = _start(await theirs.load(partition), target)
+            await ours.save(partition, pair)
+        pairs[partition] = pair
+    wanted = {p: (pair.epoch, pair.next_offset) for p, pair in pairs.items()}
+    floors = await _record(store, (topic, group), view, wanted, target)
+    bounds = {
+        p: {
+            log_partition: at
+            for log_partition, (epoch, at) in pair.table.reached.items()
+            if epoch == source.epoch
+        }
+        for p, pair in pairs.items()
+    }
+    return Origin(_fences(floors), bounds)
+
+
+def _here(mark: object, log: Log) -> bool:
+    return getattr(mark, "epoch", 0) == log.epoch
+
+
+def _start(pair: Pair, target: Log) -> Pair:
+    """A pair of the generation's own: where the log is another, its beginning."""
+    table = SourceTable(dict(pair.table.reached))
+    return Pair(target.epoch, pair.standing(target.epoch), table, 0)
+
+
+def _fences(floors: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    return {p: (epoch, offset - 1) for p, (epoch, offset) in floors.items()}
+
+
+async def _record(
+    store: AsyncRowStore,
+    reader: tuple[str, str],
+    view: ViewPlan,
+    wanted: dict[int, tuple[int, int]],
+    log: Log,
+) -> dict[int, tuple[int, int]]:
+    """The recorded floors. Raises StreamError where they are of a log that is gone."""
+    floors = await record_floors(store, *reader, view, wanted)
+    gone = sorted(p for p, (epoch, _) in floors.items() if epoch != log.epoch)
+    if gone:
+        raise StreamError(
+            f"floors of {view.name}@{view.generation}",
+            required=f"offsets of the present log of {log.topic} (epoch {log.epoch})",
+            got=f"epoch {floors[gone[0]][0]} in partition {gone[0]}: the broker lost that log",
+            do=_AGAIN,
+        )
+    return floors

@@ -1,0 +1,132 @@
+"""Where the tasks of a backfill run: in this process, on local cores, or on a Dask cluster.
+
+A task is plain data, and opens the store and the files itself: both must be reachable by the same
+URL and the same paths from wherever it runs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Final
+
+from schemas.errors import SettingsError, StreamError
+from store.redis_store import RedisRowStore
+from store.wire import StoreConfig
+from streams.filling import FillCounts, FillTask, fill
+
+LOOK_S: Final = 0.2
+#: Writing a few thousand rows waits behind requests at worst.
+WRITE_TIMEOUT_MS: Final = 20_000
+
+#: Told how many actions are done.
+Done = Callable[[int], None]
+
+#: In a process of a pool: what all processes of it count up together.
+_counter: list[Any] = []
+
+
+def run_tasks(
+    tasks: Sequence[FillTask], store_url: str, cores: int, dask: str, done: Done
+) -> FillCounts:
+    """Run all tasks. Blocking.
+
+    cores: local processes; 1 runs them in this one. dask: address of a scheduler, "" for none.
+    Raises what a task raised, once those that had begun have ended; SettingsError without Dask.
+    """
+    counts = FillCounts()
+    if dask or cores > 1:
+        with _executor(cores, dask) as (executor, counter):
+            for each in _completed(executor, tasks, store_url, counter, done):
+                counts.add(each)
+        return counts
+    total = 0
+
+    def note(actions: int) -> None:
+        nonlocal total
+        total += actions
+        done(total)
+
+    for task in tasks:
+        counts.add(_run(task, store_url, note))
+    return counts
+
+
+def _run(task: FillTask, store_url: str, note: Done) -> FillCounts:
+    with RedisRowStore(StoreConfig(store_url, timeout_ms=WRITE_TIMEOUT_MS)) as store:
+        store.begin_history()
+        return fill(task, store, note)
+
+
+def _completed(
+    executor: Executor, tasks: Sequence[FillTask], store_url: str, counter: Any, done: Done
+) -> Iterator[FillCounts]:
+    """The tasks' counts as they end. Without a counter, progress is by whole tasks."""
+    waiting: dict[Future[FillCounts], FillTask] = {
+        executor.submit(_in_pool, task, store_url): task for task in tasks
+    }
+    finished = 0
+    try:
+        while waiting:
+            ended, _ = wait(waiting, LOOK_S, FIRST_COMPLETED)
+            finished += sum(waiting.pop(future).actions for future in ended)
+            done(finished if counter is None else int(counter.value))
+            yield from (future.result() for future in ended)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _in_pool(task: FillTask, store_url: str) -> FillCounts:
+    """In a process of a pool, whose counter is told, or of a cluster."""
+    return _run(task, store_url, _count_up)
+
+
+def _count_up(actions: int) -> None:
+    for counter in _counter:
+        with counter.get_lock():
+            counter.value += actions
+
+
+def _begin(counter: Any) -> None:
+    """In a new process of the pool."""
+    _counter[:] = [counter]
+
+
+@contextmanager
+def _executor(cores: int, dask: str) -> Iterator[tuple[Executor, Any]]:
+    """Runs tasks elsewhere; with local processes a counter that they share."""
+    if not dask:
+        context = multiprocessing.get_context("spawn")
+        counter = context.Value("q", 0)
+        with ProcessPoolExecutor(cores, context, _begin, (counter,)) as pool:
+            yield pool, counter
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise SettingsError(
+            "dask",
+            required="the extra `dask`",
+            got="no module distributed",
+            do="pip install -e '.[dask]'",
+        ) from None
+    try:
+        client = Client(dask, timeout=10)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise StreamError(
+            f"dask {dask}",
+            required="a scheduler that answers within 10 s",
+            got=f"{type(error).__name__}: {error}",
+            do="name the address that `dask scheduler` printed, such as tcp://host:8786",
+        ) from error
+    with client:
+        yield client.get_executor(), None
+
+
+def wait_a_moment() -> None:
+    """Between two looks at something that somebody else does."""
+    time.sleep(LOOK_S)

@@ -1,0 +1,142 @@
+"""Plans that are staged: what they take, what they keep out, and how they end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from catalog.apply import apply, plan_repo
+from catalog.lock import LOCK_NAME, require_lock
+from catalog.publish import publish, published, set_staged, staged, version_of
+from catalog.staging import end, mark_filled, stage, switch
+from schemas.errors import PlanError
+from schemas.staged import Staged
+from store.memory import MemoryRowStore
+from tests.catalog.test_apply import add_window, edit
+from tests.catalog.test_apply import repo as repo
+
+VIEW = "user_activity"
+
+
+def generations(repo: Path) -> dict[str, int]:
+    plan = require_lock(repo / LOCK_NAME)
+    return {view.name: view.generation for view in plan.views}
+
+
+@pytest.fixture
+def store(repo: Path) -> MemoryRowStore:
+    """Holds the repo's first plan."""
+    made = MemoryRowStore()
+    apply(repo, made)
+    return made
+
+
+def test_a_change_is_staged_filled_and_switched_to(repo: Path, store: MemoryRowStore) -> None:
+    before = published(store)
+    add_window(repo)
+    staging = stage(repo, store, [VIEW])
+    assert [(view.name, view.generation) for view in staging.views] == [(VIEW, 2)]
+    assert not staging.resumed
+    assert published(store) == before, "readers see nothing of it"
+    assert generations(repo)[VIEW] == 1
+    filled = mark_filled(store, staging.staged)
+    assert staged(store) == filled
+    assert filled.state == "filled"
+    result = switch(repo, store, filled)
+    assert result.published
+    assert published(store) == result.plan == staging.staged.plan
+    assert generations(repo) == {VIEW: 2, "videos": 1}
+    assert staged(store) == Staged(used={VIEW: 2})
+    assert not apply(repo, store).changed, "the declarations are what is published"
+
+
+def test_an_interrupted_one_goes_on(repo: Path, store: MemoryRowStore) -> None:
+    add_window(repo)
+    first = stage(repo, store, [VIEW])
+    again = stage(repo, store, [VIEW])
+    assert again.resumed
+    assert again.staged == first.staged
+    filled = mark_filled(store, again.staged)
+    assert mark_filled(store, filled) == filled
+    assert publish(store, replace_plan(filled)), "as if the switch had been cut off in its middle"
+    resumed = stage(repo, store, [VIEW])
+    assert resumed.staged.state == "filled"
+    switch(repo, store, resumed.staged)
+    assert not staged(store).active
+
+
+def replace_plan(filled: Staged):  # type: ignore[no-untyped-def]
+    assert filled.plan is not None
+    return filled.plan
+
+
+def test_unchanged_declarations_take_a_new_generation(repo: Path, store: MemoryRowStore) -> None:
+    staging = stage(repo, store, [VIEW], unchanged=True)
+    assert staging.views[0].generation == 2
+    assert staging.difference.services == (), "no model is retired"
+    switch(repo, store, mark_filled(store, staging.staged))
+    assert generations(repo)[VIEW] == 2
+    assert stage(repo, store, [VIEW], unchanged=True).views[0].generation == 3
+    end(store)
+    add_window(repo)
+    with pytest.raises(PlanError, match="declarations as they are published, got others"):
+        stage(repo, store, [VIEW], unchanged=True)
+
+
+def test_rule_14_nothing_else_is_published_while_a_plan_is_staged(
+    repo: Path, store: MemoryRowStore
+) -> None:
+    add_window(repo)
+    staging = stage(repo, store, [VIEW])
+    lock = (repo / LOCK_NAME).read_bytes()
+    edit(repo, '"likes_1d"', '"likes_one_day"')
+    with pytest.raises(PlanError, match="no backfill under way, got one of user_activity@2"):
+        apply(repo, store)
+    with pytest.raises(PlanError, match="no backfill under way"):
+        stage(repo, store, [VIEW])
+    assert (repo / LOCK_NAME).read_bytes() == lock
+    filled = mark_filled(store, staging.staged)
+    with pytest.raises(PlanError, match="no backfill under way"):
+        switch(repo, store, filled)
+    assert plan_repo(repo, store).plan.view(VIEW).generation == 2, "to look at it is allowed"
+
+
+def test_rule_14_a_number_that_was_given_up_is_not_used_again(
+    repo: Path, store: MemoryRowStore
+) -> None:
+    add_window(repo)
+    given_up = stage(repo, store, [VIEW]).staged
+    assert end(store) == given_up
+    assert not end(store).active
+    with pytest.raises(PlanError, match="the one that this backfill staged, got none"):
+        mark_filled(store, given_up)
+    assert apply(repo, store).plan.view(VIEW).generation == 3
+    assert stage(repo, store, [VIEW]).views[0].generation == 4
+
+
+def test_what_cannot_be_staged(repo: Path, store: MemoryRowStore) -> None:
+    for name in ("videos", "nobody"):
+        with pytest.raises(PlanError, match=f"a streamed view, one of {VIEW}, got '{name}'"):
+            stage(repo, store, [name])
+    more = """
+other = streamed_view("other", user, actions("actions"), [
+    count("plays_1h", "play", HOUR, log_buckets(8, low=1, high=100)),
+])
+"""
+    (repo / "more.py").write_text(
+        f"from entities import user\nfrom catalog.declare import *\n{more}"
+    )
+    with pytest.raises(PlanError, match="user_activity without other"):
+        stage(repo, store, [VIEW])
+    assert [v.name for v in stage(repo, store, [VIEW, "other"]).views] == ["other", VIEW]
+    with pytest.raises(PlanError, match="needs a published plan, got none"):
+        stage(repo, MemoryRowStore(), [VIEW])
+
+
+def test_of_two_at_once_one_wins(repo: Path, store: MemoryRowStore) -> None:
+    version = version_of(store)
+    stage(repo, store, [VIEW])
+    with pytest.raises(PlanError, match="another apply or backfill at the same time"):
+        set_staged(store, replace(staged(store), state="filled"), version)

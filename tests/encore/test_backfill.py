@@ -1,0 +1,146 @@
+"""`encore backfill` and `encore rebuild` on a real stack: a feature added and filled under load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from catalog.lock import LOCK_NAME, require_lock
+from encore.cli import main
+from schemas.actions import decode_batch
+from schemas.names import ACTIONS_TOPIC, row_keys
+from schemas.plan import ViewPlan
+from schemas.row import read_fence
+from store.redis_store import RedisRowStore
+from tests.encore.test_evolution import VIEW, Load, Running, added, under_load
+from tests.encore.test_evolution import stack as stack
+from tests.streams.support import assert_rows_equal_oracle, read_topic, wait_until
+from tests.streams.test_item_worker import assert_item_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("stack")]
+
+ITEM_VIEW = "song_activity"
+ITEM_DECLARATION = f'''
+
+{ITEM_VIEW} = streamed_view(
+    "{ITEM_VIEW}",
+    song,
+    actions_by_item("actions"),
+    [
+        count("plays_1h", "play", HOUR, COUNTS),
+        last_n("last_users", "click.user", 5),
+    ],
+)
+'''
+
+
+def declare_items(stack: Running) -> None:
+    path = stack.project / "feature_repo" / "activity.py"
+    path.write_text(path.read_text() + ITEM_DECLARATION)
+    stack.edit("activity.py", "import user\n", "import song, user\n")
+    stack.edit(
+        "activity.py", "import DAY, HOUR, actions,", "import DAY, HOUR, actions, actions_by_item,"
+    )
+    stack.edit("services.py", "import user_activity", "import song_activity, user_activity")
+    stack.edit(
+        "services.py",
+        "[user_activity, songs]",
+        "[user_activity, songs, song_activity[['plays_1h']]]",
+    )
+
+
+def start(stack: Running, load_first: bool = True) -> None:
+    stack.json("apply")
+    stack.json("load")
+    for name in ("stream", "items", "sink"):
+        stack.processes.start(name, [name])
+    from encore.stack import answers
+
+    stack.processes.start("serve", ["serve"], ready=lambda: answers(stack.settings))
+
+
+def log_of(stack: Running, load: Load) -> list[tuple[Any, int]]:
+    """All that was sent, as (actions, sent_ms)."""
+    total = sum(load.ends.values())
+    partitions = stack.settings.partitions
+    records = read_topic(stack.settings.bootstrap, ACTIONS_TOPIC, partitions, total)
+    batches = [decode_batch(record.value) for record in records]
+    return [(batch.actions, batch.sent_ms) for batch in batches]
+
+
+def plan_view(stack: Running, name: str) -> ViewPlan:
+    return require_lock(stack.project / "feature_repo" / LOCK_NAME).view(name)
+
+
+def caught_up(stack: Running, store: RedisRowStore, sent: Sequence[tuple[Any, int]]) -> None:
+    """Until the rows hold all that was sent; then to the last byte, by the slow oracle."""
+
+    def equal() -> bool:
+        try:
+            assert_item_rows(store, plan_view(stack, ITEM_VIEW), sent)
+        except AssertionError:
+            return False
+        return True
+
+    wait_until(equal, 20)
+    assert_rows_equal_oracle(store, plan_view(stack, VIEW), sent)
+    assert_item_rows(store, plan_view(stack, ITEM_VIEW), sent)
+
+
+def test_a_feature_added_and_filled_under_load(stack: Running) -> None:
+    """Rows hold the whole history, backfilled and streamed; readers switch at once."""
+    declare_items(stack)
+    start(stack)
+    with under_load(stack) as load:
+        load.go_on(8)
+        added(stack)
+        stack.edit(
+            "activity.py",
+            '"plays_1h", "play", HOUR, COUNTS),\n        last_n("last_users"',
+            '"plays_1h", "play", 2 * HOUR, COUNTS),\n        last_n("last_users"',
+        )
+        done = stack.json("backfill", VIEW, ITEM_VIEW, "--cores", "2")
+        load.wait_served(done["version"])
+        load.go_on(3)
+        rebuilt = stack.json("rebuild", ITEM_VIEW, VIEW, "--cores", "1")
+        load.wait_served(rebuilt["version"])
+        load.go_on(3)
+    fills = {fill["view"]: fill for fill in done["fills"]}
+    assert {name: fill["generation"] for name, fill in fills.items()} == {VIEW: 2, ITEM_VIEW: 2}
+    assert all(fill["counts"]["rows"] > 0 and fill["missing"] == 0 for fill in fills.values())
+    assert {plan_view(stack, name).generation for name in fills} == {3}
+    assert {reply.degraded for reply in load.replies} == {"no_model"}
+    statuses = {
+        part.partition("=")[0]
+        for reply in load.replies
+        for part in reply.parameters["statuses"].split(",")
+    }
+    assert statuses <= {"PRESENT", "NOT_FOUND"}
+    sent = log_of(stack, load)
+    with RedisRowStore(stack.settings.store_url) as store:
+        caught_up(stack, store, sent)
+        assert stack.processes.stop("stream") == 0
+        assert stack.processes.stop("items") == 0
+    assert stack.json("plan")["features"] == []
+    assert stack.json("backfill", "--cancel") == {"given_up": {}, "state": "none"}
+
+
+def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without workers and without anything in the log: the staging alone."""
+    stack.json("apply")
+    assert main(["rebuild", "songs"]) == 1
+    assert "needs a streamed view, one of user_activity, got 'songs'" in capsys.readouterr().err
+    added(stack)
+    assert main(["rebuild", VIEW]) == 1
+    assert "declarations as they are published, got others" in capsys.readouterr().err
+    done = stack.json("backfill", VIEW, "--cores", "1")
+    assert (done["version"], done["resumed"]) == (2, False)
+    assert plan_view(stack, VIEW).generation == 2
+    with RedisRowStore(stack.settings.store_url) as store:
+        raw = store.read(row_keys(VIEW, 2, np.arange(5).tolist()))
+    assert [read_fence(row) for row in raw] == [None] * 5
+    assert Path(stack.settings.data_dir).exists()

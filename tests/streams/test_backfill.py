@@ -1,0 +1,212 @@
+"""Where filled generations begin, what their history is, and when they have caught up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from schemas.errors import StreamError
+from schemas.names import generation_group
+from store.memory import AsyncMemoryRowStore, MemoryRowStore
+from streams.action_table import action_table
+from streams.archive import partition_dir, write_file
+from streams.backfill import BackfillConfig, lacking, tasks_of, wait_caught_up
+from streams.collecting import Collected, collect
+from streams.config import StreamConfig
+from streams.filling import FillTask, fill
+from streams.generations import recorded_floors
+from streams.history import WHOLE, HistoryFile, read_chunks
+from streams.origins import Log, Origin, item_origin, user_origin
+from streams.source_table import Pair, PairStore, SourceTable
+from tests.aggregation.plans import small_view
+from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, batch_record
+from tests.streams.test_filling import messages
+from tests.streams.test_folding import Batch, run_of
+
+CONFIG = StreamConfig("nowhere:1", "nowhere", Path("."), topic="t", group="g", partitions=2)
+USERS = replace(small_view(), source="t", generation=2)
+ITEMS = replace(USERS, entity="item", source=CONFIG.item_topic)
+LOG, REKEYED = Log("t", "id-2", 2), Log(CONFIG.item_topic, "id-9", 1)
+
+
+@dataclass
+class ListReader:
+    """A `streams.log_reader.LogReader` over lists. held_from: the first offset it still holds."""
+
+    logs: list[list[Batch]]
+    held_from: int = 0
+    reads: list[tuple[int, int, int]] = field(default_factory=list)
+
+    async def read(
+        self, topic: str, partition: int, first: int, before: int
+    ) -> tuple[ConsumerRecord, ...]:
+        self.reads.append((partition, first, before))
+        if first < self.held_from:
+            raise StreamError("t", required="r", got="g")
+        part = list(enumerate(self.logs[partition]))[first:before][:7]
+        return tuple(batch_record(*batch, offset, partition) for offset, batch in part)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+# --- origins --------------------------------------------------------------------------------
+
+
+def test_a_user_view_begins_at_the_workers_marks() -> None:
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        await store.put_progress("t", "g", {0: (2, 40, 0), 1: (1, 7, 0)})
+        origin = await user_origin(store, CONFIG, USERS, LOG)
+        assert origin == Origin({0: (2, 39), 1: (2, -1)}, {0: {0: 40}, 1: {1: 0}})
+        await store.put_progress("t", "g", {0: (2, 90, 0)})
+        assert await user_origin(store, CONFIG, USERS, LOG) == origin, "recorded once"
+        assert await recorded_floors(store, "t", "g", USERS) == {0: (2, 40), 1: (2, 0)}
+        with pytest.raises(StreamError, match=r"epoch 2 in partition 0: the broker lost that log"):
+            await user_origin(store, CONFIG, USERS, Log("t", "id-3", 3))
+
+    asyncio.run(scenario())
+
+
+def test_an_item_view_begins_at_saved_pairs_with_their_tables() -> None:
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        topic, group = CONFIG.item_topic, CONFIG.item_group
+        theirs = PairStore(store, topic, group, 100)
+        await theirs.save(0, Pair(1, 8, SourceTable({0: (2, 30), 1: (1, 50)}), 0))
+        origin = await item_origin(store, CONFIG, ITEMS, (LOG, REKEYED))
+        assert origin.fences == {0: (1, 7), 1: (1, -1)}
+        assert origin.bounds == {0: {0: 30}, 1: {}}, "of the present source log alone"
+        own = PairStore(store, topic, generation_group(group, ITEMS.name, 2), 100)
+        assert (await own.load(0)).table.reached == {0: (2, 30), 1: (1, 50)}
+        moved = await theirs.load(0)
+        await theirs.save(0, replace(moved, next_offset=20))
+        assert await item_origin(store, CONFIG, ITEMS, (LOG, REKEYED)) == origin
+
+    asyncio.run(scenario())
+
+
+# --- collecting -----------------------------------------------------------------------------
+
+
+def archive(root: Path, topic_id: str, partition: int, batches: Sequence[Batch], at: int) -> None:
+    directory = partition_dir(root, topic_id, partition)
+    run = run_of(batches, at)
+    write_file(directory, at, at + len(batches) - 1, action_table(run))
+
+
+def gather(root: Path, reader: ListReader, needed: dict[int, int]) -> Collected:
+    return asyncio.run(collect(root / "archive", LOG, needed, reader, root / "aside"))
+
+
+def offsets(files: Sequence[HistoryFile]) -> list[int]:
+    chunks = read_chunks(
+        [file for file in files if file.log_partition != WHOLE], ["offset", "sent_ms", "action"]
+    )
+    return sorted({int(at) for chunk in chunks for at in chunk.offset})
+
+
+def test_gaps_of_the_archive_are_read_from_the_log(tmp_path: Path) -> None:
+    sent, root = messages(30), tmp_path / "archive"
+    archive(root, "id-2", 0, sent[0][5:12], 5)
+    archive(root, "id-2", 0, sent[0][12:20], 12)
+    found = gather(tmp_path, (reader := ListReader(sent)), {0: 25, 1: 9})
+    assert [read[0] for read in reader.reads] == [0, 0, 1, 1]
+    assert (found.missing, found.read) == ({}, 5 + 5 + 9)
+    assert offsets(found.files[0]) == list(range(25))
+    assert offsets(found.files[1]) == list(range(9))
+    made = FillTask(
+        USERS,
+        (*found.files[0], *found.files[1]),
+        (0, 1),
+        PARTITIONS,
+        {0: {0: 15}, 1: {1: 9}},
+        {0: (2, 14), 1: (2, 8)},
+    )
+    fill(made, store := MemoryRowStore(), lambda actions: None)
+    assert_rows_equal_oracle(store, USERS, [*sent[0][:15], *sent[1][:9]])
+    again = gather(tmp_path, ListReader(sent), {0: 14, 1: 0})
+    assert offsets(again.files[0]) == list(range(20)), "a file is read whole, the bound cuts it"
+
+
+def test_what_nobody_holds_is_told_and_a_hole_at_the_end_refused(tmp_path: Path) -> None:
+    sent, root = messages(30), tmp_path / "archive"
+    archive(root, "id-2", 0, sent[0][5:20], 5)
+    found = gather(tmp_path, ListReader(sent, held_from=10), {0: 22, 1: 0})
+    assert found.missing == {0: 5}
+    assert offsets(found.files[0]) == list(range(5, 22))
+    with pytest.raises(StreamError):
+        gather(tmp_path, ListReader(sent, held_from=21), {0: 22, 1: 0})
+
+
+def test_earlier_logs_are_history_as_a_whole_oldest_first(tmp_path: Path) -> None:
+    sent, root = messages(9), tmp_path / "archive"
+    later = [(actions, sent_ms + 10_000) for actions, sent_ms in sent[0]]
+    archive(root, "a-later", 0, later, 0)
+    archive(root, "b-first", 0, sent[0], 0)
+    archive(root, "id-2", 0, sent[0], 0)
+    files = gather(tmp_path, ListReader(sent), {0: 4, 1: 0}).files[0]
+    assert [file.log_partition for file in files] == [WHOLE, WHOLE, 0]
+    assert ["b-first" in file.path for file in files] == [True, False, False]
+
+
+def test_tasks_share_out_the_cores() -> None:
+    files = {0: [HistoryFile("a", 5, 0)], 1: [HistoryFile("b", 5, 1)]}
+    foreign = [HistoryFile("f", 5)]
+    for cores, users, items in ((1, 2, 1), (2, 2, 2), (4, 4, 4)):
+        config = BackfillConfig(CONFIG, cores)
+        made = tasks_of(config, USERS, Origin({}, {}), files, foreign)
+        assert len(made) == users
+        assert {task.files[0].path for task in made} == {"f"}
+        assert made[0].partitions == (0,)
+        made = tasks_of(config, ITEMS, Origin({}, {}), files, foreign)
+        assert [(task.way, task.ways) for task in made] == [(way, items) for way in range(items)]
+        assert made[0].partitions == (0, 1)
+
+
+# --- catching up ----------------------------------------------------------------------------
+
+
+def test_a_user_generation_has_caught_up_when_its_marks_have() -> None:
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        await store.put_progress("t", "g", {0: (2, 40, 0)})
+        await user_origin(store, CONFIG, USERS, LOG)
+        assert await lacking(CONFIG, USERS, store) == {0: (40, 40), 1: (0, 0)}
+        await store.put_progress("t", "g", {0: (2, 60, 0), 1: (2, 5, 0)})
+        assert await lacking(CONFIG, USERS, store) == {0: (40, 60), 1: (0, 5)}
+        notes: list[tuple[str, int, int, str]] = []
+        wait = wait_caught_up(CONFIG, [USERS], store, lambda *note: notes.append(note), 0.2)
+        with pytest.raises(StreamError, match="25 messages to go"):
+            await wait
+        own = generation_group("g", USERS.name, 2)
+        await store.put_progress("t", own, {0: (2, 60, 0), 1: (2, 5, 0)})
+        await wait_caught_up(CONFIG, [USERS], store, lambda *note: notes.append(note), 0.2)
+        assert notes[-1] == (f"catch up {USERS.name}", 2, 2, "0 messages to go")
+        await store.put_progress("t", "g", {0: (3, 1, 0)})
+        with pytest.raises(StreamError, match="epoch 3: the broker lost that log"):
+            await lacking(CONFIG, USERS, store)
+
+    asyncio.run(scenario())
+
+
+def test_an_item_generation_has_caught_up_when_the_pairs_name_it() -> None:
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        theirs = PairStore(store, CONFIG.item_topic, CONFIG.item_group, 100)
+        await theirs.save(0, Pair(1, 8, SourceTable({0: (2, 30)}), 0))
+        await item_origin(store, CONFIG, ITEMS, (LOG, REKEYED))
+        assert await lacking(CONFIG, ITEMS, store) == {0: (8, 8), 1: (0, 0)}
+        pair = await theirs.load(0)
+        await theirs.save(0, replace(pair, next_offset=20))
+        assert await lacking(CONFIG, ITEMS, store) == {0: (8, 20), 1: (0, 0)}
+        pair = await theirs.load(0)
+        await theirs.save(0, replace(pair, next_offset=21, folded=frozenset({ITEMS.key})))
+        assert await lacking(CONFIG, ITEMS, store) == {0: (21, 21), 1: (0, 0)}
+
+    asyncio.run(scenario())
