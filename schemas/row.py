@@ -108,7 +108,9 @@ def decode_rows(
         foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
     wrong = (status == _PRESENT) & (out["entity_id"] != entity_ids)
     lengths = _lengths(layout, out)  # (n, V)
-    wrong |= (lengths > layout.capacities).any(axis=1)
+    beyond = lengths > layout.capacities  # (n, V)
+    if beyond.any():
+        wrong |= beyond.any(axis=1)
     if foreign:
         wrong[foreign] = False
         _blank(layout, out, lengths, foreign)
