@@ -60,7 +60,7 @@ class Sizes:
     probes: int
 
 
-QUICK: Final = Sizes({"batched": 1_000_000, "single": 150_000, "distinct": 100_000}, 1, 1_200)
+QUICK: Final = Sizes({"batched": 1_500_000, "single": 150_000, "distinct": 100_000}, 1, 1_200)
 FULL: Final = Sizes({"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000)
 
 
@@ -94,7 +94,9 @@ def run(options: Options) -> Report:
         view = _view(plan, "fresh")
         made = probes(view, log, sizes.probes)
         with running.worker(view.source):
-            fresh = measure(running.broker.address, view.source, running.store, made, LOAD * per_s)
+            fresh = asyncio.run(
+                measure(running.broker.address, view.source, running.store_url, made, LOAD * per_s)
+            )
     report = Report(line=_keys(rates, others, fresh))
     _describe(report, sizes, rates, others, fresh)
     return report

@@ -1,29 +1,31 @@
 """From an action's intended send to its row answering a read with it, under a steady load.
 
 Messages leave at Poisson times; each ends with one action of a user nobody has seen before. One
-thread sends them and polls the store for those users' rows, as a request would read them, so a
+event loop sends them and polls the store for those users' rows, as a request would read them, so a
 sample is at most one poll too long. Latency counts from the time at which the message was due.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from aiokafka import AIOKafkaProducer
 from numpy.typing import NDArray
 
-from bench.stream_log import GATHERED, PARTITIONS, Actions
+from bench.stream_log import GATHERED, MESSAGE_BYTES, PARTITIONS, Actions
 from schemas.actions import ACTION, encode_batch
 from schemas.ids import partitions_of
 from schemas.names import row_keys
 from schemas.plan import ViewPlan
-from store.redis_store import RedisRowStore
-from streams.clients import KafkaProducer
-from streams.producer import producer_settings
+from store.redis_store import AsyncRedisRowStore
 
-PAUSE_S: Final = 0.0005
+PAUSE_S: Final = 0.001
+#: Rows looked for in one read.
+AT_ONCE: Final = 100
 PATIENCE_S: Final = 20.0
 #: Left out of the figures: what the first second finds cold.
 WARM_S: Final = 1.0
@@ -77,8 +79,8 @@ def probes(view: ViewPlan, actions: Actions, count: int) -> list[Probe]:
     return made
 
 
-def measure(
-    bootstrap: str, topic: str, store: RedisRowStore, made: list[Probe], actions_per_s: float
+async def measure(
+    bootstrap: str, topic: str, store_url: str, made: list[Probe], actions_per_s: float
 ) -> Freshness:
     """Send the probes at that rate and wait for all rows.
 
@@ -87,42 +89,64 @@ def measure(
     first, made = made[:1], made[1:]
     gap_s = first[0].actions / actions_per_s
     draws = np.random.default_rng(0).exponential(gap_s, len(made))  # (n,) s
-    settings = producer_settings(bootstrap) | {"max_in_flight_requests_per_connection": 5}
-    producer: Any = KafkaProducer(**settings)
+    producer: Any = AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", linger_ms=0, max_batch_size=MESSAGE_BYTES
+    )
+    await producer.start()
     try:
-        _run(producer, topic, store, first, np.array([time.monotonic()]))
-        due = np.cumsum(draws) + time.monotonic() + 0.2  # (n,) s
-        sent_late, seen = _run(producer, topic, store, made, due)
+        async with AsyncRedisRowStore(store_url) as store:
+            await _Flight(producer, topic, store, first).run(np.array([time.monotonic()]))
+            due = np.cumsum(draws) + time.monotonic() + 0.2  # (n,) s
+            sent_late, seen = await _Flight(producer, topic, store, made).run(due)
     finally:
-        producer.close(timeout=1)
+        await producer.stop()
     counted = due >= due[0] + WARM_S
     latency_ms = (seen - due)[counted] * 1000
     late_ms = float(np.percentile(sent_late[counted], 99)) * 1000
     return Freshness(latency_ms, len(made) * made[0].actions / float(due[-1] - due[0]), late_ms)
 
 
-def _run(
-    producer: Any, topic: str, store: RedisRowStore, made: list[Probe], due: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How late each was sent and when its row was seen: (n,) s each."""
-    late, seen = np.zeros(len(made)), np.full(len(made), np.inf)
-    waiting: dict[str, int] = {}
-    at = 0
-    while at < len(made) or waiting:
-        while at < len(made) and due[at] <= time.monotonic():
-            probe = made[at]
-            producer.send(topic, probe.value, probe.key, partition=probe.partition)
-            late[at] = time.monotonic() - due[at]
-            waiting[probe.row] = at
-            at += 1
-        if waiting:
-            keys = list(waiting)[:200]
-            found = store.read(keys)
-            now_s = time.monotonic()
-            for key, row in zip(keys, found, strict=True):
-                if row is not None:
-                    seen[waiting.pop(key)] = now_s
-            if at == len(made) and now_s > due[-1] + PATIENCE_S:
-                break
-        time.sleep(PAUSE_S)
-    return late, seen
+class _Flight:
+    """Probes on their way. All in one event loop: a second thread would wait for the first."""
+
+    def __init__(
+        self, producer: Any, topic: str, store: AsyncRedisRowStore, made: list[Probe]
+    ) -> None:
+        self._producer, self._topic, self._store, self._made = producer, topic, store, made
+        self._late, self._seen = np.zeros(len(made)), np.full(len(made), np.inf)
+        self._waiting: dict[str, int] = {}
+
+    async def run(
+        self, due: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How late each was sent and when its row was seen: (n,) s each."""
+        sending = asyncio.ensure_future(self._send(due))
+        try:
+            while not (sending.done() and not self._waiting):
+                await self._look()
+                if time.monotonic() > due[-1] + PATIENCE_S:
+                    break
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        return self._late, self._seen
+
+    async def _send(self, due: NDArray[np.float64]) -> None:
+        for at, (probe, due_s) in enumerate(zip(self._made, due.tolist(), strict=True)):
+            wait_s = due_s - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            self._waiting[probe.row] = at
+            self._late[at] = time.monotonic() - due_s
+            await self._producer.send(
+                self._topic, probe.value, probe.key, partition=probe.partition
+            )
+
+    async def _look(self) -> None:
+        keys = list(self._waiting)[:AT_ONCE]
+        found = await self._store.read(keys)
+        now_s = time.monotonic()
+        for key, row in zip(keys, found, strict=True):
+            if row is not None:
+                self._seen[self._waiting.pop(key)] = now_s

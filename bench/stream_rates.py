@@ -31,7 +31,9 @@ SESSION_S: Final = 3.0  # the embedded broker answers a join after half of it
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One topic's way into rows. cpu_us: CPU time an action of worker, store and broker."""
+    """One topic's way into rows. cpu_us: CPU time an action of worker, store and broker.
+    rss_growth_mb: of the worker over the last two thirds of the actions.
+    """
 
     per_s: float
     cpu_us: dict[str, float]
@@ -89,6 +91,7 @@ class Cluster:
         with self.worker(topic):
             done = self._wait(topic, 1)
             began_s, cpu = time.monotonic(), self._cpu_s()
+            self._wait(topic, total // 3)
             rss = self._rss_mb()
             self._wait(topic, total)
             took_s = time.monotonic() - began_s

@@ -52,7 +52,7 @@ class StreamConfig:
     session_timeout_s: float = 6.0
     commit_interval_s: float = 1.0
     batch_actions: int = 20_000
-    inbox_lists: int = 64
+    inbox_lists: int = 16
     patience_ms: int = 30_000
     store_timeout_ms: int = 2_000
     durability: Literal["fsynced", "answered"] = "fsynced"
