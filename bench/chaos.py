@@ -23,7 +23,7 @@ from store.redis_store import RedisRowStore
 
 KILLS: Final = 200
 QUICK_KILLS: Final = 20
-ACTIONS_PER_S: Final = 2_000
+ACTIONS_PER_S: Final = 1_000
 CREW: Final = {"worker-1": "worker", "worker-2": "worker", "items-1": "items", "items-2": "items"}
 
 

@@ -161,6 +161,8 @@ class Chaos:
         elif event == "stop":
             self.crew.stop(self.dice)
         elif event == "store":
+            self.world.stall_disk()
+            self._wait(self.dice.uniform(0.1, 0.6))
             self.world.cut_store(self.dice)
         elif event == "rekeyed":
             self.crew.hold("items", self.world.lose_rekeyed_log)

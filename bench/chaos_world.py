@@ -1,15 +1,18 @@
 """Servers, views and load of the chaos benchmark, and what is done to the servers.
 
 The store writes its append-only file with `everysec`. Killed alone it would lose nothing: what it
-wrote is in the page cache. So its file is cut, as a loss of power may leave it: anywhere behind the
-last marker that some process wrote to ask for confirmation. Nothing behind it can have been
-confirmed to anybody.
+wrote is in the page cache. So its disk stops to confirm first (`appendfsync no`), the processes go
+on writing for a moment, the store is killed, and its file is cut as a loss of power may leave it:
+anywhere behind what was written when the disk stopped. Nothing behind that was confirmed to
+anybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 from bench.chaos_check import Logged, totals_view
 from encore.local import Server, start_broker, start_store
 from schemas.actions import ACTION, ActionType
-from schemas.names import PLAN_KEY, STORE_MARKER_KEY
+from schemas.names import PLAN_KEY
 from schemas.plan import Plan, ViewPlan, dump_plan, load_plan
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from streams.admin import Admin
@@ -57,6 +60,7 @@ class World:
     store: Server
     plan: Plan
     epoch: int = 1
+    confirmed_bytes: int = 0
     cut_bytes: int = 0
 
     @property
@@ -112,17 +116,26 @@ class World:
 
     # --- what is done to the servers ----------------------------------------------------------
 
+    def stall_disk(self) -> None:
+        """From now on the store confirms nothing; what it has written by now, it may have."""
+        with socket.create_connection(("127.0.0.1", self.store.port), timeout=2) as connection:
+            connection.sendall(b"CONFIG SET appendfsync no\r\n")
+            assert connection.recv(16).startswith(b"+OK")
+        self.confirmed_bytes = self._file().stat().st_size
+
     def cut_store(self, dice: random.Random) -> None:
         """Kill the store, cut its file down to what was confirmed or a bit more, start it again."""
         self.store.child.kill()
-        file = max((self.directory / "store" / "appendonlydir").glob("*.incr.aof"), key=_number)
-        data = file.read_bytes()
-        confirmed = end_of_last_marker(data)
-        keep = dice.choice((confirmed, dice.randint(confirmed, len(data))))
-        with file.open("r+b") as opened:
-            opened.truncate(keep)
-        self.cut_bytes += len(data) - keep
+        size = self._file().stat().st_size
+        keep = dice.choice((self.confirmed_bytes, dice.randint(self.confirmed_bytes, size)))
+        os.truncate(self._file(), keep)
+        self.cut_bytes += size - keep
         self.store = start_store(self.directory, self.store.port, self.directory / "store")
+
+    def _file(self) -> Path:
+        """The append-only file that the store is writing."""
+        files = (self.directory / "store" / "appendonlydir").glob("*.incr.aof")
+        return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
     def lose_broker_log(self) -> None:
         """Kill the broker, which forgets all, and start it again: new logs under the old names."""
@@ -156,20 +169,6 @@ def world(directory: Path) -> Iterator[World]:
     finally:
         made.broker.child.kill()
         made.store.child.kill()
-
-
-def end_of_last_marker(data: bytes) -> int:
-    """The offset behind the last write of the marker in an append-only file, 0 without one."""
-    key = f"${len(STORE_MARKER_KEY)}\r\n{STORE_MARKER_KEY}\r\n$".encode()
-    at = data.rfind(key)
-    if at < 0:
-        return 0
-    length_end = data.index(b"\r\n", at + len(key))
-    return length_end + 2 + int(data[at + len(key) : length_end]) + 2
-
-
-def _number(file: Path) -> int:
-    return int(file.name.split(".")[-3])
 
 
 # --- load -------------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ class StreamApp:
             log.info("%s: reading %s", self._group, ", ".join(self._topics))
             await self._work(app)
             await self._drain()
+            app.transport.leaves_group = True
         except EncoreError as error:
             log.error("%s: ended: %s", self._group, error, extra={"error": error.parts()})
             return EXIT_FAILED

@@ -71,6 +71,25 @@ class ListConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = transport.fetch_wait_ms
         return consumer
 
+    async def on_thread_stop(self) -> None:
+        """The end of a drain, or of a failure."""
+        self._vanish_unless_leaving()
+        await super().on_thread_stop()
+
+    def close(self) -> None:
+        """Faust's way out of a crash."""
+        self._vanish_unless_leaving()
+        super().close()
+
+    def _vanish_unless_leaving(self) -> None:
+        """Without a generation aiokafka sends no LeaveGroup."""
+        coordinator = getattr(self._consumer, "_coordinator", None)
+        if (
+            coordinator is not None
+            and not cast(ListTransport, self.consumer.transport).leaves_group
+        ):
+            coordinator.reset_generation()
+
 
 class ListConsumer(driver.Consumer):
     """Faust's consumer, by fetched list."""
@@ -142,6 +161,11 @@ class ListTransport(driver.Transport):
 
     Consumer: ClassVar[Any] = ListConsumer
 
+    #: Set by a drain. A process that fails vanishes instead, and its session ends by itself:
+    #: started again at once it costs the others one rebalance so, and a coordinator that waits for
+    #: its leader's assignment (Tansu 0.6) never sees that leader leave in the midst of it, which it
+    #: would not get over.
+    leaves_group: bool = False
     fetch_wait_ms: int
     marks: Marks
     start_at: StartAt
