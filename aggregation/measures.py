@@ -8,7 +8,7 @@
 | `distinct` | exact or estimated (`aggregation.distinct`) | 0 |
 | `decayed_sum` | sum over tiles of total * 2^(-age / half-life), the newest of age 0 | 0 |
 | `ratio` | (a + prior * weight) / (b + weight) | null where b + weight = 0, or a or b is null |
-| `last` | of the newest entry that is not after now | null |
+| `last` | of the newest entry that is not after now, or its age | null |
 
 Floats are computed tile by tile in one order, so that a value does not depend on how many rows are
 finalised together. Symbols: n rows, w tiles of a window, T of a ring, W numbers a tile.
@@ -185,7 +185,10 @@ class Ratios:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """One column of the newest entry of a sequence. time_field: of its entries' event times."""
+    """One column of the newest entry of a sequence; of its times, how long ago it was, ms.
+
+    time_field: of its entries' event times.
+    """
 
     time_field: str
     feature: FeaturePlan
@@ -195,11 +198,12 @@ class Last:
         """One step for each feature."""
         for feature in features:
             for held in view.sequences:
-                if feature.source in held.fields and not held.gaps:
+                column = feature.source in held.fields and not held.gaps
+                if column or feature.source == held.time_field:
                     yield cls(held.time_field, feature)
                     break
             else:
-                required = "a field of a sequence without gaps"
+                required = "a column of a sequence without gaps, or its times"
                 raise refuse(view, feature, required, repr(feature.source))
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
@@ -208,10 +212,12 @@ class Last:
         skip, remain = visible(times, rows.lengths[self.time_field], moment.now_ms)
         row, place = np.arange(len(rows)), np.minimum(skip, times.shape[1] - 1)
         there = moment.living(remain > 0)  # (n,)
+        age_ms = moment.now_ms - times[row, place]  # (n,)
         if feature.within_ms:
-            there = there & (times[row, place] > moment.now_ms - feature.within_ms)
-        values = np.where(there, rows.values[feature.source][row, place], 0)  # (n,)
-        out.values[feature.name] = values.astype(NUMPY[feature.dtype], copy=False)
+            there = there & (age_ms < feature.within_ms)
+        of_time = feature.source == self.time_field
+        values = age_ms if of_time else rows.values[feature.source][row, place]  # (n,)
+        out.values[feature.name] = saturate(np.where(there, values, 0), NUMPY[feature.dtype])
         out.null[feature.name] = ~there
 
 

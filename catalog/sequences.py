@@ -1,13 +1,15 @@
 """The newest entries of an action: sequences as they are declared and stored.
 
-Grammar of a Feast Aggregation: column "<action>.<column>", function "last_n:<n>", or
+Grammar of a Feast Aggregation: column as `catalog.selections` says, function "last_n:<n>", or
 "last_n:<n>:<sequence>" for a column of a sequence that has several; name always, no window.
+Function "last" is the newest entry alone, a number; its window says how old it may be, none that
+it may have any age.
 
-A column that stands alone is a sequence of its own, as long as the longest `n` of that action and
-column; an action that does not know the column is left out. The columns of a named sequence rest
-side by side: entry i of each is of the same action. Every action of the type is an entry there, and
-a column that its edge did not know holds UNKNOWN, id 0. Column `age_ms` is not stored: it is how
-long ago each entry was, at the time of the request.
+A column that stands alone is a sequence of its own, as long as the longest `n` of those actions and
+that column; an action that does not know the column is left out. The columns of a named sequence
+rest side by side: entry i of each is of the same action. Every action that matches is an entry
+there, and a column that its edge did not know holds UNKNOWN, id 0. Column `age_ms` is not stored:
+it is how long ago each entry was, at the time of the request.
 """
 
 from __future__ import annotations
@@ -20,43 +22,51 @@ from typing import Final
 from feast import Field
 from feast.aggregation import Aggregation
 
-from aggregation.matching import ACTION_COLUMNS, ANY_ACTION
+from aggregation.matching import ACTION_COLUMNS
 from catalog import tags
 from catalog.drafts import SlotDraft
 from catalog.durations import text, to_ms
 from catalog.fields import MAX_CAPACITY, check_name
+from catalog.selections import Selected, parse_selection
 from schemas.actions import UNKNOWN
 from schemas.errors import DeclarationError
-from schemas.plan import FeaturePlan, SequencePlan
+from schemas.plan import FeatureKind, FeaturePlan, SequencePlan
 
 AGE: Final = "age_ms"
 TIME: Final = "time_ms"
+LAST: Final = "last"
 LAST_N: Final = re.compile(r"last_n:(-?\d+)(?::(.*))?")
-
-
-def spelled(action: str) -> str:
-    """An action in the name of a stored field."""
-    return "any" if action == ANY_ACTION else action
+#: Entries that `last` keeps: those whose time has not come yet hide the ones before them, up to 3.
+LAST_KEPT: Final = 4
 
 
 @dataclass(frozen=True)
 class LastN:
-    """The newest `n` values of one column of an action type.
+    """The newest `n` values of one column of the actions that match.
 
     group: the declared name of the sequence that it is a column of, "" where it stands alone.
+    single: only the newest of them, as a number, and not where it is older than within_ms (0: at
+    any age).
     """
 
     name: str
-    action: str
-    column: str
+    selected: Selected
     n: int
     group: str = ""
+    single: bool = False
+    within_ms: int = 0
+
+    @property
+    def column(self) -> str:
+        """The column, `age_ms` among them."""
+        return self.selected.column
 
     @property
     def sequence(self) -> str:
         """The stored sequence's name: `last_plays`, `last_play_item`."""
         alone = "time" if self.column in (AGE, TIME) else self.column
-        return self.group or f"last_{spelled(self.action)}_{alone}"
+        parts = ("last", self.selected.actions, alone, self.selected.conditions)
+        return self.group or "_".join(part for part in parts if part)
 
     @property
     def field(self) -> str:
@@ -66,46 +76,57 @@ class LastN:
         return f"{self.sequence}_{self.column}" if self.group else self.sequence
 
 
-def parse_last_n(declared: Aggregation, action: str, column: str, where: str) -> LastN | None:
+def parse_last(declared: Aggregation, where: str) -> LastN | None:
     """An aggregation as a column of a sequence, None where it is another function.
 
     Raises DeclarationError.
     """
     found = LAST_N.fullmatch(declared.function)
-    if found is None:
+    if found is None and declared.function != LAST:
         return None
-    n, group = int(found[1]), found[2]
+    n, group = (int(found[1]), found[2]) if found else (LAST_KEPT, None)
     if not 1 <= n <= MAX_CAPACITY:
         raise DeclarationError(
             f"{where}.function", required=f"last_n of 1 to {MAX_CAPACITY}", got=str(n)
         )
     if group is not None:
         check_name(group, f"{where}.sequence")
-    if not column:
+    selected = parse_selection(declared.column, where, (AGE,))
+    if not selected.column:
         raise DeclarationError(
             f"{where}.column",
-            required="<action>.<column> for last_n",
+            required=f"<action>.<column> for {'last_n' if found else LAST}",
             got=repr(declared.column),
-            do=f"use '{action}.item'",
+            do=f"use '{selected.action}.item'",
         )
+    if found is None:
+        if selected.column == TIME:
+            raise DeclarationError(
+                f"{where}.column",
+                required="a column, or how long ago the newest was",
+                got=repr(declared.column),
+                do=f"use '{selected.action}.{AGE}'",
+            )
+        return LastN(declared.name, selected, n, single=True, within_ms=_within(declared, where))
     if declared.time_window is not None:
         raise DeclarationError(
             f"{where}.window",
             required="no window for last_n, which keeps the newest whatever their age",
             got=text(to_ms(declared.time_window)),
         )
-    return LastN(declared.name, action, column, n, group or "")
+    return LastN(declared.name, selected, n, group or "")
 
 
-def check_sequence_column(column: str, where: str) -> None:
-    """Raises DeclarationError unless an action has the column, or it is their age."""
-    known = (*ACTION_COLUMNS, AGE)
-    if column not in known:
+def _within(declared: Aggregation, where: str) -> int:
+    """How old the newest may be, 0 for any age."""
+    if declared.time_window is None:
+        return 0
+    within_ms = to_ms(declared.time_window)
+    if within_ms <= 0:
         raise DeclarationError(
-            f"{where}.column",
-            required=f"a column of an action, one of {', '.join(known)}",
-            got=repr(column),
+            f"{where}.window", required="a window longer than 0", got=text(within_ms)
         )
+    return within_ms
 
 
 def compile_sequences(
@@ -122,24 +143,34 @@ def compile_sequences(
         FeaturePlan(
             name=each.name,
             dtype="i64",
-            kind="age" if each.column == AGE else "sequence",
+            kind=_kind(each),
             source=each.field,
-            capacity=each.n,
+            capacity=0 if each.single else each.n,
+            within_ms=each.within_ms,
         )
         for each in declared
     ]
     return stored, features
 
 
+def _kind(column: LastN) -> FeatureKind:
+    if column.single:
+        return "last"
+    return "age" if column.column == AGE else "sequence"
+
+
 def sequence_slot(slot: SlotDraft, column: LastN, field: Field, where: str) -> SlotDraft:
     """The slot of a sequence's column. Raises DeclarationError."""
+    action = column.selected.action
     if column.column == TIME:
         raise DeclarationError(
             f"{where}.transform",
             required="none for a time, which no later request has again",
-            got=f"one over {column.action}.{TIME}",
-            do=f"declare '{column.action}.{AGE}', the time that has passed at the request",
+            got=f"one over {action}.{TIME}",
+            do=f"declare '{action}.{AGE}', the time that has passed at the request",
         )
+    if column.single:
+        return slot
     length = tags.integer(field.tags, tags.LENGTH, where, low=1, default=column.n)
     if length > column.n:
         raise DeclarationError(
@@ -174,12 +205,13 @@ def _stored(name: str, members: Sequence[LastN]) -> SequencePlan:
     columns = tuple(sorted(kept))
     return SequencePlan(
         name=name,
-        action=first.action,
+        action=first.selected.action,
         columns=columns,
         fields=tuple(kept[column] for column in columns),
         time_field=f"{name}_at_ms",
         capacity=max(each.n for each in members),
         gaps=bool(first.group),
+        where=first.selected.where,
     )
 
 
@@ -197,7 +229,8 @@ def _check_one_sequence(view: str, members: Sequence[LastN]) -> None:
     if not first.group:
         return
     for what, values in (
-        ("action", [each.action for each in members]),
+        ("action", [each.selected.action for each in members]),
+        ("where", [each.selected.conditions or "none" for each in members]),
         ("length", [str(each.n) for each in members]),
     ):
         if len(set(values)) > 1:

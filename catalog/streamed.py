@@ -1,28 +1,26 @@
 """A stream feature view → state: rings of tiles and sequences, and the features read from them.
 
-Grammar of a Feast Aggregation: column "<action>" or "<action>.<column>", "*" for any action;
-function "count", "sum", or "last_n:…" (`catalog.sequences`); name always; time_window and
-slide_interval (the hop) for the former two. One ring a (function, action, column, hop) serves all
-windows of that hop; it holds the longest window and the tiles that late actions may still reach.
-One head a hop.
+A Feast Aggregation is a function of a window (`catalog.functions`), the newest values of a column
+(`catalog.sequences`), or function "ratio:<prior>:<weight>" of column "<feature>/<feature>", two
+numbers of the view.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Final
 
 from feast import Entity, Field, KafkaSource
 from feast.aggregation import Aggregation
 from feast.stream_feature_view import StreamFeatureView
-from feast.types import Array, FeastType, Int64
+from feast.types import Array, FeastType, Float64, Int64
 
-from aggregation.matching import ACTION_COLUMNS, ANY_ACTION
 from catalog import tags
 from catalog.drafts import FieldDraft, SlotDraft, ViewDraft
-from catalog.durations import HOUR_MS, MINUTE_MS, either, label, text, to_ms
+from catalog.durations import HOUR_MS, MINUTE_MS, text, to_ms
 from catalog.fields import (
     check_name,
     check_unique,
@@ -32,58 +30,44 @@ from catalog.fields import (
     ttl_of,
     type_name,
 )
-from catalog.sequences import (
-    LAST_N,
-    LastN,
-    check_aligned,
-    check_sequence_column,
-    compile_sequences,
-    parse_last_n,
-    sequence_slot,
-    spelled,
-)
-from schemas.actions import ACTION_TYPES, ActionType
+from catalog.functions import FUNCTIONS, Window, compile_windows, parse_window
+from catalog.sequences import LastN, check_aligned, compile_sequences, parse_last, sequence_slot
 from schemas.errors import DeclarationError
 from schemas.names import BY_ITEM_SUFFIX
-from schemas.plan import AccumulatorPlan, Dtype, FeaturePlan, SequencePlan, Side
+from schemas.plan import FeaturePlan, SequencePlan, Side
 
-MAX_TILES: Final = 4_096
 DEFAULT_SKEW_MS: Final = 10 * MINUTE_MS
 DEFAULT_FUTURE_MS: Final = MINUTE_MS
 MAX_LATENESS_MS: Final = 24 * HOUR_MS
-ACTIONS: Final = tuple(
-    name for name, kind in ACTION_TYPES.items() if kind is not ActionType.DELETE_USER
-)
-SUMMABLE: Final = ("value",)
-FUNCTIONS: Final = 'count, sum or last_n:<n> (as in "last_n:50")'
+
+_RATIO: Final = re.compile(r"ratio:([^:]+):([^:]+)")
 
 
 @dataclass(frozen=True)
-class Window:
-    """A count or sum over one window. column: "" for a count."""
+class Ratio:
+    """(above + prior * weight) / (below + weight), of two features of the view."""
 
     name: str
-    function: Literal["count", "sum"]
-    action: str
-    column: str
-    window_ms: int
-    hop_ms: int
+    above: str
+    below: str
+    prior: float
+    weight: float
 
     @property
-    def ring(self) -> tuple[int, str, str, str]:
-        """What windows that share a ring have in common."""
-        return self.hop_ms, self.function, self.action, self.column
+    def feature(self) -> FeaturePlan:
+        """What a reader gets."""
+        return FeaturePlan(
+            name=self.name,
+            dtype="f64",
+            kind="ratio",
+            source=self.above,
+            others=(self.below,),
+            prior=self.prior,
+            weight=self.weight,
+        )
 
-    @property
-    def ring_field(self) -> str:
-        """The stored field: `count_click_5min`, `sum_play_value_1h`."""
-        parts = (self.function, spelled(self.action), self.column, label(self.hop_ms))
-        return "_".join(part for part in parts if part)
 
-    @property
-    def tiles(self) -> int:
-        """Tiles a window holds."""
-        return self.window_ms // self.hop_ms
+Program = Window | LastN | Ratio
 
 
 def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) -> ViewDraft:
@@ -95,23 +79,27 @@ def compile_streamed(view: StreamFeatureView, entities: Mapping[str, Entity]) ->
     programs = [_program(view.name, each) for each in view.aggregations]
     check_unique((program.name for program in programs), view.name, "aggregation")
     _check_fields(view, programs)
-    windows = sorted((p for p in programs if isinstance(p, Window)), key=lambda w: w.ring)
+    windows = [each for each in programs if isinstance(each, Window)]
     sequences = sorted((p for p in programs if isinstance(p, LastN)), key=lambda s: s.sequence)
+    ratios = [each for each in programs if isinstance(each, Ratio)]
+    _check_ratios(view.name, ratios, {program.name: program for program in programs})
     skew_ms = _lateness(view, tags.SKEW_MS, DEFAULT_SKEW_MS)
-    rings, features = _rings(windows, skew_ms)
+    rings, ring_fields, features = compile_windows(windows, skew_ms)
     stored, more = compile_sequences(view.name, sequences)
-    fields = [*_ring_fields(rings), *_sequence_fields(stored)]
+    features += [*more, *(each.feature for each in ratios)]
+    fields = [*ring_fields, *_sequence_fields(stored)]
     check_unique((field.name for field in fields), view.name, "stored field")
+    longest_ms = [window.window_ms for window in windows] + [each.within_ms for each in sequences]
     slots = _slots(view, {program.name: program for program in programs})
     return ViewDraft(
         name=view.name,
         entity=side,
         join_key=entity.join_key,
         source=_topic(view, side),
-        ttl_ms=ttl_of(view, max((window.window_ms for window in windows), default=0)),
+        ttl_ms=ttl_of(view, max(longest_ms, default=0)),
         streamed=True,
         fields=tuple(fields),
-        features=tuple(sorted((*features, *more), key=lambda feature: feature.name)),
+        features=tuple(sorted(features, key=lambda feature: feature.name)),
         declared=tuple(field.name for field in view.features),
         slots=slots,
         timestamp_field=view.timestamp_field,
@@ -171,7 +159,7 @@ def _lateness(view: StreamFeatureView, tag: str, default_ms: int) -> int:
 # --- one aggregation ------------------------------------------------------------------------
 
 
-def _program(view: str, declared: Aggregation) -> Window | LastN:
+def _program(view: str, declared: Aggregation) -> Program:
     if not declared.name:
         raise DeclarationError(
             f"{view}.{declared.function}({declared.column})",
@@ -181,83 +169,65 @@ def _program(view: str, declared: Aggregation) -> Window | LastN:
         )
     where = f"{view}.{declared.name}"
     check_name(declared.name, where)
-    action, column = _parse_column(declared, where)
-    newest = parse_last_n(declared, action, column, where)
-    if newest is not None:
-        return newest
-    if declared.function not in ("count", "sum"):
+    program = (
+        parse_last(declared, where)
+        or _parse_ratio(declared, where)
+        or parse_window(declared, where)
+    )
+    if program is None:
         raise DeclarationError(f"{where}.function", required=FUNCTIONS, got=repr(declared.function))
-    window_ms, hop_ms = _window(declared, where)
-    function = cast(Literal["count", "sum"], declared.function)
-    if function == "count" and column:
-        raise DeclarationError(
-            f"{where}.column",
-            required="the action alone for a count",
-            got=repr(declared.column),
-            do=f"use {action!r}",
-        )
-    if function == "sum" and column not in SUMMABLE:
-        raise DeclarationError(
-            f"{where}.column",
-            required=f"<action>.{' or '.join(SUMMABLE)} for a sum",
-            got=repr(declared.column),
-            do=f"use '{action}.{SUMMABLE[0]}'",
-        )
-    return Window(declared.name, function, action, column, window_ms, hop_ms)
+    return program
 
 
-def _parse_column(declared: Aggregation, where: str) -> tuple[str, str]:
-    action, dot, column = declared.column.partition(".")
-    if action != ANY_ACTION and action not in ACTIONS:
+def _parse_ratio(declared: Aggregation, where: str) -> Ratio | None:
+    found = _RATIO.fullmatch(declared.function)
+    if found is None:
+        return None
+    above, slash, below = declared.column.partition("/")
+    if not (above and slash and below):
         raise DeclarationError(
-            f"{where}.column",
-            required=f"an action, one of {', '.join(ACTIONS)} or *",
-            got=repr(action),
+            f"{where}.column", required="<feature>/<feature>", got=repr(declared.column)
         )
-    if dot and LAST_N.fullmatch(declared.function):
-        check_sequence_column(column, where)
-    elif dot and column not in ACTION_COLUMNS:
+    try:
+        prior, weight = float(found[1]), float(found[2])
+    except ValueError:
+        prior = weight = math.nan
+    if not (math.isfinite(prior) and math.isfinite(weight) and weight >= 0):
         raise DeclarationError(
-            f"{where}.column",
-            required=f"a column of an action, one of {', '.join(ACTION_COLUMNS)}",
-            got=repr(column),
+            f"{where}.function",
+            required="a finite prior, and a weight of 0 or more",
+            got=f"{found[1]} and {found[2]}",
         )
-    return action, column
-
-
-def _window(declared: Aggregation, where: str) -> tuple[int, int]:
-    """(window_ms, hop_ms), checked to be whole tiles."""
-    window_ms = to_ms(declared.time_window) if declared.time_window is not None else 0
-    hop_ms = to_ms(declared.slide_interval) if declared.slide_interval is not None else 0
-    if window_ms <= 0:
-        raise DeclarationError(
-            f"{where}.window", required="a window longer than 0", got=text(window_ms)
-        )
-    if hop_ms <= 0:
-        raise DeclarationError(f"{where}.hop", required="a hop longer than 0", got=text(hop_ms))
-    if window_ms % hop_ms:
-        below = window_ms // hop_ms * hop_ms
-        above = below + hop_ms
+    if declared.time_window is not None:
         raise DeclarationError(
             f"{where}.window",
-            required=f"a multiple of the {text(hop_ms)} hop",
-            got=text(window_ms),
-            do=f"use {either(below, above) if below else text(above)}",
+            required="no window for a ratio, whose features have theirs",
+            got=text(to_ms(declared.time_window)),
         )
-    if window_ms // hop_ms > MAX_TILES:
-        raise DeclarationError(
-            f"{where}.hop",
-            required=f"at most {MAX_TILES} tiles a window",
-            got=f"{window_ms // hop_ms}",
-            do=f"use a hop of {text(-(-window_ms // MAX_TILES // MINUTE_MS) * MINUTE_MS)} or more",
-        )
-    return window_ms, hop_ms
+    return Ratio(declared.name, above, below, prior, weight)
+
+
+def _check_ratios(view: str, ratios: Sequence[Ratio], programs: Mapping[str, Program]) -> None:
+    """Each is of two numbers of the view. Raises DeclarationError."""
+    numbers = [
+        name
+        for name, program in programs.items()
+        if isinstance(program, Window) or (isinstance(program, LastN) and program.single)
+    ]
+    for ratio in ratios:
+        for name in (ratio.above, ratio.below):
+            if name not in numbers:
+                raise DeclarationError(
+                    f"{view}.{ratio.name}.column",
+                    required=f"numbers of the view that are no ratios: {', '.join(numbers)}",
+                    got=repr(name),
+                )
 
 
 # --- fields and features --------------------------------------------------------------------
 
 
-def _check_fields(view: StreamFeatureView, programs: Sequence[Window | LastN]) -> None:
+def _check_fields(view: StreamFeatureView, programs: Sequence[Program]) -> None:
     """Each Field has its aggregation and the dtype it gives, and each aggregation its Field."""
     check_unique((field.name for field in view.features), view.name, "feature")
     if not programs:
@@ -272,10 +242,10 @@ def _check_fields(view: StreamFeatureView, programs: Sequence[Window | LastN]) -
             f"{view.name}.{name}",
             required="a Field and an aggregation of one name",
             got=f"no such {missing.split()[1]}",
-            do="declare both with count(…), total(…) or last_n(…)",
+            do="declare both with count(…), total(…), last_n(…) or the like",
         )
     for name, program in by_name.items():
-        wanted: FeastType = Int64 if isinstance(program, Window) else Array(Int64)
+        wanted = _type(program)
         if declared[name] != wanted:
             raise DeclarationError(
                 f"{view.name}.{name}.dtype",
@@ -284,47 +254,11 @@ def _check_fields(view: StreamFeatureView, programs: Sequence[Window | LastN]) -
             )
 
 
-def _rings(
-    windows: Sequence[Window], skew_ms: int
-) -> tuple[list[AccumulatorPlan], list[FeaturePlan]]:
-    longest: dict[tuple[int, str, str, str], Window] = {}
-    for window in windows:
-        known = longest.get(window.ring)
-        if known is None or known.window_ms < window.window_ms:
-            longest[window.ring] = window
-    rings = [
-        AccumulatorPlan(
-            field=window.ring_field,
-            head=f"head_{label(window.hop_ms)}",
-            function=window.function,
-            action=window.action,
-            column=window.column,
-            hop_ms=window.hop_ms,
-            tiles=window.tiles + -(-skew_ms // window.hop_ms),
-        )
-        for _, window in sorted(longest.items())
-    ]
-    features = [
-        FeaturePlan(
-            name=window.name,
-            dtype="i64",
-            kind="window",
-            source=window.ring_field,
-            tiles=window.tiles,
-            window_ms=window.window_ms,
-        )
-        for window in windows
-    ]
-    return rings, features
-
-
-def _ring_fields(rings: Sequence[AccumulatorPlan]) -> list[FieldDraft]:
-    dtypes: dict[str, Dtype] = {"count": "u16", "sum": "i64"}
-    heads: defaultdict[str, list[AccumulatorPlan]] = defaultdict(list)
-    for ring in rings:
-        heads[ring.head].append(ring)
-    fields = [FieldDraft(head, "i64") for head in heads]
-    return fields + [FieldDraft(ring.field, dtypes[ring.function], ring.tiles) for ring in rings]
+def _type(program: Program) -> FeastType:
+    """What its Field must be."""
+    if isinstance(program, LastN):
+        return Int64 if program.single else Array(Int64)
+    return program.type if isinstance(program, Window) else Float64
 
 
 def _sequence_fields(sequences: Sequence[SequencePlan]) -> list[FieldDraft]:
@@ -336,16 +270,16 @@ def _sequence_fields(sequences: Sequence[SequencePlan]) -> list[FieldDraft]:
 
 
 def _slots(
-    view: StreamFeatureView, programs: Mapping[str, Window | LastN]
+    view: StreamFeatureView, programs: Mapping[str, Program]
 ) -> dict[str, tuple[SlotDraft, ...]]:
     slots: dict[str, tuple[SlotDraft, ...]] = {}
     for field in view.features:
         where = f"{view.name}.{field.name}"
-        slot = slot_of(field, "i64", where)
         program = programs[field.name]
-        if isinstance(program, Window):
+        slot = slot_of(field, "f64" if _type(program) == Float64 else "i64", where)
+        if not isinstance(program, LastN) or program.single:
             _refuse_length(field, where)
-        elif slot is not None:
+        if slot is not None and isinstance(program, LastN):
             slot = sequence_slot(slot, program, field, where)
         if slot is not None:
             slots[field.name] = (slot,)
@@ -356,5 +290,5 @@ def _slots(
 def _refuse_length(field: Field, where: str) -> None:
     if tags.LENGTH in field.tags:
         raise DeclarationError(
-            f"{where}.length", required="no length for a window", got=field.tags[tags.LENGTH]
+            f"{where}.length", required="no length for a number", got=field.tags[tags.LENGTH]
         )

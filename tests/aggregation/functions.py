@@ -89,6 +89,7 @@ FEATURES = (
         "smooth", "f64", "ratio", "mean_ms", others=("authors_5s",), prior=0.25, weight=4.0
     ),
     FeaturePlan("last_item", "i64", "last", "s_item"),
+    FeaturePlan("last_age", "i64", "last", "s_at", within_ms=4_000),
     FeaturePlan("last_value", "i64", "last", "s_value", within_ms=2_500),
 )
 

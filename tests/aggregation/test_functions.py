@@ -91,6 +91,16 @@ def test_deviations_of_long_windows_of_full_tiles_do_not_overflow() -> None:
     assert deviation(*(np.array([each], np.int64) for each in arrays)).tolist() == [0.0]
 
 
+def test_a_deviation_does_not_depend_on_where_its_mean_lies() -> None:
+    """All but one of a billion values are one more than it."""
+    count, value = 10**9, 12_345
+    total = count * (value + 1) - 1
+    squares = (count - 1) * (value + 1) ** 2 + value * value
+    arrays = (count, total, squares % 2**40, squares // 2**40)
+    found = deviation(*(np.array([each], np.int64) for each in arrays))[0]
+    assert found == pytest.approx(math.sqrt(count - 1) / count, rel=1e-14)
+
+
 @pytest.mark.parametrize("capacity", [1, 8, 64])
 def test_distinct_is_exact_up_to_its_capacity(capacity: int) -> None:
     view = distinct_view(capacity)
@@ -210,6 +220,20 @@ def test_a_value_of_zero_is_there() -> None:
         assert (features.null[name][0], features.values[name][0]) == (False, 0)
 
 
+@pytest.mark.parametrize(("wait_ms", "age_ms"), [(-1, None), (0, 0), (3_999, 3_999), (4_000, None)])
+def test_the_last_is_there_from_its_time_until_it_is_too_old(
+    wait_ms: int, age_ms: int | None
+) -> None:
+    rows = empty_rows(layout_of(FUNCTIONS), IDS)
+    actions = np.zeros(1, ACTION)
+    actions["type"], actions["time_ms"], actions["scene"] = ActionType.PLAY, T0, 1
+    fold(FUNCTIONS, rows, np.zeros(1, int), actions, actions["time_ms"])
+    features = finalise(FUNCTIONS, rows, T0 + wait_ms)
+    found = None if features.null["last_age"][0] else features.values["last_age"][0]
+    assert found == age_ms
+    assert features.null["last_item"][0] == (wait_ms < 0)
+
+
 def test_a_value_does_not_depend_on_the_rows_beside_it() -> None:
     """Bit for bit, floats too: what is served for one is rebuilt among a thousand."""
     random = np.random.default_rng(3)
@@ -258,7 +282,7 @@ def test_a_ratio_alone_brings_what_it_is_of_and_leaves_it_out() -> None:
         (FeaturePlan("bad", "f64", "ratio", "total"), "two numbers of the view"),
         (FeaturePlan("bad", "f64", "ratio", "rate", others=("rate",)), "themselves no ratios"),
         (FeaturePlan("bad", "i64", "ratio", "low_5s", others=("low_5s",)), "f32 or f64"),
-        (FeaturePlan("bad", "i64", "last", "s_at"), "a sequence without gaps"),
+        (FeaturePlan("bad", "i64", "last", "total"), "a column of a sequence without gaps"),
     ],
 )
 def test_what_the_state_cannot_give_is_refused(feature: FeaturePlan, message: str) -> None:

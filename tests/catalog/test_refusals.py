@@ -155,8 +155,9 @@ REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     ),
     (
         "unknown function",
-        lambda: raw_window("play.value", "mean", HOUR, 5 * MINUTE, "n"),
-        "n.function: needs count, sum or last_n:<n> (as in \"last_n:50\"), got 'mean'",
+        lambda: raw_window("play.value", "median", HOUR, 5 * MINUTE, "n"),
+        "n.function: needs count, sum, mean, std, min, max, distinct:<k>, decayed_sum:<half-life "
+        "in ms>, last, ratio:<prior>:<weight> or last_n:<n>, got 'median'",
     ),
     (
         "unknown action",
@@ -181,7 +182,7 @@ REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     (
         "sum of an id",
         lambda: windows_of(total("n", "play.item", HOUR)),
-        "needs <action>.value for a sum, got 'play.item'; use 'play.value'",
+        "needs <action>.value or position or scene for a sum, got 'play.item'; use 'play.value'",
     ),
     (
         "last_n of no column",

@@ -232,7 +232,7 @@ REFUSALS: list[tuple[list[Windowed | Sequenced], str]] = [
                 Aggregation("click", "count", HOUR, HOUR, "n"),
             )
         ],
-        "user_activity.n.length: needs no length for a window, got 3",
+        "user_activity.n.length: needs no length for a number, got 3",
     ),
 ]
 

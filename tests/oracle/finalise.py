@@ -38,11 +38,11 @@ def value_of(view: ViewPlan, feature: FeaturePlan, row: Row, now_ms: int) -> Any
         values = [value for time_ms, value in pairs if time_ms <= now_ms][: feature.capacity]
         return [now_ms - time_ms for time_ms in values] if feature.kind == "age" else values
     if feature.kind == "last":
-        held = next(s for s in view.sequences if feature.source in s.fields)
+        held = next(s for s in view.sequences if feature.source in (*s.fields, s.time_field))
         pairs = zip(row.get(held.time_field) or [], row.get(feature.source) or [], strict=True)
         past = [(time_ms, value) for time_ms, value in pairs if time_ms <= now_ms]
         if past and (not feature.within_ms or past[0][0] > now_ms - feature.within_ms):
-            return past[0][1]
+            return now_ms - past[0][0] if feature.source == held.time_field else past[0][1]
         return None
     if feature.kind == "ratio":
         above, below = (value_of(view, view.feature(name), row, now_ms) for name in feature.sources)
