@@ -60,6 +60,17 @@ from catalog.crosses import (
     share,
 )
 from catalog.durations import to_ms
+from catalog.measures import (
+    decayed_sum,
+    distinct,
+    greatest,
+    last,
+    mean,
+    smallest,
+    smoothed,
+    std,
+)
+from catalog.selections import Only, only
 from catalog.stream_view import StreamedFeatureView
 from catalog.streamed import compile_streamed
 from catalog.transforms import (
@@ -99,6 +110,7 @@ __all__ = [
     "Int32",
     "Int64",
     "Lateness",
+    "Only",
     "Sequenced",
     "StreamedFeatureView",
     "String",
@@ -111,22 +123,31 @@ __all__ = [
     "contains",
     "count",
     "cross",
+    "decayed_sum",
     "difference",
+    "distinct",
     "dot",
     "entity_id",
     "equals",
     "feature",
     "feature_service",
+    "greatest",
     "hashed",
     "identity",
     "item_entity",
+    "last",
     "last_n",
     "log_buckets",
+    "mean",
+    "only",
     "position",
     "push_source",
     "ratio",
     "recent",
     "share",
+    "smallest",
+    "smoothed",
+    "std",
     "streamed_view",
     "total",
     "user_entity",

@@ -205,9 +205,10 @@ def _parts(view: ViewPlan, part: str) -> dict[str, Any]:
         case "field":
             return {f.name: (f.dtype, f.capacity) for f in view.fields if f.name not in in_rings}
         case "ring":
-            return {a.field: (a.hop_ms, a.tiles, a.action, a.column) for a in view.accumulators}
+            dtypes = {field.name: field.dtype for field in view.fields}
+            return {a.field: (a, dtypes.get(a.field)) for a in view.accumulators}
         case "sequence":
-            return {s.name: (s.action, s.columns, s.capacity, s.gaps) for s in view.sequences}
+            return {s.name: s for s in view.sequences}
         case _:
             return dict(view.written)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from aggregation.matching import ACTION_COLUMNS, ANY_ACTION, OR
+from catalog.words import Action, ActionColumn
 from schemas.actions import ACTION_TYPES, ActionType
 from schemas.errors import DeclarationError
 from schemas.plan import Comparison, ConditionPlan
@@ -42,6 +43,35 @@ _WORDS: Final[dict[str, str]] = {
     ">=": "ge",
     "in": "in",
 }
+
+
+@dataclass(frozen=True)
+class Only:
+    """Actions that are narrowed down, or a column of them. Make one with `only`."""
+
+    what: Action | ActionColumn
+    where: str
+    also: tuple[Action, ...]
+
+    def __str__(self) -> str:
+        """As a Feast Aggregation's column holds it."""
+        action, dot, column = self.what.partition(".")
+        types = OR.join((action, *self.also))
+        return f"{types}{dot}{column}{WHERE}{self.where}" if self.where else f"{types}{dot}{column}"
+
+    def column(self, name: str) -> Only:
+        """A column of these actions."""
+        return Only(cast(ActionColumn, f"{self.what}.{name}"), self.where, self.also)
+
+
+def only(what: Action | ActionColumn, where: str = "", *, also: Sequence[Action] = ()) -> Only:
+    """The actions that meet all of some conditions, wherever an action or its column is named.
+
+    where: as in "value >= 3000 and scene in (1, 2)": columns compared with whole numbers by ==, !=,
+    <, <=, >, >= and in. An action whose edge did not know a column meets no condition on it. also:
+    further types of actions, which count as the first.
+    """
+    return Only(what, where, tuple(also))
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,20 @@ class Selected:
 
 def _spelled(value: int) -> str:
     return f"m{-value}" if value < 0 else str(value)
+
+
+def selected_text(action: str, column: str, where: Sequence[ConditionPlan]) -> str:
+    """The inverse of `parse_selection`, for people.
+
+    >>> selected_text("play", "value", [ConditionPlan("value", ">=", (3_000,))])
+    'play.value where value >= 3000'
+    """
+    conditions = " and ".join(
+        f"{each.column} {each.op} {tuple(each.values) if each.op == 'in' else each.values[0]}"
+        for each in where
+    )
+    of = f"{action}.{column}" if column else action
+    return f"{of}{WHERE}{conditions}" if conditions else of
 
 
 def parse_selection(declared: str, where: str, columns: Sequence[str] = ()) -> Selected:

@@ -12,6 +12,7 @@ from feast.aggregation import Aggregation
 from feast.types import Array, FeastType, Int64
 
 from catalog import tags as names
+from catalog.selections import Only, only
 from catalog.transforms import Transform
 from catalog.words import Action, ActionColumn, SequenceColumn
 
@@ -48,28 +49,26 @@ class Sequenced:
 
 def count(
     name: str,
-    action: Action,
+    action: Action | Only,
     window: timedelta,
     transform: Transform | None = None,
     *,
     hop: timedelta | None = None,
 ) -> Windowed:
     """How many actions of that type ("click", or "*" for any) the window holds."""
-    aggregation = Aggregation(action, "count", window, hop or default_hop(window), name)
-    return Windowed(new_field(name, Int64, transform, {}), aggregation)
+    return windowed(name, action, Span("count", window, hop), transform)
 
 
 def total(
     name: str,
-    column: ActionColumn,
+    column: ActionColumn | Only,
     window: timedelta,
     transform: Transform | None = None,
     *,
     hop: timedelta | None = None,
 ) -> Windowed:
     """The sum of an action's column ("play.value", the play's milliseconds) over the window."""
-    aggregation = Aggregation(column, "sum", window, hop or default_hop(window), name)
-    return Windowed(new_field(name, Int64, transform, {}), aggregation)
+    return windowed(name, column, Span("sum", window, hop), transform)
 
 
 def column(
@@ -85,7 +84,7 @@ def column(
 
 def last_n(
     name: str,
-    column: ActionColumn,
+    column: ActionColumn | Only,
     n: int,
     transform: Transform | None = None,
     *,
@@ -97,11 +96,16 @@ def last_n(
     length: how many of them a tensor takes; all unless given.
     """
     extra = {names.SHARES: shares, names.LENGTH: length}
-    return _newest(name, column, f"last_n:{n}", transform, extra)
+    return _newest(name, str(column), f"last_n:{n}", transform, extra)
 
 
 def recent(
-    name: str, action: Action, n: int, columns: Sequence[Column], *, length: int | None = None
+    name: str,
+    action: Action | Only,
+    n: int,
+    columns: Sequence[Column],
+    *,
+    length: int | None = None,
 ) -> Sequenced:
     """The newest `n` actions of a type, newest first: several columns of them, side by side.
 
@@ -109,11 +113,12 @@ def recent(
     did not know has id 0. name: of what is stored. length: how many entries a tensor takes; all
     unless given.
     """
+    of = action if isinstance(action, Only) else only(action)
     return Sequenced(
         tuple(
             _newest(
                 each.name,
-                f"{action}.{each.of}",
+                str(of.column(each.of)),
                 f"last_n:{n}:{name}",
                 each.transform,
                 {names.SHARES: each.shares, names.LENGTH: length},
@@ -132,6 +137,29 @@ def _newest(
 ) -> Windowed:
     field = new_field(name, Array(Int64), transform, extra)
     return Windowed(field, Aggregation(column=column, function=function, name=name))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A function of a window. function: as a Feast Aggregation holds it. hop: the default one
+    unless given."""
+
+    function: str
+    window: timedelta
+    hop: timedelta | None = None
+
+
+def windowed(
+    name: str,
+    column: str | Only,
+    span: Span,
+    transform: Transform | None,
+    dtype: FeastType = Int64,
+) -> Windowed:
+    """The feature of a window. column: the action, or a column of it."""
+    hop = span.hop or default_hop(span.window)
+    aggregation = Aggregation(str(column), span.function, span.window, hop, name)
+    return Windowed(new_field(name, dtype, transform, {}), aggregation)
 
 
 def default_hop(window: timedelta) -> timedelta:

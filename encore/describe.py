@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from catalog.durations import text
+from catalog.selections import selected_text
 from schemas.errors import PlanError
 from schemas.plan import (
+    AccumulatorPlan,
     CrossPlan,
     FeaturePlan,
     Plan,
@@ -163,23 +165,43 @@ def _type(dtype: str, capacity: int) -> str:
 
 
 def _origin(view: ViewPlan, feature: FeaturePlan) -> str:
+    if feature.kind == "ratio":
+        smooth = f", smoothed by {feature.prior:g} over {feature.weight:g}" * (feature.weight > 0)
+        return f"{' / '.join(feature.sources)}{smooth}"
     for ring in view.accumulators:
-        if ring.field == feature.source and feature.kind == "window":
-            what = f"{ring.function} of {ring.action}{'.' + ring.column if ring.column else ''}"
-            return f"{what}, {text(feature.window_ms)} in hops of {text(ring.hop_ms)}"
+        if ring.field == feature.source and feature.kind != "field":
+            of = selected_text(ring.action, ring.column, ring.where)
+            over = f"{text(feature.window_ms)} in hops of {text(ring.hop_ms)}"
+            return f"{_function(feature, ring)} of {of}, {over}"
     for held in view.sequences:
         if feature.source in (*held.fields, held.time_field) and feature.kind != "field":
             columns = dict(zip(held.fields, held.columns, strict=True))
-            time = "age_ms" if feature.kind == "age" else "time_ms"
+            time = "time_ms" if feature.kind == "sequence" else "age_ms"
             beside = f", of {held.name}" if held.gaps else ""
-            column = columns.get(feature.source, time)
-            return f"newest {feature.capacity} of {held.action}.{column}{beside}"
+            of = selected_text(held.action, columns.get(feature.source, time), held.where)
+            many = f"newest {feature.capacity}" if feature.capacity else "newest"
+            within = f", within {text(feature.within_ms)}" if feature.within_ms else ""
+            return f"{many} of {of}{beside}{within}"
     return "attribute"
 
 
+def _function(feature: FeaturePlan, ring: AccumulatorPlan) -> str:
+    """What is made of the tiles, in words."""
+    match feature.kind:
+        case "window":
+            return ring.function
+        case "distinct":
+            return f"distinct, exact to {ring.width - 1} a hop,"
+        case "decayed_sum":
+            return f"{ring.function}, half after {text(feature.half_life_ms)},"
+    return feature.kind
+
+
 def _stored(view: ViewPlan, feature: FeaturePlan) -> set[str]:
-    names = {feature.source}
-    names |= {ring.head for ring in view.accumulators if ring.field == feature.source}
+    if feature.kind == "ratio":
+        return set().union(*(_stored(view, view.feature(name)) for name in feature.sources))
+    names = set(feature.sources)
+    names |= {ring.head for ring in view.accumulators if ring.field in feature.sources}
     names |= {held.time_field for held in view.sequences if feature.source in held.fields}
     return names
 

@@ -42,7 +42,7 @@ from catalog.registry import registered
 from catalog.repo import load_repo
 from encore.starter import create_project
 from schemas.errors import DeclarationError, EncoreError, PlanError
-from tests.catalog import test_crosses, test_refusals, test_sequences
+from tests.catalog import test_crosses, test_functions, test_refusals, test_sequences
 from tests.catalog.declarations import user
 from tests.catalog.test_refusals import USERS, users_of
 
@@ -258,6 +258,7 @@ def reached() -> set[tuple[str, int]]:
     tables: list[Callable[[], Definitions]] = [case[1] for case in MORE]
     tables += [case[1] for case in (*test_refusals.REFUSALS, *test_crosses.REFUSALS)]
     tables += [partial(test_sequences.declared, *windows) for windows, _ in test_sequences.REFUSALS]
+    tables += [partial(test_functions.declared, *case[1]) for case in test_functions.REFUSALS]
     found: set[tuple[str, int]] = set()
     for declared in tables:
         with pytest.raises(EncoreError) as caught:

@@ -6,8 +6,8 @@ from itertools import product
 from typing import get_args
 
 from aggregation.matching import ACTION_COLUMNS, ANY_ACTION
+from catalog.selections import ACTIONS
 from catalog.sequences import AGE
-from catalog.streamed import ACTIONS
 from catalog.words import Action, ActionColumn, Column, SequenceColumn
 
 
