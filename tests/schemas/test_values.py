@@ -46,14 +46,16 @@ def test_the_dtype_is_packed_and_little_endian_in_slot_order() -> None:
     at = names.index("user_activity__videos_item")
     assert names[at : at + 2] == ("user_activity__videos_item", "user_activity__videos_item__len")
     assert USER["user_activity__videos_item"].shape == (50,)
-    assert USER[NULL_FIELD].shape == (4,)  # 26 features
+    assert USER[NULL_FIELD].shape == (4,)  # 28 features
 
 
 def test_value_names_leave_out_lengths_and_nulls() -> None:
     names = value_names(USER)
-    assert len(names) == 26
-    assert names[-4:] == (
+    assert len(names) == 28
+    assert names[-6:] == (
         "user_activity__videos_item",
+        "user_activity__videos_author",
+        "user_activity__video_ages",
         "user_activity__liked_author",
         "users__interests",
         "users__friends",  # read by a cross alone
