@@ -63,6 +63,17 @@ def source_table_version_key(topic: str, group: str, partition: int) -> str:
     return source_table_key(topic, group, partition) + ":version"
 
 
+def worker_key(topic: str, group: str, partition: int) -> str:
+    """JSON of what the process that has the partition says of itself, for people."""
+    return f"encore:worker:{{{topic}:{group}:{partition}}}"
+
+
+def redriven_keys(dead_topic: str, topic_id: str) -> tuple[str, str]:
+    """JSON of which letters of a dead-letter topic were put back; and that text's version."""
+    key = f"encore:redriven:{{{dead_topic}:{topic_id}}}"
+    return key, f"{key}:version"
+
+
 # --- topics ---------------------------------------------------------------------------------
 ACTIONS_TOPIC = "actions"
 RANK_LOG_TOPIC = "rank-log"
@@ -99,3 +110,4 @@ HEADER_CODE = "encore-code"  # dead letters: the error's code; late actions: lat
 HEADER_SOURCE = "encore-source"  # dead letters: "topic/partition/offset"
 HEADER_LOG = "encore-log"  # re-keyed messages: id of the topic that they were made for
 HEADER_VIEW = "encore-view"  # late actions: the view that did not take them
+HEADER_REDRIVEN = "encore-redriven"  # a message put back: "dead-letter topic/offset" of its letter

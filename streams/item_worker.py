@@ -27,6 +27,7 @@ from streams.durability import open_confirmations
 from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.item_generations import ItemGenerations
+from streams.heartbeat import Heartbeat
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.positions import Positions
@@ -113,6 +114,8 @@ class ItemWorker:
             self._aside.send_late,
             config.patience_ms,
         )
+        place = config.item_topic, config.item_group
+        self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
         self._tell_views()
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
@@ -124,6 +127,7 @@ class ItemWorker:
             self._tell_views()
         source = [tp for tp in tps if tp.topic == self._config.topic]
         target = [tp for tp in tps if tp.topic == self._config.item_topic]
+        self._beat.begin(tp.partition for tp in target)
         self._pairs = {tp.partition: await self._tables.load(tp.partition) for tp in target}
         ends = {
             partition: pair.next_offset
@@ -141,6 +145,7 @@ class ItemWorker:
         await self._source.watch()
         await self._target.watch()
         await self._follow()
+        await self._beat.now_and_then()
         self._report()
 
     async def close(self) -> None:
@@ -148,6 +153,7 @@ class ItemWorker:
         self._report(now=True)
         await self._generations.close()
         await self._confirmations.settle()
+        await self._beat.leave()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -164,6 +170,7 @@ class ItemWorker:
             await self._target.check()
         for batch in self._batches(target):
             await self._store_batch(batch)
+        await self._beat.now_and_then()
         self._report()
 
     def _batches(self, lists: Iterable[Fetched]) -> Iterator[Batch]:
@@ -179,7 +186,9 @@ class ItemWorker:
             table = self._pairs[fetched.tp.partition].table
             accepted = [table.admit(message.batch, message.where) for message in messages]
             self._dropped += sum(int((~mask).sum()) for mask in accepted)
-            batch.runs.append(run_of(fetched.tp.partition, messages, accepted).run)
+            run = run_of(fetched.tp.partition, messages, accepted).run
+            self._aside.tally.of(fetched.tp.partition).actions += len(run)
+            batch.runs.append(run)
             batch.dead += dead
             batch.ends[fetched.tp] = fetched.next_offset
             if batch.actions >= self._config.batch_actions:

@@ -51,15 +51,21 @@ def open_log(config: StreamConfig) -> LogReader:
     return KafkaLogReader(config.bootstrap, config.patience_ms)
 
 
+def now_ms() -> int:
+    """The machine's clock, ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Servers:
     """open_admin may block and is called in a thread. open_reader: for spans of the log that are
-    read again. clock_s: seconds, never going back."""
+    read again. clock_s: seconds, never going back. wall_ms: ms since 1970, for what people read."""
 
     open_store: Callable[[StreamConfig], AsyncRowStore] = open_redis
     open_admin: Callable[[StreamConfig], TopicAdmin] = open_broker
     open_reader: Callable[[StreamConfig], LogReader] = open_log
     clock_s: Callable[[], float] = time.monotonic
+    wall_ms: Callable[[], int] = now_ms
 
     async def admin(self, config: StreamConfig) -> TopicAdmin:
         """`open_admin`, beside the event loop."""

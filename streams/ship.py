@@ -51,6 +51,23 @@ class Place:
     byte: int
 
 
+def shipped_to(directory: Path) -> Place:
+    """Up to where the segments of a spool directory are in Kafka. Raises StreamError."""
+    path = directory / POSITION_NAME
+    if not path.exists():
+        return Place(0, 0)
+    try:
+        sequence, byte = (int(part) for part in path.read_text().split())
+    except ValueError:
+        raise StreamError(
+            str(path),
+            required="two numbers, segment and byte",
+            got=repr(path.read_text()[:40]),
+            do="remove it: everything in the spool is then sent again",
+        ) from None
+    return Place(sequence, byte)
+
+
 def run_shipper(config: StreamConfig) -> int:
     """Ship until SIGTERM or SIGINT, then what is spooled by then. Blocking. Returns the exit code.
 
@@ -84,7 +101,7 @@ class Shipper:
         """Raises StreamError where the broker does not answer."""
         self._config, self._directory = config, config.spool
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._place = self._read_place()
+        self._place = shipped_to(self._directory)
         self._remove_shipped()
         self.shipped = 0
         require_broker(config.bootstrap, CONNECT_TIMEOUT_MS)
@@ -241,21 +258,6 @@ class Shipper:
     def _sequences(self) -> list[int]:
         names = self._directory.glob(f"*{SEGMENT_SUFFIX}")
         return sorted(int(path.stem) for path in names if path.stem.isdigit())
-
-    def _read_place(self) -> Place:
-        path = self._directory / POSITION_NAME
-        if not path.exists():
-            return Place(0, 0)
-        try:
-            sequence, byte = (int(part) for part in path.read_text().split())
-        except ValueError:
-            raise StreamError(
-                str(path),
-                required="two numbers, segment and byte",
-                got=repr(path.read_text()[:40]),
-                do="remove it: everything in the spool is then sent again",
-            ) from None
-        return Place(sequence, byte)
 
     def _remove_shipped(self) -> None:
         """Delete finished segments that a crash left behind the position."""

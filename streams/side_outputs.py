@@ -19,6 +19,7 @@ from schemas.names import (
 )
 from streams.app import Sender
 from streams.folding import OutsideActions
+from streams.heartbeat import Tally
 from streams.messages import ActionRun, DeadLetter
 
 log = logging.getLogger("encore.streams")
@@ -29,6 +30,7 @@ class SideOutputs:
 
     def __init__(self, topic: str, send: Sender) -> None:
         self._topic, self._send = topic, send
+        self.tally = Tally()
         self.dead_letters = 0
 
     async def send_dead(self, dead: list[DeadLetter]) -> None:
@@ -38,6 +40,7 @@ class SideOutputs:
             log.warning("dead letter: %s", letter.error)
             topic = dead_letter_topic(self._topic)
             await self._send(topic, record.key, record.value, letter.headers())
+            self.tally.of(int(record.partition)).dead += 1
         self.dead_letters += len(dead)
 
     async def send_late(self, run: ActionRun, outside: list[OutsideActions]) -> None:
@@ -49,6 +52,7 @@ class SideOutputs:
             starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
             for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
                 actions, (partition, offset, sent_ms) = part.actions[start:end], sources[start]
+                self._count(group.reason, partition, len(actions))
                 headers = {
                     HEADER_CODE: group.reason.encode(),
                     HEADER_REASON: f"{group.reason} for {group.view}".encode(),
@@ -58,3 +62,10 @@ class SideOutputs:
                 key = b"%d" % int(actions["user"][0])
                 value = encode_batch(actions, sent_ms)
                 await self._send(late_topic(self._topic), key, value, headers)
+
+    def _count(self, reason: str, partition: int, actions: int) -> None:
+        counts = self.tally.of(partition)
+        if reason == "late":
+            counts.late += actions
+        else:
+            counts.future += actions

@@ -31,6 +31,7 @@ from streams.durability import open_confirmations
 from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.generations import Generations
+from streams.heartbeat import Heartbeat
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.overlap import ended
 from streams.positions import Positions
@@ -79,6 +80,8 @@ class Worker:
         self._generations = Generations(
             self._store, config.topic, config.group, epoch, config.patience_ms
         )
+        place = config.topic, config.group
+        self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
         self._catch_up = CatchUp(
             config, self._servers, self._store, self._source, self._generations
         )
@@ -97,6 +100,7 @@ class Worker:
         if await self._plan.look():
             self._tell_views()
         partitions = [tp.partition for tp in tps]
+        self._beat.begin(partitions)
         marks = await self._positions.marks()
         await self._generations.begin(self._plan.views, partitions, marks)
         self._use_views()
@@ -107,6 +111,7 @@ class Worker:
         self._confirmations.check()
         await self._source.watch()
         await self._follow()
+        await self._beat.now_and_then()
         self._report()
 
     async def close(self) -> None:
@@ -114,6 +119,7 @@ class Worker:
         self._report(now=True)
         await self._catch_up.close()
         await self._confirmations.settle()
+        await self._beat.leave()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -141,6 +147,7 @@ class Worker:
             await same_log
         finally:
             await ended(storing, same_log)
+        await self._beat.now_and_then()
         self._report()
 
     def _batches(self, lists: list[Fetched]) -> Iterator[Batch]:
@@ -170,6 +177,7 @@ class Worker:
             if len(run):
                 partition, newest = int(run.partition[0]), int(run.sent_ms.max())
                 self._positions.saw(partition, newest)
+                self._aside.tally.of(partition).actions += len(run)
         await self._generations.store(self._positions.with_watermarks(upto))
         await self._positions.store(upto, self._config.patience_ms)
         self._confirmations.stored(upto)

@@ -1,17 +1,39 @@
-"""`encore stream`, `encore items`, `encore sink`, `encore ship`: the processes on Kafka."""
+"""`encore stream`, `encore items`, `encore sink`, `encore ship`: the processes on Kafka; and
+`encore stream status`, which tells how far they are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encore.context import invocation
+from encore.commands.dead import dead
+from encore.context import JsonOption, invocation
 
 if TYPE_CHECKING:
     from streams.config import StreamConfig
+    from streams.status import Line, StreamStatus
+
+STREAM_EPILOG = """\b
+Examples:
+  encore stream                     run a worker
+  encore stream status              how far every stream is
+  encore stream status --wait 30    return once nothing lags
+  encore stream dead list           messages that were refused
+"""
+
+stream_group = typer.Typer(
+    name="stream",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=STREAM_EPILOG,
+)
+stream_group.add_typer(dead)
 
 
+@stream_group.callback()
 def stream(context: typer.Context) -> None:
     """Run a stream worker: actions from Kafka into rows.
 
@@ -19,10 +41,86 @@ def stream(context: typer.Context) -> None:
     before it is stored; malformed messages go to the dead-letter topic. SIGTERM drains and ends.
     Several workers share the partitions.
     """
+    if context.invoked_subcommand is not None:
+        return
     config = _prepare(context)
     from streams.worker import run_worker
 
     raise typer.Exit(run_worker(config))
+
+
+@stream_group.command("status")
+def status(
+    context: typer.Context,
+    wait: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Return once nothing lags; fail after this."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far every stream is, by partition.
+
+    Lag is counted in messages, to the high watermark of a fetch. Rate (actions a second), late,
+    future and dead are what the process that has the partition said of itself since it took it.
+    """
+    import asyncio
+
+    from encore.output import put_json
+    from encore.wiring import stream_config
+    from store.redis_store import AsyncRedisRowStore
+    from streams.status import read_status, wait_settled
+
+    config = stream_config(invocation(context).connected)
+
+    async def read() -> StreamStatus:
+        async with AsyncRedisRowStore(config.store_url) as store:
+            now_ms = time.time_ns() // 1_000_000
+            if wait is None:
+                return await read_status(config, store, now_ms)
+            return await wait_settled(config, store, now_ms, wait)
+
+    found = asyncio.run(read())
+    if as_json:
+        put_json(_status_data(found))
+    else:
+        _put_status(found)
+
+
+def _status_data(found: StreamStatus) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        "lag": found.lag,
+        "partitions": [asdict(line) | {"lag": line.lag} for line in found.lines],
+        "aside": found.aside,
+        "unshipped_bytes": found.unshipped_bytes,
+    }
+
+
+def _put_status(found: StreamStatus) -> None:
+    from encore.output import put, put_facts, put_table
+
+    columns = ("does", "topic", "partition", "stored", "end", "lag", "rate")
+    counts = ("late", "future", "dead")
+
+    def cells(line: Line) -> tuple[str, ...]:
+        own = [str(getattr(line, name)) for name in columns]
+        told = [str(getattr(line.counts, name)) for name in counts]
+        newest = time.strftime("%F %T", time.gmtime(line.watermark_ms / 1_000))
+        return (
+            *own,
+            *told,
+            str(line.epoch),
+            newest if line.watermark_ms else "-",
+            line.owner or "-",
+        )
+
+    put_table(
+        (*columns, *counts, "epoch", "watermark (UTC)", "owner"), list(map(cells, found.lines))
+    )
+    put("")
+    aside = {name: f"{count} messages" for name, count in found.aside.items() if count}
+    put_facts({**aside, "spool": f"{found.unshipped_bytes} bytes not in Kafka yet"})
 
 
 def items(context: typer.Context) -> None:

@@ -40,12 +40,17 @@ def help_of(*command: str) -> str:
     return printed.getvalue()
 
 
+def pages_of(words: tuple[str, ...], command: object) -> Iterator[tuple[str, str]]:
+    """The command's page, then those below it."""
+    yield " ".join(("encore", *words)), help_of(*words)
+    for name, below in getattr(command, "commands", {}).items():
+        yield from pages_of((*words, name), below)
+
+
 def all_help() -> str:
     pages = [("encore", help_of())]
     for command in COMMANDS:
-        pages.append((f"encore {command}", help_of(command)))
-        for below in getattr(ROOT_COMMANDS[command], "commands", ()):
-            pages.append((f"encore {command} {below}", help_of(command, below)))
+        pages += pages_of((command,), ROOT_COMMANDS[command])
     return "\n".join(f"$ {name} --help\n{text}" for name, text in pages)
 
 

@@ -1,0 +1,93 @@
+"""`encore stream status` and `encore stream dead`, as somebody at a terminal sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from encore.cli import main
+from encore.local import start_broker
+from schemas.names import HEADER_CODE, HEADER_CONTENT, HEADER_REASON, HEADER_SOURCE
+from streams.admin import ensure_topics
+from streams.config import StreamConfig
+from tests.streams.support import raw_producer
+
+LETTERS = {
+    b'{"nonsense": 1}': {HEADER_CONTENT: b"action-json"},
+    b"\x00\x01" * 300: {},
+}
+
+
+@pytest.fixture
+def broker_of_its_own(
+    tmp_path: Path, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A broker with two letters, and settings that name it."""
+    server = start_broker(tmp_path)
+    url = valkey.removesuffix("/0") + "/9"
+    monkeypatch.setenv("ENCORE_BOOTSTRAP", server.address)
+    monkeypatch.setenv("ENCORE_STORE_URL", url)
+    monkeypatch.setenv("ENCORE_DATA_DIR", str(tmp_path / "data"))
+    ensure_topics(server.address, StreamConfig(server.address, url, tmp_path).topics)
+    with raw_producer(server.address) as producer:
+        for value, own in LETTERS.items():
+            headers = own | {
+                HEADER_SOURCE: b"actions/0/7",
+                HEADER_CODE: b"action",
+                HEADER_REASON: b"a reason",
+            }
+            send = producer.send(
+                "actions.dead", value=value, key=b"12", headers=list(headers.items())
+            )
+            send.get(10)
+    yield server.address
+    server.child.kill()
+
+
+def test_status(broker_of_its_own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stream", "status", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["lag"], found["unshipped_bytes"]) == (0, 0)
+    assert found["aside"]["actions.dead"] == 2
+    assert {line["does"] for line in found["partitions"]} == {
+        *("rows", "re-keying", "item rows", "archive")
+    }
+    assert main(["stream", "status", "--wait", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = "does  topic  partition  stored  end  lag  rate  late  future  dead  epoch"
+    assert lines[0].split()[: len(head.split())] == head.split()
+    assert lines[0].endswith("watermark (UTC)  owner")
+    assert lines[1].split()[:6] == ["rows", "actions", "0", "0", "0", "0"]
+    assert "actions.dead  2 messages" in lines
+
+
+def test_letters(broker_of_its_own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        assert main(["stream", "dead", *words]) == 0
+        return capsys.readouterr().out
+
+    assert printed("list").splitlines() == [
+        "letter  source       code    reason",
+        "0       actions/0/7  action  a reason",
+        "1       actions/0/7  action  a reason",
+    ]
+    assert [each["letter"] for each in json.loads(printed("list", "--last", "1", "--json"))] == [1]
+    assert printed("list", "--topic", "rank-log") == "none\n"
+    assert '{"nonsense": 1}' in printed("show", "0")
+    assert "header encore-content  'action-json'" in printed("show", "0")
+    shown = printed("show", "1")
+    assert "     0  00 01 00 01" in shown
+    assert shown.endswith("… 600 bytes\n")
+    assert json.loads(printed("show", "1", "--json"))["value_hex"] == "0001" * 300
+    told = printed("redrive", "--all")
+    assert told.startswith("0 left: letter/")
+    assert told.endswith("put back  0\nbefore    0\nleft      2\n")
+    assert set(json.loads(printed("redrive", "1", "--json"))["refused"]) == {"1"}
+    assert main(["stream", "dead", "redrive"]) == 1
+    assert "needs letters, or --all, got neither" in capsys.readouterr().err
+    assert main(["stream", "dead", "redrive", "1", "--all"]) == 1
+    assert main(["stream", "dead", "show", "7"]) == 1
+    assert "actions.dead: needs a letter from 0 to 1, got 7" in capsys.readouterr().err
