@@ -26,8 +26,8 @@ from streams.config import StreamConfig
 from streams.durability import open_confirmations
 from streams.folding import Folder
 from streams.following import PlanFollower
-from streams.item_generations import ItemGenerations
 from streams.heartbeat import Heartbeat
+from streams.item_generations import ItemGenerations
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.positions import Positions
