@@ -222,11 +222,33 @@ OTHERWISE = "what it is computed from"
         (total("n", only("play.value", "value >= 3000"), HOUR), OTHERWISE),
     ],
 )
-def test_the_difference_tells_another_function_or_condition(after: Windowed, detail: str) -> None:
+def test_rule_3_another_function_or_condition_is_another_ring(after: Windowed, detail: str) -> None:
     before = compiled(count("n", only("play", "value >= 3000"), HOUR))
     told = difference(before, compiled(after, parent=before))
     assert [change.details for change in told.features] == [(detail,)]
     assert told.views[0].new_generation
+
+
+def test_rule_3_what_is_made_of_a_ring_changes_in_place() -> None:
+    """A half-life, a ratio, an age limit, a mean where sum and count are there for another."""
+    day, held = mean("mean_1d", "play.value", DAY), last("last_item", "play.item")
+    before = compiled(
+        day,
+        held,
+        decayed_sum("d", "play.value", DAY, half_life=HOUR),
+        smoothed("r", "d", "mean_1d"),
+    )
+    after = compiled(
+        day,
+        last("last_item", "play.item", within=DAY),
+        decayed_sum("d", "play.value", DAY, half_life=2 * HOUR),
+        smoothed("r", "d", "mean_1d", weight=2),
+        mean("mean_6h", "play.value", 6 * HOUR, hop=HOUR),
+        parent=before,
+    )
+    assert after.version == 2
+    (old,), (new,) = before.views, after.views
+    assert (new.generation, new.fields) == (old.generation, old.fields)
 
 
 # --- refusals -------------------------------------------------------------------------------
