@@ -116,6 +116,14 @@ def test_rule_14_a_number_that_was_given_up_is_not_used_again(
     assert stage(repo, store, [VIEW]).views[0].generation == 4
 
 
+def test_what_is_not_filled_is_not_switched_to(repo: Path, store: MemoryRowStore) -> None:
+    add_window(repo)
+    staging = stage(repo, store, [VIEW]).staged
+    with pytest.raises(PlanError, match="this backfill staged"):
+        switch(repo, store, staging)
+    assert generations(repo)[VIEW] == 1
+
+
 def test_what_cannot_be_staged(repo: Path, store: MemoryRowStore) -> None:
     for name in ("videos", "nobody"):
         with pytest.raises(PlanError, match=f"a streamed view, one of {VIEW}, got '{name}'"):
