@@ -18,6 +18,7 @@ BENCHMARKS: Final = (
     Benchmark("format", "the same values at rest: bytes, encoding, decoding", "bench.format"),
     Benchmark("ids", "raw values to int ids, beside pipelines keyed by strings", "bench.ids"),
     Benchmark("stream", "actions into rows, and how soon a request reads them", "bench.stream"),
+    Benchmark("backfill", "history from Parquet into rows of a new generation", "bench.backfill"),
     Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
     Benchmark("chaos", "processes and servers killed under load, then every row", "bench.chaos"),
 )
