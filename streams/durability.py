@@ -13,7 +13,8 @@ the store knows less than was committed, it lost what it had confirmed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Container, Iterable, Mapping
 
 from faust.types import TP
 
@@ -23,15 +24,36 @@ from streams.config import StreamConfig
 from streams.patience import patiently
 from streams.transport import Marks
 
+log = logging.getLogger("encore.streams")
+
 
 async def open_confirmations(
     store: AsyncRowStore, marks: Marks, config: StreamConfig
 ) -> Confirmations:
-    """Of a store whose history is fixed. Raises StoreError where it cannot confirm anything."""
+    """Of a store whose history is fixed. What it holds by now, epochs of the logs among it, it has
+    for good afterwards. Raises StoreError where it cannot confirm anything."""
     wanted = config.durability == "fsynced"
     if wanted:
         await store.confirm()
     return Confirmations(store, marks, config.patience_ms, wanted)
+
+
+def tell_of_a_wipe(tps: Iterable[TP], known: Container[int], marks: Marks) -> list[TP]:
+    """Partitions that were committed and of which the store knows nothing, told in the log.
+
+    known: partitions that the store has a mark of. What the topic still holds is read again; what
+    it does not only a rebuild brings back.
+    """
+    lost = sorted(tp for tp in tps if tp.partition not in known and marks.committed.get(tp, 0))
+    if lost:
+        committed = {f"{tp.topic}/{tp.partition}": marks.committed[tp] for tp in lost}
+        log.error(
+            "the store was wiped: %s were committed, and it knows nothing of them. What the topics"
+            " still hold is read again; for the rest, and for rows that were written while it was"
+            " wiped, run `encore rebuild` for every streamed view",
+            committed,
+        )
+    return lost
 
 
 class Confirmations:

@@ -23,7 +23,7 @@ from faust.types import TP
 
 from streams.app import Fetched, Sender, run_app
 from streams.config import StreamConfig
-from streams.durability import open_confirmations
+from streams.durability import open_confirmations, tell_of_a_wipe
 from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.heartbeat import Heartbeat
@@ -35,7 +35,7 @@ from streams.rekey import Rekeyer
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
-from streams.source_table import Pair, PairStore
+from streams.source_table import Pair, PairStore, check_epochs
 from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
@@ -77,11 +77,10 @@ class ItemWorker:
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epochs."""
         config = self._config
-        self._send = send
+        self._send, self._marks = send, marks
         self._store = self._servers.open_store(config)
         await self._store.begin_history()
         await self._store.check_policy()
-        self._confirmations = await open_confirmations(self._store, marks, config)
         self._admin = await self._servers.admin(config)
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         self._source, self._target = [
@@ -90,6 +89,7 @@ class ItemWorker:
             )
             for name in (config.topic, config.item_topic)
         ]
+        self._confirmations = await open_confirmations(self._store, marks, config)
         group = rekey_group(config.item_group, self._target.epoch)
         self._sent = Positions(self._store, config.topic, group, self._source.epoch)
         self._folded = Positions(
@@ -129,6 +129,8 @@ class ItemWorker:
         target = [tp for tp in tps if tp.topic == self._config.item_topic]
         self._beat.begin(tp.partition for tp in target)
         self._pairs = {tp.partition: await self._tables.load(tp.partition) for tp in target}
+        saved = {partition for partition, pair in self._pairs.items() if pair.version}
+        tell_of_a_wipe(target, saved, self._marks)
         ends = {
             partition: pair.next_offset
             for partition, pair in self._pairs.items()
@@ -184,6 +186,8 @@ class ItemWorker:
                 records, self._config.partitions, self._target.topic_id
             )
             table = self._pairs[fetched.tp.partition].table
+            for message in messages:
+                check_epochs(message.batch, self._source.epoch, message.where)
             accepted = [table.admit(message.batch, message.where) for message in messages]
             self._dropped += sum(int((~mask).sum()) for mask in accepted)
             run = run_of(fetched.tp.partition, messages, accepted).run

@@ -37,6 +37,10 @@ class Positions:
             if mark.epoch == self._epoch
         }
 
+    async def known(self) -> set[int]:
+        """Partitions with a mark, in whichever log."""
+        return set(await self._store.get_progress(self._topic, self._group))
+
     def begin(self, tps: Iterable[TP], ends: Mapping[int, int]) -> dict[TP, int]:
         """Where to read newly assigned partitions from: their end, else the beginning.
 

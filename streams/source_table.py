@@ -157,6 +157,23 @@ class PairStore:
             )
 
 
+def check_epochs(batch: RekeyedBatch, newest: int, where: str) -> None:
+    """Raises StreamError where a message is of a later log than the newest that the store knows.
+
+    A wiped store numbers the source's logs anew, so what is re-keyed from now on would be dropped
+    as older than what this message covers.
+    """
+    found = int(batch.covers["epoch"].max(initial=0))
+    if found > newest:
+        raise StreamError(
+            where,
+            required=f"source epoch {newest}, the newest that the store knows, or an earlier one",
+            got=str(found),
+            do="restart this process; if it says so again, the store was wiped: delete the re-keyed"
+            " topic, it is made anew from the source",
+        )
+
+
 def lowest_reached(pairs: Mapping[int, Pair], source_partition: int, epoch: int) -> int:
     """Up to which source offset every re-keyed partition is folded, 0 in another epoch."""
     ends = []

@@ -34,6 +34,8 @@ class Marks:
 
     _next: dict[TP, int] = field(default_factory=dict)
     _lost: set[TP] = field(default_factory=set)
+    #: What the broker says was committed when the partition was assigned; 0 where nothing was.
+    committed: dict[TP, int] = field(default_factory=dict)
 
     def advance(self, tp: TP, next_offset: int) -> None:
         """All records of the partition before `next_offset` are stored now.
@@ -140,6 +142,8 @@ class ListConsumer(driver.Consumer):
         await super().perform_seek()
         assigned = frozenset(TP(tp.topic, tp.partition) for tp in self.assignment())
         self.transport.marks.own(assigned)
+        for tp in assigned:
+            self.transport.marks.committed[tp] = max(0, self._committed_offset.get(tp) or 0)
         positions = await self.transport.start_at(assigned)
         if positions:
             await self.seek_wait(positions)

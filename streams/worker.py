@@ -27,7 +27,7 @@ from faust.types import TP
 from streams.app import Fetched, Sender, run_app
 from streams.catching_up import CatchUp
 from streams.config import StreamConfig
-from streams.durability import open_confirmations
+from streams.durability import open_confirmations, tell_of_a_wipe
 from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.generations import Generations
@@ -65,16 +65,16 @@ class Worker:
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epoch."""
         config = self._config
-        self._aside = SideOutputs(config.topic, send)
+        self._aside, self._marks = SideOutputs(config.topic, send), marks
         self._store = self._servers.open_store(config)
         await self._store.begin_history()
         await self._store.check_policy()
-        self._confirmations = await open_confirmations(self._store, marks, config)
         self._admin = await self._servers.admin(config)
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
         self._source = await Source.open(
             self._admin, facts, self._store, config.patience_ms, self._servers.clock_s
         )
+        self._confirmations = await open_confirmations(self._store, marks, config)
         epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)
         self._generations = Generations(
@@ -102,6 +102,7 @@ class Worker:
         partitions = [tp.partition for tp in tps]
         self._beat.begin(partitions)
         marks = await self._positions.marks()
+        tell_of_a_wipe(tps, await self._positions.known(), self._marks)
         await self._generations.begin(self._plan.views, partitions, marks)
         self._use_views()
         return self._positions.begin(tps, marks)

@@ -149,6 +149,52 @@ def test_a_store_that_went_back_is_folded_again(
         assert_rows_equal_oracle(store, stack.view, sent)
 
 
+def test_a_store_that_was_wiped_is_told_and_filled_from_what_the_topic_holds(
+    broker: str, own_store: Server, tmp_path: Path
+) -> None:
+    """The broker's commits are the witness: the store itself knows of nothing that it lost."""
+    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    config = stack.config
+    ensure_topics(broker, config.topics)
+    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(20)]
+    with ActionProducer(broker, config.topic, PARTITIONS) as producer:
+        with running("worker", stack) as worker:
+            for part in sent[:10]:
+                ends = producer.send(*part)
+            wait_stored(stack, ends)
+            assert worker.terminate() == 0
+            assert "wiped" not in worker.text()
+        with Redis(port=own_store.port) as client:
+            client.flushall()
+        with running("worker", stack) as worker:
+            for part in sent[10:]:
+                ends = producer.send(*part)
+            wait_stored(stack, ends)
+            assert "the store was wiped" in worker.text()
+            assert worker.terminate() == 0
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, stack.view, sent)
+
+
+def test_a_wipe_under_a_running_worker_ends_it(
+    broker: str, own_store: Server, tmp_path: Path
+) -> None:
+    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    config = stack.config
+    ensure_topics(broker, config.topics)
+    part = some_actions(50, 20), T0 + 20_000
+    with (
+        ActionProducer(broker, config.topic, PARTITIONS) as producer,
+        running("worker", stack) as worker,
+    ):
+        wait_stored(stack, producer.send(*part))
+        with Redis(port=own_store.port) as client:
+            client.flushall()
+        producer.send(*part)
+        assert worker.wait() == 1
+        assert "went back" in worker.text() or "no marker" in worker.text()
+
+
 def dump_keys(server: Server) -> dict[bytes, Any]:
     """Everything the store holds, in its own serialisation."""
     with Redis(port=server.port) as client:

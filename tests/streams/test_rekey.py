@@ -21,7 +21,7 @@ from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import decode_records, join_runs
 from streams.rekey import ROUND_BYTES, rekey, rounds_of
 from streams.replay import StreamMark, item_mark, wait_stored
-from streams.source_table import Pair, PairStore, SourceTable
+from streams.source_table import Pair, PairStore, SourceTable, check_epochs
 from tests.streams.support import PARTITIONS, T0, batch_record, plain, record, some_actions
 
 EPOCH = 3
@@ -279,3 +279,11 @@ def test_a_replay_waits_for_the_slowest_re_keyed_partition() -> None:
             await wait_stored(items, {0: 5}, 0.05)
 
     asyncio.run(run())
+
+
+def test_a_log_that_the_store_has_no_number_of_is_an_error() -> None:
+    """A wiped store numbers anew: what it re-keyed would be taken for an earlier log."""
+    batch = covering(2, 3)
+    check_epochs(batch, int(batch.covers["epoch"][0]), "by-item/0/7")
+    with pytest.raises(StreamError, match=r"by-item/0/7: needs source epoch 0, .* delete the re-k"):
+        check_epochs(batch, 0, "by-item/0/7")
