@@ -36,6 +36,7 @@ from bench.stream_log import (
 )
 from bench.stream_peers import HOUR_MS, Peer, PeerRate, hourly_counts, peers, run_peer
 from bench.stream_rates import Cluster, Rate, worker_process
+from bench.stream_scale import by_users, small_views
 from encore.local import start_broker, start_store
 from schemas.layout import layout_of
 from schemas.names import PLAN_KEY, row_keys
@@ -53,15 +54,20 @@ LOAD: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many actions each measurement gets, rounds, and freshness samples."""
+    """How many actions each measurement gets, rounds, freshness samples, and the actions folded
+    over stores of more and more users, 0 for none.
+    """
 
     actions: Mapping[str, int]
     rounds: int
     probes: int
+    by_users: int
 
 
-QUICK: Final = Sizes({"batched": 1_500_000, "single": 150_000, "distinct": 100_000}, 1, 1_200)
-FULL: Final = Sizes({"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000)
+QUICK: Final = Sizes({"batched": 1_500_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0)
+FULL: Final = Sizes(
+    {"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000, 400_000
+)
 
 
 def run(options: Options) -> Report:
@@ -73,6 +79,8 @@ def run(options: Options) -> Report:
         options.say("stream: filling topics …")
         contenders = peers(options.quick)
         plan = bench_plan(sizes.rounds)
+        small = small_views(plan.views[0], RING) if sizes.by_users else ()
+        plan = replace(plan, views=plan.views + small)
         running.store.put_text(PLAN_KEY, dump_plan(plan))
         topics = {view.source: PARTITIONS for view in plan.views}
         topics |= {_peer_topic(peer): PARTITIONS for peer in contenders.values()}
@@ -97,8 +105,14 @@ def run(options: Options) -> Report:
             fresh = asyncio.run(
                 measure(running.broker.address, view.source, running.store_url, made, LOAD * per_s)
             )
+        scale = by_users(running, small, log[: sizes.by_users]) if small else {}
     report = Report(line=_keys(rates, others, fresh))
+    report.line["by_users"] = {
+        users: {"per_s": rate.per_s, "rows": rate.rows, "cpu_us": rate.cpu_us}
+        for users, rate in scale.items()
+    }
     _describe(report, sizes, rates, others, fresh)
+    _describe_scale(report, scale)
     return report
 
 
@@ -189,7 +203,9 @@ def _keys(
         "best_peer": best,
         "ratio_best_peer": _ratio(rates["batched"], others[best]),
         "ratio_best_peer_single": _ratio(rates["single"], others[best]),
-        "ratio_feast_push_memory": _ratio(rates["batched"], others["feast_push_memory"]),
+        "ratio_feast_push_memory": _ratio(rates["batched"], others["feast_push_memory"])
+        if "feast_push_memory" in others
+        else None,
         "fresh_p50_ms": float(np.percentile(fresh.latency_ms, 50)),
         "fresh_p95_ms": float(np.percentile(fresh.latency_ms, 95)),
         "fresh_p99_ms": float(np.percentile(fresh.latency_ms, 99)) if enough else None,
@@ -241,5 +257,17 @@ def _describe(
     report.note(
         "Counts equal numpy's in every row of ours. A peer's CPU is its process's; feast_push "
         "reads its counts back before it adds, so that they outlive it as the others' do; "
-        "feast_push_memory keeps them in a dictionary and is no contender for the ratio."
+        "feast_push_memory (not in --quick) keeps them in a dictionary that ends with it, and is "
+        "no contender for the ratio."
     )
+
+
+def _describe_scale(report: Report, scale: dict[int, Rate]) -> None:
+    if not scale:
+        return
+    rows: list[Any] = [
+        (f"{users:,}", rate.per_s, rate.rows, *(us / rate.rows for us in rate.cpu_us.values()))
+        for users, rate in scale.items()
+    ]
+    head = ["users with a row", "actions/s", "rows an action", "worker µs", "store µs", "broker µs"]
+    report.table("The same actions over more and more users; µs of CPU a row written", head, rows)

@@ -57,10 +57,11 @@ def peers(quick: bool) -> dict[str, Peer]:
     found = {
         "faust_table": Peer("Faust, windowed table", (*python, "bench.peers.faust_table"), few),
         "feast_push": Peer("Feast push, counts read back", feast, many, True, pushed),
-        "feast_push_memory": Peer(
-            "Feast push, counts in a dictionary", feast, many, True, pushed | {"memory": True}
-        ),
     }
+    if not quick:
+        forgetful = pushed | {"memory": True}
+        title = "Feast push, counts in a dictionary"
+        found["feast_push_memory"] = Peer(title, feast, many, True, forgetful)
     interpreter = quix_interpreter()
     if interpreter is not None:
         script = (str(interpreter), str(PEERS / "quix_counts.py"))

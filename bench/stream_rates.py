@@ -32,12 +32,14 @@ SESSION_S: Final = 3.0  # the embedded broker answers a join after half of it
 @dataclass(frozen=True, slots=True)
 class Rate:
     """One topic's way into rows. cpu_us: CPU time an action of worker, store and broker.
-    rss_growth_mb: of the worker over the last two thirds of the actions.
+    rss_growth_mb: of the worker over the last two thirds of the actions. rows: written an action:
+    actions of one user in a micro-batch are one write.
     """
 
     per_s: float
     cpu_us: dict[str, float]
     rss_growth_mb: float
+    rows: float
 
 
 @dataclass(slots=True)
@@ -99,7 +101,12 @@ class Cluster:
             used = {name: value - cpu[name] for name, value in self._cpu_s().items()}
             grown = self._rss_mb() - rss
         per_action = {name: value / timed * 1e6 for name, value in used.items()}
-        return Rate(timed / took_s, per_action, grown)
+        return Rate(timed / took_s, per_action, grown, self._rows_written() / actions)
+
+    def _rows_written(self) -> int:
+        """By the worker that was drained last, as its last line tells."""
+        log = (self.directory / "worker.log").read_text()
+        return int(log.rpartition("rows_written=")[2].partition(",")[0])
 
     def _wait(self, topic: str, messages: int) -> int:
         deadline = time.monotonic() + PATIENCE_S

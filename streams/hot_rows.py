@@ -14,10 +14,12 @@ from typing import Final
 from store.base import Write
 
 ROOM_BYTES: Final = 64 << 20
+#: What a row takes beside its bytes: the key, two object heads, a place in the dictionary.
+BESIDE_BYTES: Final = 300
 
 
 class HotRows:
-    """room_bytes: how much of values is kept. Used by one event loop."""
+    """room_bytes: of memory, about. Used by one event loop."""
 
     def __init__(self, room_bytes: int = ROOM_BYTES) -> None:
         self._room_bytes = room_bytes
@@ -42,11 +44,11 @@ class HotRows:
         for write in writes:
             old = rows.pop(write.key, None)
             if old is not None:
-                self.used_bytes -= len(old)
+                self.used_bytes -= len(old) + BESIDE_BYTES
             rows[write.key] = write.value
-            self.used_bytes += len(write.value)
+            self.used_bytes += len(write.value) + BESIDE_BYTES
         while self.used_bytes > self._room_bytes:
-            self.used_bytes -= len(rows.popitem(last=False)[1])
+            self.used_bytes -= len(rows.popitem(last=False)[1]) + BESIDE_BYTES
 
     def clear(self) -> None:
         """Someone else may own these rows now."""
