@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     sink_roll_rows: Count = Field(50_000, description="a Parquet file is closed at this many rows")
     sink_roll_ms: Milliseconds = Field(10_000, description="… or at this age")
 
+    retention_ms: int = Field(
+        0,
+        ge=0,
+        description="how long the topics keep messages; rows of views with a TTL leave the store a"
+        " day after the longer of both without a write. 0: unknown, all rows stay",
+    )
     durability: Literal["fsynced", "answered"] = Field(
         "fsynced",
         description="commit what the store's disk has confirmed, or, for a store without an"

@@ -27,6 +27,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         roll_rows=settings.sink_roll_rows,
         roll_ms=settings.sink_roll_ms,
         durability=settings.durability,
+        retention_ms=settings.retention_ms,
     )
 
 

@@ -46,11 +46,13 @@ class Write:
     key: a row key.
     fence: the 12 fence bytes of the row as it was read, None where there was no row.
     value: the new row, trailer and its own fence included.
+    expire_ms: the row leaves the store when it was not written for so long; 0: it stays.
     """
 
     key: str
     fence: bytes | None
     value: bytes
+    expire_ms: int = 0
 
 
 class Progress(NamedTuple):

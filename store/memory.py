@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -31,6 +32,7 @@ from store.base import (
 )
 
 _PLACE: Final = "memory://"
+NEVER_MS: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,24 @@ class Image:
     values: dict[str, bytes] = field(default_factory=dict)
     progress: dict[tuple[str, str], dict[int, Progress]] = field(default_factory=dict)
     epochs: dict[str, dict[str, int]] = field(default_factory=dict)
+    expires_ms: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Image:
         """One that nobody changes."""
         progress = {key: dict(marks) for key, marks in self.progress.items()}
         epochs = {topic: dict(ids) for topic, ids in self.epochs.items()}
-        return Image(dict(self.values), progress, epochs)
+        return Image(dict(self.values), progress, epochs, dict(self.expires_ms))
 
 
 class MemoryRowStore:
-    """`store.base.RowStore` in a dict. Threads may share it."""
+    """`store.base.RowStore` in a dict. Threads may share it. clock_ms: what rows expire by."""
 
-    def __init__(self, maxmemory_policy: str = "noeviction") -> None:
-        self._policy = maxmemory_policy
+    def __init__(
+        self,
+        maxmemory_policy: str = "noeviction",
+        clock_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+    ) -> None:
+        self._policy, self._clock_ms = maxmemory_policy, clock_ms
         self._lock = threading.Lock()
         self._data = Image()
         self._confirmed = Image()
@@ -98,7 +105,7 @@ class MemoryRowStore:
     def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """As `RowStore.read`."""
         with self._call():
-            return [self._data.values.get(key) for key in keys]
+            return [self._row(key) for key in keys]
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`."""
@@ -188,12 +195,20 @@ class MemoryRowStore:
             yield
 
     def _land(self, write: Write) -> bool:
-        stored = self._data.values.get(write.key)
+        stored = self._row(write.key)
         fence = None if stored is None else stored[FENCE_SLICE]
         if fence != write.fence:
             return False
         self._data.values[write.key] = write.value
+        self._data.expires_ms.pop(write.key, None)
+        if write.expire_ms:
+            self._data.expires_ms[write.key] = int(self._clock_ms()) + write.expire_ms
         return True
+
+    def _row(self, key: str) -> bytes | None:
+        if self._clock_ms() >= self._data.expires_ms.get(key, NEVER_MS):
+            del self._data.values[key], self._data.expires_ms[key]
+        return self._data.values.get(key)
 
 
 class AsyncMemoryRowStore:

@@ -36,14 +36,25 @@ PIPELINE_WRITES: Final = 512  # writes a round trip, so that no reply waits for 
 PIPELINE_BYTES: Final = 1 << 20
 
 # redis.call raises WRONGTYPE where the key holds something else than a string.
+# ARGV: fence, value, and for a row that expires the milliseconds.
 COMPARE_AND_SET: Final = f"""
 local fence = redis.call('GETRANGE', KEYS[1], {FENCE_SLICE.start}, {FENCE_SLICE.stop - 1})
 if ARGV[1] == '' then
-  if #fence == 0 and redis.call('SET', KEYS[1], ARGV[2], 'NX') then return 1 end
-  return 0
+  if #fence ~= 0 then return 0 end
+  local set
+  if ARGV[3] then
+    set = redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', ARGV[3])
+  else
+    set = redis.call('SET', KEYS[1], ARGV[2], 'NX')
+  end
+  return set and 1 or 0
 end
 if fence ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[3] then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+else
+  redis.call('SET', KEYS[1], ARGV[2])
+end
 return 1
 """
 
@@ -146,7 +157,12 @@ def eval_command(script: str, keys: Sequence[str], arguments: Sequence[Word]) ->
 def write_commands(writes: Sequence[Write]) -> list[Command]:
     """One compare-and-set script call a write; the empty string stands for an absent fence."""
     sha = SHAS[COMPARE_AND_SET]
-    return [("EVALSHA", sha, 1, write.key, write.fence or b"", write.value) for write in writes]
+    return [
+        ("EVALSHA", sha, 1, write.key, write.fence or b"", write.value)
+        if not write.expire_ms
+        else ("EVALSHA", sha, 1, write.key, write.fence or b"", write.value, write.expire_ms)
+        for write in writes
+    ]
 
 
 def pipelines(writes: Sequence[Write]) -> list[Sequence[Write]]:

@@ -36,6 +36,8 @@ class StreamConfig:
     durability: `fsynced` commits what the store's disk has confirmed; `answered` what the store has
         answered, for a store without an append-only file: a commit may then pass what a crash of
         the store leaves.
+    retention_ms: how long the topics keep their messages. Rows of views with a TTL leave the store
+        a day after the longer of both without a write; 0: nobody says, all rows stay.
     roll_rows, roll_ms: a Parquet file is closed at this many rows or this age.
     """
 
@@ -56,6 +58,7 @@ class StreamConfig:
     patience_ms: int = 30_000
     store_timeout_ms: int = 2_000
     durability: Literal["fsynced", "answered"] = "fsynced"
+    retention_ms: int = 0
     roll_rows: int = 50_000
     roll_ms: int = 10_000
 

@@ -45,6 +45,10 @@ ROWS_AT_ONCE: Final = 2_048
 OVERLAP: Final = 3
 
 
+#: How much later than by its TTL and its topic's retention a row leaves the store.
+EXPIRY_SLACK_MS: Final = 86_400_000
+
+
 @dataclass(frozen=True, slots=True)
 class OutsideActions:
     """Actions that a view does not take for their time, of one view. reason: late or future."""
@@ -52,6 +56,19 @@ class OutsideActions:
     view: str
     reason: str
     at: NDArray[np.intp]  # places in the run
+
+
+def physical_ttl_ms(view: ViewPlan, retention_ms: int) -> int:
+    """After how long without a write a row may leave the store, 0 for never.
+
+    Longer than the view's TTL, so that what leaves reads as expired already, and than the topic
+    keeps messages, so that no message that comes again finds the row and its fence gone.
+
+    retention_ms: of the topic, 0 where nobody says.
+    """
+    if not (view.ttl_ms and retention_ms):
+        return 0
+    return max(view.ttl_ms, retention_ms) + EXPIRY_SLACK_MS
 
 
 #: Confirms the side output of a run before its rows are written.
@@ -80,6 +97,7 @@ class Folder:
     again. views may be replaced between two calls. floors: (view, generation) → {partition: the
     first offset it takes}; where none is given, it takes all. silent: generations whose late and
     future actions are counted and not sent aside, since another one of the view sends them.
+    retention_ms: how long the topic keeps its messages; 0 where nobody says, and rows stay.
     """
 
     store: AsyncRowStore
@@ -91,6 +109,7 @@ class Folder:
     silent: frozenset[tuple[str, int]] = frozenset()
     counts: FoldCounts = field(default_factory=FoldCounts)
     hot: HotRows = field(default_factory=HotRows)
+    retention_ms: int = 0
 
     async def apply(self, run: ActionRun, allow: Callable[[], Awaitable[None]]) -> None:
         """Returns once every action of the run is in its rows.
@@ -176,6 +195,7 @@ class _ViewFold:
         self.layout: RowLayout = layout_of(view)
         self.keys = row_keys(view.name, view.generation, ids.tolist())
         self.takes = folder.above_floor(view, run)  # (a,)
+        self.expire_ms = physical_ttl_ms(view, folder.retention_ms)
         self.reported = False
         self.again = False
 
@@ -259,11 +279,13 @@ class _ViewFold:
                 got=f"{len(corrupt)} damaged rows",
                 do="rebuild the view from the archive; folding on would lose its state",
             )
+        absent = np.array([row is None for row in raw], bool)
         if self.again:
-            fences = zip(rows.epoch.tolist(), rows.offset.tolist(), strict=True)
-            for key, fence in zip(keys, fences, strict=True):
-                self.folder.check_not_back(key, fence)
-        return rows, np.array([row is None for row in raw], bool)
+            fences = zip(rows.epoch.tolist(), rows.offset.tolist(), absent.tolist(), strict=True)
+            for key, (epoch, offset, gone) in zip(keys, fences, strict=True):
+                if not (gone and self.expire_ms):
+                    self.folder.check_not_back(key, (epoch, offset))
+        return rows, absent
 
     def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
         """(a,) bool: the action's row is of this round, takes its message and has not seen it."""
@@ -306,7 +328,9 @@ class _ViewFold:
         rows.epoch = np.full(len(rows), self.folder.epoch, np.uint32)
         rows.offset = newest
         encoded = encode_rows(self.layout, rows)
-        writes = [Write(keys[row], old[row], encoded[row]) for row in touched.tolist()]
+        writes = [
+            Write(keys[row], old[row], encoded[row], self.expire_ms) for row in touched.tolist()
+        ]
         landed = np.array(await self.folder.store.compare_and_set(writes), bool)
         self.folder.hot.keep(
             [write for write, there in zip(writes, landed.tolist(), strict=True) if there]

@@ -116,6 +116,7 @@ class ItemWorker:
         )
         place = config.item_topic, config.item_group
         self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
+        self._folder.retention_ms = config.retention_ms
         self._tell_views()
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:

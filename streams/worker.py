@@ -89,6 +89,7 @@ class Worker:
         await self._plan.open()
         views = self._plan.views
         self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
+        self._folder.retention_ms = config.retention_ms
         self._tell_views()
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:

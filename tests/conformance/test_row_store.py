@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from uuid import uuid4
 
 import pytest
@@ -202,6 +203,34 @@ class TestCompareAndSet:
             writes.append(Write(key, given_fence, row(*fence)))
         assert store.compare_and_set(writes) == expected
         assert store.read(keys) == [row(*model[key]) if key in model else None for key in keys]
+
+
+class TestExpiry:
+    """A row may leave the store some time after it was written last; a tombstone, too."""
+
+    def test_leaves_when_it_was_not_written_for_so_long(self, store: RowStore, prefix: str) -> None:
+        short, long, stays = (f"{prefix}:{name}" for name in ("short", "long", "stays"))
+        writes = [
+            Write(short, None, row(1, 1), 30),
+            Write(long, None, row(1, 1), 60_000),
+            Write(stays, None, row(1, 1)),
+        ]
+        assert store.compare_and_set(writes) == [True] * 3
+        time.sleep(0.06)
+        assert store.read([short, long, stays]) == [None, row(1, 1), row(1, 1)]
+        again = [Write(short, fence_bytes(1, 1), row(1, 2)), Write(short, None, row(1, 3))]
+        assert store.compare_and_set(again) == [False, True]
+
+    def test_each_write_begins_anew(self, store: RowStore, prefix: str) -> None:
+        key = f"{prefix}:row"
+        store.compare_and_set([Write(key, None, row(1, 1), 30)])
+        assert store.compare_and_set([Write(key, fence_bytes(1, 1), row(1, 2))]) == [True]
+        time.sleep(0.06)
+        assert store.read([key]) == [row(1, 2)]
+        store.compare_and_set([Write(key, fence_bytes(1, 2), row(1, 3), 30)])
+        assert store.compare_and_set([Write(key, None, row(1, 4), 30)]) == [False]
+        time.sleep(0.06)
+        assert store.read([key]) == [None]
 
 
 class TestTexts:

@@ -17,7 +17,7 @@ from schemas.names import row_key
 from schemas.row import empty_rows, encode_rows, read_fence
 from store.base import Write
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
-from streams.folding import Folder, OutsideActions
+from streams.folding import Folder, OutsideActions, physical_ttl_ms
 from streams.messages import ActionRun
 from tests.aggregation.plans import small_view
 from tests.streams.support import T0, assert_rows_equal_oracle, some_actions
@@ -299,3 +299,25 @@ def test_rows_of_other_views_are_left_alone() -> None:
     bench.store.compare_and_set([Write("other@1:{5}", None, other)])
     bench.apply(bench.folder(), run_of(sent))
     assert bench.store.read(["other@1:{5}"]) == [other]
+
+
+@pytest.mark.parametrize(
+    ("ttl_ms", "retention_ms", "wanted"),
+    [(0, 0, 0), (5, 0, 0), (0, 5, 0), (5, 7, 86_400_007), (9, 7, 86_400_009)],
+)
+def test_rows_outlive_their_ttl_and_their_topic(
+    ttl_ms: int, retention_ms: int, wanted: int
+) -> None:
+    assert physical_ttl_ms(small_view(ttl_ms), retention_ms) == wanted
+
+
+def test_an_expired_row_begins_anew_though_this_process_wrote_it() -> None:
+    now = [0.0]
+    bench, sent = Bench(MemoryRowStore(clock_ms=lambda: now[0])), messages(2)
+    folder = bench.folder()
+    folder.views, folder.retention_ms = (small_view(ttl_ms=1_000),), 1_000
+    bench.apply(folder, run_of(sent[:1]))
+    assert bench.store.facts().keys > 0
+    now[0] = 86_401_001
+    bench.apply(folder, run_of(sent[1:], 1))
+    assert_rows_equal_oracle(bench.store, small_view(ttl_ms=1_000), sent[1:])
