@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,21 @@ import numpy as np
 import pytest
 
 from catalog.lock import LOCK_NAME, require_lock
+from encore.backfilling import BackfillResult, Options, run_backfill
 from encore.cli import main
-from schemas.actions import decode_batch
+from encore.settings import Settings
+from encore.stack import answers
+from encore.wiring import ensure_topics, stream_config
+from schemas.actions import ACTION, ActionType, decode_batch
 from schemas.names import ACTIONS_TOPIC, row_keys
 from schemas.plan import ViewPlan
 from schemas.row import read_fence
 from store.redis_store import RedisRowStore
-from tests.encore.test_evolution import VIEW, Load, Running, added, under_load
+from streams.backfill import BackfillConfig
+from streams.producer import ActionProducer
+from tests.encore.test_evolution import TICK_MS, VIEW, Load, Running, actions, added, under_load
 from tests.encore.test_evolution import stack as stack
-from tests.streams.support import assert_rows_equal_oracle, read_topic, wait_until
+from tests.streams.support import T0, assert_rows_equal_oracle, read_topic, wait_until
 from tests.streams.test_item_worker import assert_item_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("stack")]
@@ -53,13 +60,11 @@ def declare_items(stack: Running) -> None:
     )
 
 
-def start(stack: Running, load_first: bool = True) -> None:
+def start(stack: Running) -> None:
     stack.json("apply")
     stack.json("load")
     for name in ("stream", "items", "sink"):
         stack.processes.start(name, [name])
-    from encore.stack import answers
-
     stack.processes.start("serve", ["serve"], ready=lambda: answers(stack.settings))
 
 
@@ -144,3 +149,81 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
         raw = store.read(row_keys(VIEW, 2, np.arange(5).tolist()))
     assert [read_fence(row) for row in raw] == [None] * 5
     assert Path(stack.settings.data_dir).exists()
+
+
+class CrashError(Exception):
+    """The process ends here, at no point of its own choosing."""
+
+
+#: Nothing filled; some rows written; all written; marked filled; caught up; published.
+CRASHES = (
+    *("encore.backfilling.fill_view", "streams.filling._check_same"),
+    *("encore.backfilling.mark_filled", "encore.backfilling.wait_caught_up"),
+    *("encore.backfilling.switch", "catalog.staging.end"),
+)
+
+
+def crash(*_: Any, **__: Any) -> Any:
+    raise CrashError
+
+
+def test_interrupted_anywhere_it_goes_on_when_run_again(
+    stack: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a worker beside it and history from before the log; each action counts once."""
+    settings = stack.settings
+    sent: list[tuple[Any, int]] = []
+    stack.json("apply")
+    ensure_topics(settings)
+    stack.processes.start("stream", ["stream"])
+    lines = [
+        {"user": user, "item": 1, "type": kind, "time_ms": T0 - 60_000 + user}
+        for user in range(1, 90)
+        for kind in ("play", "click")
+    ]
+    lines.append({"user": 1, "item": 1, "type": "play", "time_ms": T0 + TICK_MS})
+    (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    added(stack)
+    config = BackfillConfig(stream_config(settings), foreign=(tmp_path / "old.jsonl",))
+    with ActionProducer(settings.bootstrap, ACTIONS_TOPIC, settings.partitions) as producer:
+
+        def tick() -> dict[int, int]:
+            sent.append(
+                (actions(len(sent), T0 + len(sent) * TICK_MS), T0 + (len(sent) + 1) * TICK_MS)
+            )
+            return producer.send(*sent[-1])
+
+        def run() -> BackfillResult:
+            return run_backfill(settings, config, Options((VIEW,)), lambda *_: None)
+
+        wait_folded(settings, [tick() for _ in range(6)][-1])
+        for place in CRASHES:
+            with monkeypatch.context() as patch:
+                patch.setattr(place, crash)
+                with pytest.raises(CrashError):
+                    run()
+            tick()
+        done = run()
+        ends = tick()
+    wait_folded(settings, ends)
+    assert (done.resumed, done.fills) == (True, ())
+    view = plan_view(stack, VIEW)
+    assert view.generation == 2
+    kinds = {"play": ActionType.PLAY, "click": ActionType.CLICK}
+    old = np.zeros(len(lines) - 1, ACTION)
+    for name in ("user", "item", "time_ms"):
+        old[name] = [line[name] for line in lines[:-1]]
+    old["type"] = [kinds[str(line["type"])] for line in lines[:-1]]
+    with RedisRowStore(settings.store_url) as store:
+        assert_rows_equal_oracle(store, view, [(old, T0), *sent])
+
+
+def wait_folded(settings: Settings, ends: dict[int, int]) -> None:
+    """Until the worker's marks reach these offsets."""
+
+    def there() -> bool:
+        marks = store.get_progress(ACTIONS_TOPIC, settings.group)
+        return all(p in marks and marks[p].next_offset >= end for p, end in ends.items())
+
+    with RedisRowStore(settings.store_url) as store:
+        wait_until(there, 30)

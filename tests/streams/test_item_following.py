@@ -1,0 +1,173 @@
+"""An item worker follows published and staged plans while it runs: on a real log, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.ids import partitions_of
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, STAGED_KEY
+from schemas.plan import Plan, ViewPlan, dump_plan
+from schemas.staged import Staged, dump_staged
+from store.redis_store import AsyncRedisRowStore
+from streams.admin import ensure_topics
+from streams.backfill import lacking
+from streams.generations import recorded_floors
+from streams.origins import Origin, item_origin, log_of
+from streams.producer import ActionProducer
+from tests.streams.support import (
+    PARTITIONS,
+    T0,
+    Stack,
+    make_stack,
+    running,
+    some_actions,
+    wait_until,
+)
+from tests.streams.test_catching_up import unstage
+from tests.streams.test_item_worker import assert_item_rows, wait_items
+
+
+@pytest.fixture
+def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
+    """One item view, fed from the topic re-keyed by item."""
+    made = make_stack(broker, valkey, tmp_path / "data", batch_actions=500)
+    view = replace(made.view, entity="item", source=made.config.item_topic)
+    ensure_topics(broker, made.config.topics)
+    return replace(made, plan=replace(made.plan, views=(view,)))
+
+
+@dataclass
+class Sent:
+    """Messages of one user each, with their places in the source."""
+
+    messages: list[tuple[Any, int, int, int]] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
+
+    def send(self, producer: ActionProducer, count: int) -> None:
+        for _ in range(count):
+            part = some_actions(60, 9, len(self.messages))
+            part = part[part["user"] == part["user"][0]]
+            ((partition, end),) = producer.send(part, T0 + 20_000).items()
+            self.messages.append((part, T0 + 20_000, partition, end - 1))
+            self.ends[partition] = end
+
+    def all(self) -> list[tuple[Any, int]]:
+        return [(part, sent_ms) for part, sent_ms, _, _ in self.messages]
+
+    def beyond(self, origin: Origin) -> list[tuple[Any, int]]:
+        """What lies at or behind the bounds of each action's item."""
+        found = []
+        for part, sent_ms, partition, offset in self.messages:
+            of = partitions_of(part["item"], PARTITIONS)
+            bounds = np.array([origin.bounds[p].get(partition, 0) for p in range(PARTITIONS)])
+            found.append((part[offset >= bounds[of]], sent_ms))
+        return found
+
+
+def set_key(stack: Stack, key: str, text: str) -> None:
+    with stack.store() as store:
+        version = int(store.get_text(PLAN_VERSION_KEY) or 0)
+        assert store.compare_and_set_text(key, PLAN_VERSION_KEY, version, text)
+
+
+def ask(stack: Stack, question: Any) -> Any:
+    """Ask an async question of the store."""
+
+    async def asked() -> Any:
+        async with AsyncRedisRowStore(stack.config.store_url) as store:
+            return await question(store)
+
+    return asyncio.run(asked())
+
+
+def has_floors(stack: Stack, view: ViewPlan) -> bool:
+    place = stack.config.item_topic, stack.config.item_group
+    return len(ask(stack, lambda store: recorded_floors(store, *place, view))) == PARTITIONS
+
+
+def test_a_running_item_worker_takes_over_a_new_generation(stack: Stack) -> None:
+    old, new = stack.view, replace(stack.view, generation=2)
+    before, after = Sent(), Sent()
+    topic = stack.config.topic
+    with (
+        stack.store() as store,
+        ActionProducer(stack.config.bootstrap, topic, PARTITIONS) as producer,
+        running("items", stack) as items,
+    ):
+        before.send(producer, 12)
+        wait_items(stack, before.ends)
+        set_key(stack, PLAN_KEY, dump_plan(Plan(2, 1, (new,), ())))
+        wait_until(partial(has_floors, stack, new))
+        after.send(producer, 12)
+        wait_items(stack, after.ends)
+        assert_item_rows(store, old, before.all())
+        assert_item_rows(store, new, after.all())
+        assert items.terminate() == 0
+        set_key(stack, PLAN_KEY, dump_plan(Plan(3, 2, (), ())))
+
+
+def begin(stack: Stack, view: ViewPlan) -> Origin:
+    """The origin that a backfill records."""
+    config = stack.config
+    facts = ensure_topics(config.bootstrap, config.topics)
+
+    async def origin(store: AsyncRedisRowStore) -> Origin:
+        source = await log_of(store, facts[config.topic], 1_000)
+        target = await log_of(store, facts[config.item_topic], 1_000)
+        return await item_origin(store, config, view, (source, target))
+
+    found = ask(stack, origin)
+    assert isinstance(found, Origin)
+    return found
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+def test_a_filled_generation_of_items_is_caught_up_under_load(stack: Stack) -> None:
+    """From the floors' source tables on, each action once, through a SIGKILL."""
+    new, sent, stop = replace(stack.view, generation=2), Sent(), threading.Event()
+    producer = ActionProducer(stack.config.bootstrap, stack.config.topic, PARTITIONS)
+
+    def load() -> None:
+        while not stop.is_set():
+            sent.send(producer, 2)
+
+    def ready() -> bool:
+        found = ask(stack, lambda store: lacking(stack.config, new, store))
+        return all(at >= end for at, end in found.values())
+
+    with stack.store() as store, producer:
+        thread = threading.Thread(target=load)
+        try:
+            with running("items", stack) as items:
+                sent.send(producer, 20)
+                wait_items(stack, sent.ends)
+                thread.start()
+                origin = begin(stack, new)
+                wait_until(lambda: len(sent.messages) > 60)
+                filled = Staged("filled", Plan(2, 1, (new,), ()), {new.name: 2})
+                set_key(stack, STAGED_KEY, dump_staged(filled))
+                wait_until(lambda: f"{new.name}@2" in items.text())
+                items.kill()
+            with running("items", stack) as again:
+                wait_until(ready)
+                stop.set()
+                thread.join()
+                wait_items(stack, sent.ends)
+                wait_until(ready)
+                assert again.terminate() == 0
+        finally:
+            stop.set()
+            unstage(stack)
+        assert_item_rows(store, stack.view, sent.all())
+        lacks = sum(len(part) for part, _ in sent.beyond(origin))
+        assert 0 < lacks < sum(len(part) for part, _ in sent.all())
+        assert_item_rows(store, new, sent.beyond(origin))
