@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -23,6 +24,7 @@ from yarl import URL
 from schemas.errors import EncoreError, StreamError
 from streams.config import StreamConfig
 from streams.transport import ListTransport, Marks
+from streams.watchdog import Watchdog
 
 log = logging.getLogger("encore.streams")
 
@@ -118,11 +120,13 @@ class StreamApp:
         self._stop = asyncio.Event()
         self._busy = asyncio.Lock()  # the handler is called by one task at a time
         self._draining = False
+        self._standing: dict[TP, int] = {}  # what comes next in each partition, for the watchdog
         self._failure: asyncio.Future[None]
 
     async def run(self) -> int:
         """Returns the exit code."""
-        loop = asyncio.get_running_loop()
+        config = self._config
+        self._loop = loop = asyncio.get_running_loop()
         self._failure = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -131,8 +135,9 @@ class StreamApp:
             await self._handler.open(self._sender(app), self._marks)
             await app.start()
             log.info("%s: reading %s", self._group, ", ".join(self._topics))
-            await self._work(app)
-            await self._drain()
+            with Watchdog(config, lambda: dict(self._standing), self._stuck, time.monotonic):
+                await self._work(app)
+                await self._drain()
             app.transport.leaves_group = True
         except EncoreError as error:
             log.error("%s: ended: %s", self._group, error, extra={"error": error.parts()})
@@ -185,7 +190,9 @@ class StreamApp:
     async def _start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
         """Faust asks after each assignment; lists of earlier generations are dropped from now."""
         async with self._busy:
-            return await self._handler.start_at(tps)
+            places = await self._handler.start_at(tps)
+            self._standing = dict(places)
+            return places
 
     async def _agent(self, stream: Any) -> None:
         """Faust's part: put each fetched list into the inbox, which holds back when it is full.
@@ -221,6 +228,15 @@ class StreamApp:
                 ) from error
 
         return send
+
+    def _stuck(self, error: StreamError) -> None:
+        """Called by the watchdog's thread."""
+
+        def fail() -> None:
+            if not self._failure.done():
+                self._failure.set_exception(error)
+
+        self._loop.call_soon_threadsafe(fail)
 
     # --- work -------------------------------------------------------------------------------
 
@@ -262,6 +278,7 @@ class StreamApp:
                 lists = [each for each in waiting if each.generation == current]
                 if lists:
                     await self._handler.handle(lists)
+                    self._standing |= {each.tp: each.next_offset for each in lists}
                 else:
                     await self._handler.idle()
 

@@ -38,6 +38,8 @@ class StreamConfig:
         the store leaves.
     retention_ms: how long the topics keep their messages. Rows of views with a TTL leave the store
         a day after the longer of both without a write; 0: nobody says, all rows stay.
+    stand_still_ms: a process whose positions do not move for this long ends, if there is something
+        to read; more than twice patience_ms.
     roll_rows, roll_ms: a Parquet file is closed at this many rows or this age.
     """
 
@@ -56,6 +58,7 @@ class StreamConfig:
     batch_actions: int = 20_000
     inbox_lists: int = 16
     patience_ms: int = 30_000
+    stand_still_ms: int = 120_000
     store_timeout_ms: int = 2_000
     durability: Literal["fsynced", "answered"] = "fsynced"
     retention_ms: int = 0
@@ -68,6 +71,12 @@ class StreamConfig:
         for name in (*positive, "roll_rows", "roll_ms"):
             if getattr(self, name) < 1:
                 raise SettingsError(name, required="1 or more", got=str(getattr(self, name)))
+        if self.stand_still_ms <= 2 * self.patience_ms:
+            raise SettingsError(
+                "stand_still_ms",
+                required=f"more than twice patience_ms, {self.patience_ms}",
+                got=str(self.stand_still_ms),
+            )
         if self.session_timeout_s <= 0 or self.commit_interval_s <= 0:
             raise SettingsError(
                 "session_timeout_s, commit_interval_s",

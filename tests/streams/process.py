@@ -5,15 +5,21 @@ FAULT names a defect to run with: the point of the tests that use one is that no
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from store.base import Write
+from store.redis_store import AsyncRedisRowStore
 from streams.app import run_app
 from streams.config import StreamConfig
 from streams.item_worker import run_item_worker
+from streams.servers import Servers
 from streams.ship import run_shipper
 from streams.sink import run_sink
 from streams.worker import Worker, run_worker
@@ -31,6 +37,40 @@ class RaisingWorker(Worker):
         await super().handle(lists)
 
 
+class WaitingWorker(Worker):
+    """Waits for what never happens, once it has been given something."""
+
+    async def handle(self, lists: Any) -> None:
+        await asyncio.Event().wait()
+
+
+class BlockingWorker(Worker):
+    """Holds the event loop, once it has been given something."""
+
+    async def handle(self, lists: Any) -> None:
+        time.sleep(600)
+
+
+class SlowStore(AsyncRedisRowStore):
+    """Each write takes a tenth of a second more."""
+
+    async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
+        await asyncio.sleep(0.1)
+        return await super().compare_and_set(writes)
+
+
+def slow_store(config: StreamConfig) -> SlowStore:
+    return SlowStore(config.store_url)
+
+
+FAULTS: dict[str, Callable[[StreamConfig], Worker]] = {
+    "raise": RaisingWorker,
+    "wait": WaitingWorker,
+    "block": BlockingWorker,
+    "slow": lambda config: Worker(config, Servers(open_store=slow_store)),
+}
+
+
 def main(kind: str, settings: str, fault: str) -> int:
     values = json.loads(settings)
     for name in ("data_dir", "spool_dir"):
@@ -40,8 +80,8 @@ def main(kind: str, settings: str, fault: str) -> int:
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for library in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(library).setLevel("ERROR")
-    if fault == "raise":
-        return run_app(config, config.group, [config.topic], RaisingWorker(config))
+    if fault:
+        return run_app(config, config.group, [config.topic], FAULTS[fault](config))
     runs = {
         "worker": run_worker,
         "items": run_item_worker,
