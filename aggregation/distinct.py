@@ -13,8 +13,7 @@ Expression Cardinalities, ICDT 2016 (the smallest threshold of a union leaves it
 The hash is xxh3-64 of the value's 8 bytes, without seed, and at most 2^64 - 2; a row holds one more
 than it, 0 where there is none. The k + 1 smallest of a set depend on the set only.
 
-Symbols: n rows, T tiles of a ring, W = k + 1 hashes a tile, m actions, u tiles they fall into, w
-tiles of a window.
+Symbols: n rows, T tiles of a ring, W = k + 1 hashes a tile, m actions, u tiles they fall into.
 """
 
 from __future__ import annotations
@@ -82,18 +81,24 @@ def _smallest(group: Array, hashes: Array, shape: tuple[int, int]) -> Array:
     return out
 
 
-def estimate(hashes: Array) -> NDArray[np.int64]:
-    """How many distinct values the tiles of a window hold.
+def estimate(tiles: Array, rows: NDArray[np.intp], n: int) -> NDArray[np.int64]:
+    """How many distinct values the windows of n rows hold.
 
-    hashes: (n, w, W) uint64 as stored, zeros for tiles that are not in the window. Returns (n,)
-    int64: exact where no tile is full.
+    tiles: (p, W) uint64 as stored, the tiles of all windows. rows: (p,) the row of each, ascending.
+    Returns (n,) int64: exact where no tile of a row is full.
     """
-    least = hashes - _ONE  # (n, w, W) empty places are _NOTHING
-    threshold = least[:, :, -1].min(axis=1)  # (n,) _NOTHING where no tile is full
-    known = np.sort(least.reshape(len(hashes), -1), axis=1)  # (n, w * W)
-    fresh = known < threshold[:, None]
-    fresh[:, 1:] &= known[:, 1:] != known[:, :-1]
-    count: NDArray[np.int64] = np.count_nonzero(fresh, axis=1)  # (n,)
+    threshold = np.full(n, _NOTHING)  # (n,) uint64
+    starts = run_starts(rows)
+    least = tiles - _ONE  # (p, W) empty places are _NOTHING
+    if len(rows):
+        threshold[rows[starts]] = np.minimum.reduceat(least[:, -1], starts)
+    tile, place = np.nonzero(least < threshold[rows, None])
+    row, hashes = rows[tile], least[tile, place]  # (h,)
+    begins = run_starts(row)
+    known = np.full((n, int(np.diff(begins, append=len(row)).max(initial=0)) + 1), _NOTHING)
+    known[row, np.arange(len(row)) - begins[run_numbers(begins, len(row))]] = hashes
+    known.sort(axis=1)  # (n, most hashes of a row + 1), so that the last is _NOTHING
+    count: NDArray[np.int64] = np.count_nonzero(known[:, 1:] != known[:, :-1], axis=1)
     if (threshold == _NOTHING).all():
         return count
     scale = np.where(threshold == _NOTHING, 1.0, _HASHES / (threshold.astype(np.float64) + 1.0))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from aggregation.distinct import estimate
 from aggregation.features import Features, Mask, Moment, refuse
 from aggregation.moments import deviation, mean
-from aggregation.rings import held_tiles, window_slots
+from aggregation.rings import held_tiles, inside_window, window_slots
 from aggregation.saturate import saturate
 from aggregation.sequences import visible
 from schemas.layout import NUMPY
@@ -41,7 +41,7 @@ TOTALS: tuple[RingFunction, ...] = ("count", "sum")
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One feature over the tiles of rings of one hop. A subclass says what it makes of them.
+    """One feature over the tiles of rings of one hop.
 
     takes: the functions of its rings, in the order of the feature's sources.
     """
@@ -55,6 +55,12 @@ class Measure:
         """One step for each feature."""
         for feature in features:
             yield cls(feature, _rings_of(view, feature, cls.takes))
+
+
+class OfTiles(Measure):
+    """One that looks at each tile of the window. A subclass says what it makes of them."""
+
+    __slots__ = ()
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Gathers the window's tiles, the newest first, and hands them on."""
@@ -78,7 +84,7 @@ class Measure:
         raise NotImplementedError
 
 
-class Means(Measure):
+class Means(OfTiles):
     """Of (sum, count)."""
 
     __slots__ = ()
@@ -90,7 +96,7 @@ class Means(Measure):
         return mean(count, total), count == 0
 
 
-class Deviations(Measure):
+class Deviations(OfTiles):
     """Of (squares, sum, count)."""
 
     __slots__ = ()
@@ -104,7 +110,7 @@ class Deviations(Measure):
         return np.where(count == 0, 0.0, values), count == 0
 
 
-class Least(Measure):
+class Least(OfTiles):
     """Of a min."""
 
     __slots__ = ()
@@ -117,7 +123,7 @@ class Least(Measure):
         return np.maximum(least.astype(np.int64) - 1, 0), least == 0
 
 
-class Greatest(Measure):
+class Greatest(OfTiles):
     """Of a max."""
 
     __slots__ = ()
@@ -135,12 +141,20 @@ class Distinct(Measure):
     __slots__ = ()
     takes = (("distinct",),)
 
-    def measured(self, tiles: list[Array]) -> tuple[Array, Mask | None]:
-        """Exact where no tile is full."""
-        return estimate(tiles[0]), None
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """Never null. Looks only at tiles that hold something, most of which do not."""
+        feature, (ring,) = self.feature, self.rings
+        held = moment.living(rows.present[ring.head])  # (n,)
+        now_tile, heads = moment.now_ms // ring.hop_ms, rows.values[ring.head]
+        state = rows.values[ring.field].reshape(len(rows), ring.tiles, ring.width)  # (n, T, W)
+        inside = inside_window(heads, held, now_tile, ring.tiles, feature.tiles)  # (n, T)
+        row, slot = np.nonzero(inside & (state[:, :, 0] > 0))
+        values = estimate(state[row, slot], row, len(rows))
+        out.values[feature.name] = saturate(values, NUMPY[feature.dtype])
+        out.null[feature.name] = moment.never
 
 
-class DecayedSums(Measure):
+class DecayedSums(OfTiles):
     """Of a count or a sum, each tile weighed by its age."""
 
     __slots__ = ()

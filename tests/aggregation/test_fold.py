@@ -81,24 +81,28 @@ def test_one_action_at_a_time_equals_all_at_once(
 
 
 @settings(max_examples=100, deadline=None)
-@given(histories())
-def test_the_report_says_what_became_of_each(history: tuple[Any, Any, Any]) -> None:
+@given(st.sampled_from([SMALL, FUNCTIONS]), histories())
+def test_the_report_says_what_became_of_each(view: ViewPlan, history: tuple[Any, Any, Any]) -> None:
+    """Whatever the functions: late and future actions are told apart from the rest, and from none
+    of them is anything in the rows."""
     actions, row, sent_ms = history
-    rows = empty_rows(layout_of(SMALL), IDS)
-    report = fold(SMALL, rows, row, actions, sent_ms)
+    rows = empty_rows(layout_of(view), IDS)
+    report = fold(view, rows, row, actions, sent_ms)
     for index, action in enumerate(as_dicts(actions)):
         instruction = action["type"] == ActionType.DELETE_USER
-        timely = in_time(SMALL, action, int(sent_ms[index]))
+        timely = in_time(view, action, int(sent_ms[index]))
         assert report.folded[index] == (timely and not instruction)
         assert report.late[index] == (
-            not instruction and action["time_ms"] < sent_ms[index] - SMALL.skew_ms
+            not instruction and action["time_ms"] < sent_ms[index] - view.skew_ms
         )
         assert report.future[index] == (
-            not instruction and action["time_ms"] > sent_ms[index] + SMALL.future_ms
+            not instruction and action["time_ms"] > sent_ms[index] + view.future_ms
         )
     expected = np.zeros(len(IDS), bool)
     expected[row[report.folded]] = True
     assert np.array_equal(report.touched, expected)
+    rest = (actions[report.folded], row[report.folded], sent_ms[report.folded])
+    assert encode_rows(layout_of(view), rows) == folded(view, rest)
 
 
 def act(kind: str, time_ms: int, **columns: Any) -> NDArray[np.void]:

@@ -61,9 +61,17 @@ online_activity = streamed_view("online_activity", user, actions("actions"), [
     count("clicks_1h", "click", HOUR, log_buckets(8, low=1, high=100)),
     total("play_ms_1d", "play.value", DAY, log_buckets(8, low=1, high=100)),
     last_n("last_videos", "play.item", 5, shares="online_videos:video_id"),
+    mean("mean_ms_1d", "play.value", DAY),
+    std("std_ms_1d", "play.value", DAY),
+    greatest("longest_ms_1d", "play.value", DAY),
+    distinct("videos_1d", "*.item", DAY, capacity=8),
+    decayed_sum("decayed_clicks_1d", "click", DAY, half_life=HOUR),
+    last("last_video", only("play.item", "value >= 3000")),
+    smoothed("play_ms_a_click", "play_ms_1d", "clicks_1h"),
 ])
 ranking = feature_service("ranking", [
-    online_activity, online_videos[["author_id", "kind"]],
+    online_activity[["clicks_1h", "play_ms_1d", "last_videos"]],
+    online_videos[["author_id", "kind"]],
 ])
 """
 
@@ -164,6 +172,22 @@ def test_windowed_features_are_computed_at_the_moment(feast: FeatureStore) -> No
     assert got["clicks_1h"] == [2]
     assert got["play_ms_1d"] == [6_500]
     assert got["last_videos"] == [[2, 1]]
+
+
+def test_functions_of_windows_are_computed_at_the_moment(feast: FeatureStore) -> None:
+    """Of user 7, and of one without a row."""
+    expected = {
+        "mean_ms_1d": [3_250.0, None],
+        "std_ms_1d": [750.0, None],
+        "longest_ms_1d": [4_000, None],
+        "videos_1d": [2, 0],
+        "decayed_clicks_1d": [2.25, 0.0],
+        "last_video": [1, None],
+        "play_ms_a_click": [3_250.0, None],
+    }
+    names = [f"online_activity:{name}" for name in expected]
+    got = read(feast, names, [{"user_id": 7}, {"user_id": 404}])
+    assert {name: got[name] for name in expected} == expected
 
 
 def test_a_user_without_a_row_has_the_empty_state(feast: FeatureStore) -> None:
