@@ -96,7 +96,8 @@ class Folder:
     epoch: of the topic that the runs are read from. patience_ms: how long a failing store is tried
     again. views may be replaced between two calls. floors: (view, generation) → {partition: the
     first offset it takes}; where none is given, it takes all. silent: generations whose late and
-    future actions are counted and not sent aside, since another one of the view sends them.
+    future actions are counted and not sent aside, since another one of the view sends them. ended:
+    partition → {epoch of a lost log: from where on its messages may come once more}.
     retention_ms: how long the topic keeps its messages; 0 where nobody says, and rows stay.
     """
 
@@ -107,6 +108,7 @@ class Folder:
     patience_ms: int
     floors: Mapping[tuple[str, int], Mapping[int, int]] = field(default_factory=dict)
     silent: frozenset[tuple[str, int]] = frozenset()
+    ended: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
     counts: FoldCounts = field(default_factory=FoldCounts)
     hot: HotRows = field(default_factory=HotRows)
     retention_ms: int = 0
@@ -198,6 +200,8 @@ class _ViewFold:
         self.expire_ms = physical_ttl_ms(view, folder.retention_ms)
         self.reported = False
         self.again = False
+        self.first = np.zeros(len(ids), np.intp)  # (n,) a place in the run of each entity
+        self.first[which] = np.arange(len(which))
 
     async def settle(self, permitted: asyncio.Future[None]) -> None:
         """Rounds of read, fold and write until no row is left."""
@@ -285,7 +289,25 @@ class _ViewFold:
             for key, (epoch, offset, gone) in zip(keys, fences, strict=True):
                 if not (gone and self.expire_ms):
                     self.folder.check_not_back(key, (epoch, offset))
+        if any(self.folder.ended.values()):
+            self._check_not_ahead(rows, self.run.partition[self.first[pending]], keys)
         return rows, absent
+
+    def _check_not_ahead(self, rows: Rows, partition: NDArray[np.int32], keys: list[str]) -> None:
+        """Raises StreamError for a row that holds what only the lost log could tell.
+
+        partition: (r,) of each row.
+        """
+        places = zip(partition.tolist(), rows.epoch.tolist(), rows.offset.tolist(), strict=True)
+        for key, (place, epoch, offset) in zip(keys, places, strict=True):
+            end = self.folder.ended.get(place, {}).get(epoch)
+            if end is not None and offset >= end:
+                raise StreamError(
+                    f"row {key}",
+                    required=f"nothing beyond offset {end} of the lost log of epoch {epoch}",
+                    got=f"offset {offset}: its actions would count twice",
+                    do="rebuild the view from the archive: `encore rebuild`",
+                )
 
     def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
         """(a,) bool: the action's row is of this round, takes its message and has not seen it."""

@@ -89,6 +89,7 @@ class ItemWorker:
             )
             for name in (config.topic, config.item_topic)
         ]
+        # Also confirms the logs' numbers: a store that forgot one would give it to another log.
         self._confirmations = await open_confirmations(self._store, marks, config)
         group = rekey_group(config.item_group, self._target.epoch)
         self._sent = Positions(self._store, config.topic, group, self._source.epoch)
@@ -132,11 +133,12 @@ class ItemWorker:
         self._pairs = {tp.partition: await self._tables.load(tp.partition) for tp in target}
         saved = {partition for partition, pair in self._pairs.items() if pair.version}
         tell_of_a_wipe(target, saved, self._marks)
-        ends = {
-            partition: pair.next_offset
-            for partition, pair in self._pairs.items()
-            if pair.epoch == self._target.epoch
-        }
+        for partition, pair in self._pairs.items():
+            if pair.epoch != self._target.epoch:
+                pair.enter(self._target.epoch, self._source.epoch)
+                await self._tables.save(partition, pair)
+        self._folder.ended = {partition: pair.ended for partition, pair in self._pairs.items()}
+        ends = {p: pair.next_offset for p, pair in self._pairs.items() if pair.next_offset}
         await self._generations.begin(self._plan.views, self._pairs)
         self._use_views()
         places = self._sent.begin(source, await self._sent.marks())
@@ -211,7 +213,7 @@ class ItemWorker:
     async def _save(self, tp: TP, next_offset: int) -> None:
         """A partition's table with the position up to which it speaks."""
         pair = self._pairs[tp.partition]
-        pair.epoch, pair.next_offset = self._target.epoch, next_offset
+        pair.next_offset = next_offset
         pair.folded = self._generations.folded(tp.partition)
         await self._tables.save(tp.partition, pair)
 

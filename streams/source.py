@@ -43,9 +43,15 @@ class Source:
         patience_ms: int,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> Source:
-        """Ask the store for the number of this log; a new log takes the next one."""
+        """Ask the store for the number of this log; a new log takes the next one.
+
+        Raises StreamError where the log was lost meanwhile: had another process asked for its
+        successor's number first, the older log would have the higher one.
+        """
         epoch = await store.epoch_of(facts.name, facts.topic_id)
-        return cls(admin, facts, epoch, patience_ms, clock_s)
+        source = cls(admin, facts, epoch, patience_ms, clock_s)
+        await source.check()
+        return source
 
     async def check(self) -> None:
         """Raises StreamError unless the topic still has the id it had.

@@ -70,13 +70,33 @@ class SourceTable:
 class Pair:
     """A table and its re-key position. epoch: of the re-keyed log that next_offset is in; 0 where
     nothing was saved yet. version: of the saved text. folded: (view, generation) whose rows hold
-    all before next_offset."""
+    all before next_offset. ended: {epoch of a lost log: the position that was saved in it}."""
 
     epoch: int
     next_offset: int
     table: SourceTable
     version: int
     folded: frozenset[tuple[str, int]] = frozenset()
+    ended: dict[int, int] = field(default_factory=dict)
+
+    def enter(self, epoch: int, source_epoch: int) -> None:
+        """Begin with another re-keyed log than before.
+
+        What was in the lost log beyond the position may be in rows, and comes again as long as the
+        source's log is the same: `streams.folding` refuses rows that are ahead of the table.
+        Raises StreamError where another process is in a newer log already.
+        """
+        if epoch < self.epoch:
+            raise StreamError(
+                "source table",
+                required=f"the log of epoch {self.epoch}, or a newer one",
+                got=f"the log of epoch {epoch}, which is lost",
+                do="restart this process, it takes the new log",
+            )
+        reached = self.table.reached.values()
+        if self.epoch and (not reached or any(at[0] == source_epoch for at in reached)):
+            self.ended[self.epoch] = self.next_offset
+        self.epoch, self.next_offset = epoch, 0
 
     def standing(self, epoch: int) -> int:
         """The position in the log of that epoch; its beginning where the pair is of another."""
@@ -92,6 +112,7 @@ def dump_pair(pair: Pair, version: int) -> str:
             "epoch": pair.epoch,
             "next_offset": pair.next_offset,
             "sources": sources,
+            "ended": {str(epoch): at for epoch, at in sorted(pair.ended.items())},
             "folded": sorted(map(list, pair.folded)),
         }
     )
@@ -109,6 +130,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
         reached = {int(p): (int(epoch), int(at)) for p, (epoch, at) in held["sources"].items()}
         numbers = [int(held[name]) for name in ("epoch", "next_offset", "version")]
         folded = frozenset((str(view), int(number)) for view, number in held.get("folded", ()))
+        ended = {int(epoch): int(at) for epoch, at in held.get("ended", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StreamError(
             f"store, {key}",
@@ -116,7 +138,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
             got=f"{text[:60]!r} ({type(error).__name__})",
             do="rebuild the item views from the archive: nobody knows what they hold",
         ) from None
-    return Pair(numbers[0], numbers[1], SourceTable(reached), numbers[2], folded)
+    return Pair(numbers[0], numbers[1], SourceTable(reached), numbers[2], folded, ended)
 
 
 class PairStore:

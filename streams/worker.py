@@ -74,6 +74,7 @@ class Worker:
         self._source = await Source.open(
             self._admin, facts, self._store, config.patience_ms, self._servers.clock_s
         )
+        # Also confirms the logs' numbers: a store that forgot one would give it to another log.
         self._confirmations = await open_confirmations(self._store, marks, config)
         epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)

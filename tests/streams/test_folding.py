@@ -280,6 +280,21 @@ def test_a_row_that_went_back_is_noticed() -> None:
         bench.apply(folder, run_of(sent[3:], 3))
 
 
+def test_a_row_ahead_of_what_was_saved_of_a_lost_log_is_refused() -> None:
+    """Its newest messages may come again in the next log, and nobody knows which they are."""
+    bench, sent = Bench(), messages(6)
+    bench.apply(bench.folder(), run_of(sent[:3]))
+    bench.epoch = 2
+    folder = bench.folder()
+    folder.ended = {0: {1: 3}}
+    bench.apply(folder, run_of(sent[3:5]))
+    bench.epoch = 3
+    folder = bench.folder()
+    folder.ended = {0: {1: 0, 2: 1}}
+    with pytest.raises(StreamError, match="needs nothing beyond offset 1 of the lost log"):
+        bench.apply(folder, run_of(sent[5:]))
+
+
 def test_a_damaged_row_is_never_folded_on() -> None:
     bench, sent = Bench(), messages(2, users=1)
     bench.apply(bench.folder(), run_of(sent[:1]))

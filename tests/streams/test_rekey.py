@@ -21,7 +21,14 @@ from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import decode_records, join_runs
 from streams.rekey import ROUND_BYTES, rekey, rounds_of
 from streams.replay import StreamMark, item_mark, wait_stored
-from streams.source_table import Pair, PairStore, SourceTable, check_epochs
+from streams.source_table import (
+    Pair,
+    PairStore,
+    SourceTable,
+    check_epochs,
+    dump_pair,
+    parse_pair,
+)
 from tests.streams.support import PARTITIONS, T0, batch_record, plain, record, some_actions
 
 EPOCH = 3
@@ -208,6 +215,18 @@ def test_a_pair_is_saved_whole_and_comes_back() -> None:
         assert (await tables.load(0)).version == 0
 
     asyncio.run(run())
+
+
+def test_a_log_that_ended_before_its_table_was_saved_is_remembered() -> None:
+    """As long as the source is the same, what rows hold beyond the table comes once more."""
+    pair = Pair(2, 17, SourceTable({0: (EPOCH, 5)}), 4)
+    pair.enter(3, EPOCH)
+    assert (pair.epoch, pair.next_offset, pair.ended) == (3, 0, {2: 17})
+    assert parse_pair(dump_pair(pair, 4), "k") == pair
+    pair.enter(5, EPOCH + 1)
+    assert pair.ended == {2: 17}, "of a source that is gone too nothing comes again"
+    with pytest.raises(StreamError, match=r"needs the log of epoch 5, or a newer one, got the log"):
+        pair.enter(4, EPOCH)
 
 
 def test_a_successor_cannot_be_overwritten() -> None:

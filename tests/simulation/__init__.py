@@ -1,0 +1,1 @@
+"""The stream's exactness under a seeded scheduler: real handlers, a virtual log and store."""

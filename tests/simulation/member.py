@@ -1,0 +1,126 @@
+"""A stream process as `streams.app` runs one: a handler, its inbox, its share of a group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from faust.types import TP
+
+from schemas.errors import EncoreError
+from streams.app import Fetched, Handler, Sender
+from streams.transport import Marks
+from tests.simulation.loop import OWNER, SimulationError, VirtualLoop
+
+Job = Callable[[], Awaitable[None]]
+
+
+class Places(frozenset[TP]):
+    """Partitions that are walked in one order, whatever the hashes of strings are today."""
+
+    def __iter__(self) -> Iterator[TP]:
+        return iter(sorted(super().__iter__()))
+
+
+class Member:
+    """One process of a group. It takes one job at a time, as the application's pump does."""
+
+    def __init__(self, name: str, handler: Handler, sender: Sender, loop: VirtualLoop) -> None:
+        self.name, self.handler, self.loop = name, handler, loop
+        self.marks = Marks()
+        self.paused = False
+        self.unheard: list[Callable[[], None]] = []  # replies that came while it stood still
+        self.joined = False
+        self.closing = False
+        self.generation = -1
+        self.places: Places = Places()
+        self.position: dict[TP, int] = {}
+        self.logs: dict[str, str] = {}  # topic → the id of the log it began to read
+        self.inbox: list[Fetched] = []
+        self.invited: tuple[int, Places] | None = None
+        self._next: asyncio.Future[Job] | None = None
+        token = OWNER.set(name)
+        self.task = loop.create_task(self._live(sender))
+        OWNER.reset(token)
+
+    async def _live(self, sender: Sender) -> None:
+        await self.handler.open(sender, self.marks)
+        self.joined = True
+        while not self.closing:
+            self._next = self.loop.create_future()
+            job = await self._next
+            await job()
+
+    # --- as seen from outside -----------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """It would take a job now."""
+        free = self._next is not None and not self._next.done()
+        return free and not self.paused and not self.ended
+
+    @property
+    def ended(self) -> bool:
+        """The process is gone: killed, drained, or by an error."""
+        return self.task.done()
+
+    def reason(self) -> str:
+        """Why it ended. Raises SimulationError for an error that nobody foresaw."""
+        if self.task.cancelled() or not self.task.done():
+            return "killed"
+        error = self.task.exception()
+        if error is None:
+            return "drained"
+        if not isinstance(error, EncoreError):
+            raise SimulationError("unforeseen", f"{self.name} ended by {error!r}") from error
+        return str(error)
+
+    def give(self, job: Job) -> None:
+        """Let it do this next."""
+        assert self._next is not None
+        self._next.set_result(job)
+
+    def hear(self, reply: Callable[[], None]) -> None:
+        """A reply arrives; a process that stands still hears of it later."""
+        if self.paused:
+            self.unheard.append(reply)
+        else:
+            reply()
+
+    def resume(self) -> None:
+        """Go on as if no time had passed."""
+        self.paused = False
+        for reply in self.unheard:
+            reply()
+        self.unheard.clear()
+
+    # --- jobs ---------------------------------------------------------------------------------
+
+    async def learn(self, committed: dict[TP, int]) -> None:
+        """Take over the assignment it was invited to, and go where the handler says."""
+        assert self.invited is not None
+        (self.generation, self.places), self.invited = self.invited, None
+        self.marks.forget(list(self.marks.partitions()))
+        self.position = {}  # nothing is fetched until it was sought
+        starts = await self.handler.start_at(self.places)
+        self.position = {tp: starts.get(tp, committed.get(tp, 0)) for tp in self.places}
+
+    async def hand(self) -> None:
+        """The inbox to the handler; what was fetched before the last rebalance is dropped."""
+        lists = [fetched for fetched in self.inbox if fetched.generation == self.generation]
+        self.inbox = []
+        if lists:
+            await self.handler.handle(lists)
+        else:
+            await self.handler.idle()
+
+    async def drain(self) -> None:
+        """The end of a SIGTERM."""
+        self.closing = True
+        await self.handler.close()
+
+    def fetch(self, tp: TP, records: list[Any]) -> None:
+        """Records of one partition arrived."""
+        self.inbox.append(Fetched(tp, tuple(records), self.generation))
+        self.position[tp] = int(records[-1].offset) + 1

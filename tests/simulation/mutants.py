@@ -1,0 +1,179 @@
+"""Broken on purpose: each mutant breaks one rule that exactness rests on.
+
+A simulation that did not notice one of them would not notice the mistake either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+from faust.types import TP
+
+from aggregation import deletion
+from schemas.errors import EncoreError
+from store import memory
+from store.base import Progress, Write
+from store.memory import MemoryRowStore
+from streams import folding, item_messages
+from streams.durability import Confirmations
+from streams.folding import Folder
+from streams.generations import Generations
+from streams.messages import ActionRun
+from streams.side_outputs import SideOutputs
+from streams.source import Source
+from streams.source_table import Pair, SourceTable
+from tests.simulation import server
+
+Allow = Callable[[], Awaitable[None]]
+apply: Final = Folder.apply
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """rule: what it breaks. target.attribute: what is replaced by `by`."""
+
+    rule: str
+    target: Any
+    attribute: str
+    by: Any
+
+    def applied(self) -> AbstractContextManager[Any]:
+        """While it is open, the rule is broken."""
+        return patch.object(self.target, self.attribute, self.by)
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def fold_again(self: Any, rows: Any, place: Any) -> Any:
+    return self.takes & (place[self.which] >= 0)
+
+
+def forget_epochs(self: Any, rows: Any, place: Any) -> Any:
+    row = place[self.which]
+    return self.takes & (row >= 0) & (self.run.offset > rows.offset[row])
+
+
+def write_blindly(self: MemoryRowStore, write: Write) -> bool:
+    self._data.values[write.key] = write.value
+    return True
+
+
+def fold_the_newest_again(self: Any, rows: Any, place: Any) -> Any:
+    row = place[self.which]
+    newer, same = self.folder.epoch > rows.epoch[row], self.folder.epoch == rows.epoch[row]
+    return self.takes & (row >= 0) & (newer | (same & (self.run.offset >= rows.offset[row])))
+
+
+async def judge_by_the_batch(self: Folder, run: ActionRun, allow: Allow) -> None:
+    newest = np.full(len(run), run.sent_ms.max(initial=0))
+    await apply(self, replace(run, sent_ms=newest), allow)
+
+
+async def go_on_after_failure(self: Folder, run: ActionRun, allow: Allow) -> None:
+    try:
+        await apply(self, run, allow)
+    except EncoreError:
+        return
+
+
+async def answer_before_it_is_done(self: Folder, run: ActionRun, allow: Allow) -> None:
+    waiting = LATE.pop(id(self), None)
+    LATE[id(self)] = run
+    if waiting is not None:
+        await apply(self, waiting, allow)
+
+
+LATE: Final[dict[int, ActionRun]] = {}
+
+
+def keep_what_was_deleted(view: Any, actions: Any) -> Any:
+    return np.zeros(len(actions), bool)
+
+
+# --- marks, commits, logs --------------------------------------------------------------------
+
+
+def overwrite_marks(old: Progress | None, new: Progress) -> Progress:
+    return new
+
+
+def commit_what_is_answered(self: Confirmations, upto: Mapping[TP, int]) -> None:
+    self._advance(upto)
+
+
+async def never_check(self: Source) -> None:
+    return
+
+
+async def number_a_lost_log(cls: Any, admin: Any, facts: Any, store: Any, *rest: Any) -> Source:
+    return Source(admin, facts, await store.epoch_of(facts.name, facts.topic_id), *rest)
+
+
+def trust_any_history(known: str, found: str, place: str = "") -> None:
+    return
+
+
+# --- items -----------------------------------------------------------------------------------
+
+
+def admit_everything(self: SourceTable, batch: Any, where: str) -> Any:
+    return np.ones(len(batch.actions), bool)
+
+
+def forget_which_log(record: Any) -> dict[str, bytes]:
+    return {}
+
+
+def forget_the_lost_log(self: Pair, epoch: int, source_epoch: int) -> None:
+    self.epoch, self.next_offset = epoch, 0
+
+
+def save_blindly(
+    self: MemoryRowStore, key: str, version_key: str, expected: int, text: str
+) -> bool:
+    self._data.values[key] = text.encode()
+    self._data.values[version_key] = str(expected + 1).encode()
+    return True
+
+
+# --- generations, side outputs ---------------------------------------------------------------
+
+
+async def send_nothing(self: SideOutputs, *what: Any) -> None:
+    return
+
+
+MUTANTS: Final = (
+    Mutant(
+        "a message at or below the fence is dropped", folding._ViewFold, "_beyond_fence", fold_again
+    ),
+    Mutant(
+        "at the fence is not beyond it", folding._ViewFold, "_beyond_fence", fold_the_newest_again
+    ),
+    Mutant("fences have epochs", folding._ViewFold, "_beyond_fence", forget_epochs),
+    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly),
+    Mutant("late is judged by each message", Folder, "apply", judge_by_the_batch),
+    Mutant("nothing is acked after a failure", Folder, "apply", go_on_after_failure),
+    Mutant("rows come before their mark", Folder, "apply", answer_before_it_is_done),
+    Mutant("a deletion empties its row", deletion, "deletions", keep_what_was_deleted),
+    Mutant("marks never move back", memory, "merge_progress", overwrite_marks),
+    Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered),
+    Mutant("nothing is written once the log is another", Source, "check", never_check),
+    Mutant("a lost log gets no number", Source, "open", classmethod(number_a_lost_log)),
+    Mutant("a process stays in one history", server, "check_history", trust_any_history),
+    Mutant("what the table has is dropped", SourceTable, "admit", admit_everything),
+    Mutant("a message is for one log", item_messages, "record_headers", forget_which_log),
+    Mutant("rows ahead of a lost log are refused", Pair, "enter", forget_the_lost_log),
+    Mutant(
+        "a table names the version it read", MemoryRowStore, "compare_and_set_text", save_blindly
+    ),
+    Mutant("nothing below a floor is folded", Generations, "floors", property(lambda self: {})),
+    Mutant("malformed messages are dead letters", SideOutputs, "send_dead", send_nothing),
+    Mutant("late actions go aside", SideOutputs, "send_late", send_nothing),
+)

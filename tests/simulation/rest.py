@@ -1,0 +1,180 @@
+"""The end of a history: no more faults, until all is stored; then the sums must come out."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+from typing import Final
+
+from schemas.names import (
+    HEADER_SOURCE,
+    HEADER_VIEW,
+    dead_letter_topic,
+    floors_keys,
+    generation_group,
+    late_topic,
+    row_key,
+)
+from schemas.plan import ViewPlan
+from streams.generations import parse_floors
+from streams.source_table import parse_pair
+from tests.oracle.fold import in_time
+from tests.simulation.loop import SimulationError
+from tests.simulation.member import Member
+from tests.simulation.reference import PARTITIONS
+from tests.simulation.world import CONFIG, Event, World
+
+#: Most rounds of events until a world without faults must have come to rest.
+REST_EVENTS: Final = 6_000
+
+
+def come_to_rest(world: World) -> bool:
+    """No more faults: until everything that was logged is stored.
+
+    False where item workers rightly say that only a rebuild can tell what rows hold. Raises
+    SimulationError where rest does not come.
+    """
+    dice = Random(len(world.reasons))
+    while world.happen(Event("resume", 0)):
+        pass
+    for _ in range(REST_EVENTS):
+        if at_rest(world):
+            return True
+        if is_told(world):
+            return False
+        happen_next(world, dice)
+    raise SimulationError("rest", f"does not come: {lagging(world)}; {world.reasons[-4:]}")
+
+
+def is_told(world: World) -> bool:
+    """An item worker refused a row that holds more than anyone knows, and it does."""
+    found = re.search(r"row (i@\S+): needs nothing beyond", (world.reasons or [""])[-1])
+    late = lagging(world)
+    return bool(
+        found
+        and late
+        and all(each.startswith("pair") for each in late)
+        and world.reference.is_ahead(found[1])
+    )
+
+
+def happen_next(world: World, dice: Random) -> None:
+    """Whatever moves things on, the nearest first."""
+    for kind in ("step", "learn", "hand", "fetch"):
+        if world.happen(Event(kind, dice.getrandbits(30))):
+            return
+    for place, group in enumerate(world.groups):
+        alive = group.alive()
+        held = {tp for m in alive if m.generation == group.generation for tp in m.places}
+        if not alive:
+            world.happen(Event("start", place))
+            return
+        asked = any(member.invited for member in alive)
+        if (
+            held != set(group.places)
+            and not asked
+            and world.happen(Event("rebalance", place + len(world.groups) * dice.getrandbits(20)))
+        ):
+            return
+    world.happen(Event("tick", dice.getrandbits(20)))
+    for _ in range(4):
+        world.happen(Event("idle", dice.getrandbits(30)))
+
+
+def at_rest(world: World) -> bool:
+    """Nobody lags and nothing is on its way."""
+    return not world.loop.pending and not lagging(world) and all(map(idle, members(world)))
+
+
+def members(world: World) -> list[Member]:
+    """All that live."""
+    return [member for group in world.groups for member in group.alive()]
+
+
+def idle(member: Member) -> bool:
+    """It waits for work, and there is none."""
+    return member.waiting and not member.inbox
+
+
+def lagging(world: World) -> list[str]:
+    """Marks that are not where their log ends."""
+    late = []
+    rows = world.server.rows
+    source, target = (world.broker.logs[name] for name in (CONFIG.topic, CONFIG.item_topic))
+    epochs = {name: dict(world.reference.epochs.get(name, ())) for name in world.broker.logs}
+    rekey = f"{CONFIG.item_group}.rekey.{epochs[target.name].get(target.topic_id, 0)}"
+    for group in (CONFIG.group, rekey):
+        marks = rows.get_progress(CONFIG.topic, group)
+        for partition in range(PARTITIONS):
+            want = (epochs[source.name].get(source.topic_id, 0), source.end(partition))
+            if want[1] and (partition not in marks or marks[partition][:2] != want):
+                late.append(f"{group}/{partition} at {marks.get(partition)}, log ends at {want}")
+    for view in world.reference.current("user"):
+        key, _ = floors_keys(view.source, CONFIG.group, view.name, view.generation)
+        floors = parse_floors(rows.get_text(key), key)
+        group = generation_group(CONFIG.group, view.name, view.generation)
+        marks = rows.get_progress(CONFIG.topic, group)
+        for partition in range(PARTITIONS):
+            at = max(floors.get(partition, (0, 0)), marks.get(partition, (0, 0))[:2])
+            want = (epochs[source.name].get(source.topic_id, 0), source.end(partition))
+            if partition not in floors or (want[1] and at != want):
+                late.append(f"{group}/{partition} at {at}, log ends at {want}")
+    for partition in range(PARTITIONS):
+        key = f"encore:sources:{{{target.name}:{CONFIG.item_group}:{partition}}}"
+        pair = parse_pair(rows.get_text(key), key)
+        if target.end(partition) and pair.next_offset != target.end(partition):
+            late.append(f"pair {partition} at {pair.next_offset} of {target.end(partition)}")
+    return late
+
+
+# --- judgement -------------------------------------------------------------------------------
+
+
+def judge(world: World, entities: str) -> None:
+    """Folded + late + future + dead = logged, for each generation that is folded now."""
+    reference, rows = world.reference, world.server.rows
+    for view in [view for entity in entities.split() for view in reference.current(entity)]:
+        log = world.broker.logs[view.source]
+        epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
+        for partition in range(PARTITIONS):
+            reference.require_stored(view, partition, epoch, log.end(partition))
+    for key, held in reference.held.items():
+        if held and rows.read([key]) == [None]:
+            raise SimulationError("gone", key)
+    judge_side_outputs(world)
+
+
+def judge_side_outputs(world: World) -> None:
+    """Of the log that is there: each malformed message is a dead letter, each late action aside."""
+    log = world.broker.logs[CONFIG.topic]
+    dead = {
+        dict(record.headers)[HEADER_SOURCE].decode()
+        for record in world.broker.logs[dead_letter_topic(CONFIG.topic)].records[0]
+    }
+    for topic_id, partition, offset in world.reference.malformed:
+        place = f"{CONFIG.topic}/{partition}/{offset}"
+        if topic_id == log.topic_id and place not in dead:
+            raise SimulationError("dead", f"{place} is malformed, and no dead letter")
+    for view in world.reference.current("user"):
+        judge_late(world, view)
+
+
+def judge_late(world: World, view: ViewPlan) -> None:
+    """Every action of the log is in its row, or its message is aside for this view."""
+    log, reference = world.broker.logs[CONFIG.topic], world.reference
+    aside = {
+        (dict(record.headers)[HEADER_VIEW].decode(), dict(record.headers)[HEADER_SOURCE].decode())
+        for record in world.broker.logs[late_topic(CONFIG.topic)].records[0]
+    }
+    floors = [reference.floor(view, p, log.topic_id) for p in range(PARTITIONS)]
+    for origin, sent in reference.truth.items():
+        topic_id, partition, offset, _ = origin
+        if topic_id != log.topic_id or offset < floors[partition] or sent[0]["type"] == 12:
+            continue
+        place = f"{CONFIG.topic}/{partition}/{offset}"
+        key = row_key(view.name, view.generation, sent[0]["user"])
+        folded = origin in reference.held.get(key, {})
+        if in_time(view, *sent) and not folded:
+            raise SimulationError("nowhere", str(origin))
+        if not in_time(view, *sent) and (view.name, place) not in aside:
+            raise SimulationError("late", f"{origin} is late and not aside")

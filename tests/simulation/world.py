@@ -1,0 +1,400 @@
+"""Everything there is in one simulation, and what can happen in it.
+
+An event is a kind and a number; what the number picks depends on what there is. So a history is a
+short list, any part of which can be left out and the rest still means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Final, NamedTuple
+
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
+
+from schemas.names import (
+    PLAN_KEY,
+    PLAN_VERSION_KEY,
+    source_table_key,
+)
+from schemas.plan import Plan, ViewPlan, dump_plan
+from store.memory import MemoryRowStore
+from streams.app import Handler
+from streams.config import StreamConfig
+from streams.item_worker import ItemWorker
+from streams.servers import Servers
+from streams.source_table import parse_pair
+from streams.worker import Worker
+from tests.aggregation.plans import small_view
+from tests.simulation.broker import Broker, BrokerAdmin, TopicLog, VirtualReader, VirtualSender
+from tests.simulation.loop import Op, SimulationError, VirtualLoop
+from tests.simulation.member import Member, Places
+from tests.simulation.messages import some_message
+from tests.simulation.reference import PARTITIONS, Reference
+from tests.simulation.server import Server, VirtualStore
+
+T0: Final = 1_650_800_000_000
+MOST_MEMBERS: Final = 3
+CONFIG: Final = StreamConfig(
+    "virtual:0",
+    "virtual://",
+    Path("unused"),
+    group="g",
+    partitions=PARTITIONS,
+    batch_actions=4,
+    patience_ms=1_000,
+)
+MakeHandler = Callable[[StreamConfig, Servers], Handler]
+
+
+class Event(NamedTuple):
+    """kind: a `do_` method of the world. pick: what it chooses by."""
+
+    kind: str
+    pick: int
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The processes under test."""
+
+    worker: MakeHandler = Worker
+    items: MakeHandler = ItemWorker
+
+
+@dataclass
+class Group:
+    """A consumer group and its topics."""
+
+    name: str
+    topics: tuple[str, ...]
+    make: MakeHandler
+    members: dict[str, Member]
+    committed: dict[TP, int]
+    generation: int = 0
+
+    @property
+    def places(self) -> list[TP]:
+        return [TP(topic, partition) for topic in self.topics for partition in range(PARTITIONS)]
+
+    def alive(self) -> list[Member]:
+        return [member for member in self.members.values() if not member.ended]
+
+
+class World:
+    """Servers, groups and time. `happen` lets one event happen."""
+
+    def __init__(self, kinds: Kinds) -> None:
+        self.loop = VirtualLoop()
+        rows = MemoryRowStore()
+        self.reference = Reference(CONFIG.topic, CONFIG.group, CONFIG.item_group, rows)
+        self.server = Server(rows, self.reference)
+        self.broker = Broker(self._heard, self.reference.logs)
+        self.groups = [
+            Group(CONFIG.group, (CONFIG.topic,), kinds.worker, {}, {}),
+            Group(CONFIG.item_group, (CONFIG.topic, CONFIG.item_topic), kinds.items, {}, {}),
+        ]
+        self.clock_ms = T0
+        self.started = 0
+        self.happened: dict[str, int] = {}
+        self.reasons: list[str] = []
+        self.story: list[str] = []
+        user = replace(small_view(), name="u", source=CONFIG.topic)
+        item = replace(small_view(), name="i", entity="item", source=CONFIG.item_topic)
+        self.plan = Plan(0, 0, (user, item), ())
+        self._servers = Servers(
+            lambda config: VirtualStore(self.loop, self.server),
+            lambda config: BrokerAdmin(self.broker),
+            lambda config: VirtualReader(self.loop, self.broker),
+            self.loop.time,
+        )
+        for topic, partitions in CONFIG.topics.items():
+            self.broker.create(topic, partitions)
+        self.publish((user, item))
+
+    def close(self) -> None:
+        """End every task."""
+        for group in self.groups:
+            for name in group.members:
+                self.loop.kill(name)
+        self.loop.settle()
+        self.loop.close()
+
+    # --- what is there ------------------------------------------------------------------------
+
+    def publish(self, views: tuple[ViewPlan, ...]) -> None:
+        """A plan with these views."""
+        self.plan = Plan(self.plan.version + 1, self.plan.version, views, ())
+        for view in views:
+            self.reference.views[view.name, view.generation] = view
+        version = int(self.server.rows.get_text(PLAN_VERSION_KEY) or 0)
+        text = dump_plan(self.plan)
+        self.server.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, version, text)
+        self.server.sync(len(self.server.moments))
+
+    def _heard(self, log: TopicLog, record: ConsumerRecord) -> None:
+        if log.name == CONFIG.item_topic:
+            self.reference.rekeyed(log, record)
+
+    def members(self, test: Callable[[Member], bool]) -> list[tuple[Group, Member]]:
+        """Those of all groups that pass."""
+        return [(g, m) for g in self.groups for m in g.alive() if test(m)]
+
+    # --- events -------------------------------------------------------------------------------
+
+    def happen(self, event: Event) -> bool:
+        """False where there was nothing for it to happen to."""
+        act: Callable[[int], str | None] = getattr(self, f"do_{event.kind}")
+        try:
+            what = act(event.pick)
+        except SimulationError as error:
+            self.story.append(f"{event.kind} {event.pick}: {error}")
+            raise
+        if what is None:
+            return False
+        self.story.append(f"{event.kind} {event.pick}: {what}")
+        self.loop.settle()
+        self.happened[event.kind] = self.happened.get(event.kind, 0) + 1
+        for group in self.groups:
+            for name in [name for name, member in group.members.items() if member.ended]:
+                self.loop.kill(name)  # with a process go all its tasks
+                self.reasons.append(f"{name}: {group.members.pop(name).reason()}")
+                self.story.append(f"    {self.reasons[-1]}")
+        return True
+
+    def _settle_op(self, pick: int, how: str) -> str | None:
+        ops = self.loop.pending
+        if not ops:
+            return None
+        op = ops.pop(pick % len(ops))
+        self._reply(op, how)
+        return f"{op.owner}: {op.label}{'' if how == 'done' else ', ' + how}"
+
+    def _reply(self, op: Op, how: str) -> None:
+        try:
+            reply = op.settle(how)
+        except SimulationError:
+            self.story.append(f"{op.owner}: {op.label}")
+            raise
+        for group in self.groups:
+            if op.owner in group.members:
+                group.members[op.owner].hear(reply)
+
+    def do_step(self, pick: int) -> str | None:
+        """One operation is done."""
+        return self._settle_op(pick, "done")
+
+    def do_fault(self, pick: int) -> str | None:
+        """One operation fails, undone, done or half done."""
+        return self._settle_op(pick // 3, ("refused", "unheard", "part")[pick % 3])
+
+    def do_tick(self, pick: int) -> str | None:
+        """Time passes."""
+        self.loop.advance((0.1, 0.6, 2.1)[pick % 3])
+        return f"to {self.loop.time():.2f} s"
+
+    def do_produce(self, pick: int) -> str | None:
+        """An app sends a message; sometimes one that was sent before, or no good one."""
+        log = self.broker.logs.get(CONFIG.topic)
+        if log is None:
+            return None
+        dice = Random(pick)
+        partition = dice.randrange(PARTITIONS)
+        self.clock_ms += dice.randrange(900)
+        message = some_message(dice, partition, self.clock_ms)
+        for _ in range(2 if dice.random() < 0.1 else 1):
+            record = self.broker.append(
+                CONFIG.topic, partition, message.key, message.value, message.headers
+            )
+            self.reference.sent(log, record, message.actions, self.clock_ms)
+        return f"{log.topic_id}/{partition}/{record.offset}"
+
+    def do_start(self, pick: int) -> str | None:
+        """One more process."""
+        group = self.groups[pick % len(self.groups)]
+        if len(group.alive()) >= MOST_MEMBERS:
+            return None
+        self.started += 1
+        name = f"{group.name}-{self.started}"
+        handler = group.make(CONFIG, self._servers)
+        sender = VirtualSender(self.loop, self.broker)
+        group.members[name] = Member(name, handler, sender, self.loop)
+        return name
+
+    def do_kill(self, pick: int) -> str | None:
+        """A process is gone at once. What it asked for may still be on its way."""
+        chosen = choose(self.members(lambda member: True), pick)
+        if chosen is None:
+            return None
+        _, member = chosen
+        self.loop.kill(member.name)
+        if pick % 2:
+            self.loop.pending[:] = [op for op in self.loop.pending if op.owner != member.name]
+        return str(member.name)
+
+    def do_pause(self, pick: int) -> str | None:
+        """A process stands still."""
+        chosen = choose(self.members(lambda member: not member.paused), pick)
+        if chosen is None:
+            return None
+        chosen[1].paused = True
+        return str(chosen[1].name)
+
+    def do_resume(self, pick: int) -> str | None:
+        """It goes on as if no time had passed."""
+        chosen = choose(self.members(lambda member: member.paused), pick)
+        if chosen is None:
+            return None
+        chosen[1].resume()
+        return str(chosen[1].name)
+
+    def do_stop(self, pick: int) -> str | None:
+        """A process is told to drain."""
+        chosen = choose(self.members(lambda m: m.waiting and m.joined and not m.closing), pick)
+        if chosen is None:
+            return None
+        group, member = chosen
+        self._commit(group, member)
+        member.give(member.drain)
+        return str(member.name)
+
+    def do_rebalance(self, pick: int) -> str | None:
+        """The group gives its partitions out anew; who stands still is not asked."""
+        group = self.groups[pick % len(self.groups)]
+        able = [m for m in group.alive() if m.joined and not m.paused and not m.closing]
+        if not able:
+            return None
+        dice = Random(pick)
+        group.generation += 1
+        owner = {tp: dice.choice(able) for tp in group.places}
+        for member in able:
+            own = Places(tp for tp, whose in owner.items() if whose is member)
+            member.invited = group.generation, own
+        return ", ".join(f"{tp.topic}/{tp.partition} {who.name}" for tp, who in owner.items())
+
+    def do_learn(self, pick: int) -> str | None:
+        """A process hears of its new share."""
+        chosen = choose(self.members(lambda m: m.waiting and m.invited is not None), pick)
+        if chosen is None:
+            return None
+        group, member = chosen
+        if member.generation == group.generation - 1:
+            self._commit(group, member)
+        member.give(partial(member.learn, group.committed))
+        return str(member.name)
+
+    def do_fetch(self, pick: int) -> str | None:
+        """Records arrive at a process."""
+        found = [
+            (member, tp, records)
+            for _, member in self.members(lambda m: not m.paused and m.generation >= 0)
+            for tp in member.places
+            if tp in member.position and tp.topic in self.broker.logs
+            if (records := self._fetchable(member, tp, 1 + pick % 7))
+        ]
+        if not found:
+            return None
+        member, tp, records = found[pick // 7 % len(found)]
+        member.fetch(tp, records)
+        member.logs.setdefault(tp.topic, self.broker.logs[tp.topic].topic_id)
+        place = f"{tp.topic}/{tp.partition}/{records[0].offset}"
+        return f"{member.name}: {len(records)} from {place}"
+
+    def _fetchable(self, member: Member, tp: TP, count: int) -> list[ConsumerRecord]:
+        log = self.broker.logs[tp.topic]
+        return log.fetch(tp.partition, member.position[tp], count)
+
+    def do_hand(self, pick: int) -> str | None:
+        """What arrived is given to the handler."""
+        chosen = choose(self.members(lambda m: m.waiting and bool(m.inbox)), pick)
+        if chosen is None:
+            return None
+        chosen[1].give(chosen[1].hand)
+        return str(chosen[1].name)
+
+    def do_idle(self, pick: int) -> str | None:
+        """Nothing came for a while."""
+        chosen = choose(self.members(lambda m: m.waiting and not m.inbox), pick)
+        if chosen is None or chosen[1].generation < 0:
+            return None
+        chosen[1].give(chosen[1].hand)
+        return str(chosen[1].name)
+
+    def do_commit(self, pick: int) -> str | None:
+        """A process commits its marks; the group refuses those of an earlier generation."""
+        chosen = choose(self.members(lambda m: not m.paused and m.generation >= 0), pick)
+        if chosen is None or chosen[1].generation != chosen[0].generation:
+            return None
+        self._commit(*chosen)
+        return str(chosen[1].name)
+
+    def _commit(self, group: Group, member: Member) -> None:
+        for tp in member.marks.partitions():
+            upto = member.marks.get(tp)
+            assert upto is not None
+            self._require_durable(group, member.logs.get(tp.topic, ""), tp, upto)
+            group.committed[tp] = upto
+
+    def _require_durable(self, group: Group, topic_id: str, tp: TP, upto: int) -> None:
+        """Raises SimulationError for a commit that a crash of the store could leave behind."""
+        rows = self.server.durable.rows
+        epochs = rows.epochs.get(tp.topic, {})
+        name = group.name
+        if tp.topic == CONFIG.item_topic:
+            key = source_table_key(tp.topic, name, tp.partition)
+            pair = parse_pair(rows.values.get(key, b"").decode() or None, key)
+            known = pair.epoch, pair.next_offset
+        else:
+            marks = [
+                marks[tp.partition][:2]
+                for (topic, whose), marks in rows.progress.items()
+                if topic == tp.topic and tp.partition in marks
+                if whose == name or whose.startswith(f"{name}.rekey.")
+            ]
+            known = max(marks, default=(0, 0))
+        if known < (epochs.get(topic_id, 1 << 30), upto):
+            raise SimulationError(
+                "durable", f"{member_place(name, tp)} committed {upto}, the disk has {known}"
+            )
+
+    def do_sync(self, pick: int) -> str | None:
+        """The store's file is flushed, up to some point."""
+        if len(self.server.moments) < 2:
+            return None
+        self.server.sync(pick % len(self.server.moments) + 1)
+        return f"{len(self.server.moments) - 1} left"
+
+    def do_crash(self, pick: int) -> str | None:
+        """The store dies and comes back with what was on its disk, maybe more."""
+        self._break_connections()
+        return f"{self.server.crash(pick % (len(self.server.moments) + 1))} changes lost"
+
+    def _break_connections(self) -> None:
+        ops = [op for op in self.loop.pending if op.label.startswith("store ")]
+        self.loop.pending[:] = [op for op in self.loop.pending if op not in ops]
+        for op in ops:
+            self._reply(op, "refused")
+
+    def do_lose(self, pick: int) -> str | None:
+        """The broker loses the log of a topic and makes a new one under its name."""
+        topic = (CONFIG.topic, CONFIG.item_topic)[pick % 2]
+        return f"{topic}, now {self.broker.create(topic, PARTITIONS).topic_id}"
+
+    def do_plan(self, pick: int) -> str | None:
+        """A plan with a new generation of the user view."""
+        user, item = self.plan.views
+        self.publish((replace(user, generation=user.generation + 1), item))
+        return f"u@{user.generation + 1}"
+
+
+def member_place(group: str, tp: TP) -> str:
+    return f"{group} {tp.topic}/{tp.partition}"
+
+
+def choose(among: Sequence[Any], pick: int) -> Any:
+    """One of them, None where there is none."""
+    return among[pick % len(among)] if among else None
