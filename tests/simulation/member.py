@@ -103,6 +103,8 @@ class Member:
         (self.generation, self.places), self.invited = self.invited, None
         self.marks.forget(list(self.marks.partitions()))
         self.position = {}  # nothing is fetched until it was sought
+        self.marks.own(self.places)
+        self.marks.committed.update((tp, committed.get(tp, 0)) for tp in self.places)
         starts = await self.handler.start_at(self.places)
         self.position = {tp: starts.get(tp, committed.get(tp, 0)) for tp in self.places}
 

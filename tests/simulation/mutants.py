@@ -22,11 +22,10 @@ from store.memory import MemoryRowStore
 from streams import folding, item_messages
 from streams.durability import Confirmations
 from streams.folding import Folder
-from streams.generations import Generations
 from streams.messages import ActionRun
 from streams.side_outputs import SideOutputs
 from streams.source import Source
-from streams.source_table import Pair, SourceTable
+from streams.source_table import SourceTable
 from tests.simulation import server
 
 Allow = Callable[[], Awaitable[None]]
@@ -111,10 +110,6 @@ async def never_check(self: Source) -> None:
     return
 
 
-async def number_a_lost_log(cls: Any, admin: Any, facts: Any, store: Any, *rest: Any) -> Source:
-    return Source(admin, facts, await store.epoch_of(facts.name, facts.topic_id), *rest)
-
-
 def trust_any_history(known: str, found: str, place: str = "") -> None:
     return
 
@@ -128,10 +123,6 @@ def admit_everything(self: SourceTable, batch: Any, where: str) -> Any:
 
 def forget_which_log(record: Any) -> dict[str, bytes]:
     return {}
-
-
-def forget_the_lost_log(self: Pair, epoch: int, source_epoch: int) -> None:
-    self.epoch, self.next_offset = epoch, 0
 
 
 def save_blindly(
@@ -165,15 +156,12 @@ MUTANTS: Final = (
     Mutant("marks never move back", memory, "merge_progress", overwrite_marks),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered),
     Mutant("nothing is written once the log is another", Source, "check", never_check),
-    Mutant("a lost log gets no number", Source, "open", classmethod(number_a_lost_log)),
     Mutant("a process stays in one history", server, "check_history", trust_any_history),
     Mutant("what the table has is dropped", SourceTable, "admit", admit_everything),
     Mutant("a message is for one log", item_messages, "record_headers", forget_which_log),
-    Mutant("rows ahead of a lost log are refused", Pair, "enter", forget_the_lost_log),
     Mutant(
         "a table names the version it read", MemoryRowStore, "compare_and_set_text", save_blindly
     ),
-    Mutant("nothing below a floor is folded", Generations, "floors", property(lambda self: {})),
     Mutant("malformed messages are dead letters", SideOutputs, "send_dead", send_nothing),
     Mutant("late actions go aside", SideOutputs, "send_late", send_nothing),
 )
