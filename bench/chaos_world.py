@@ -118,9 +118,7 @@ class World:
 
     def stall_disk(self) -> None:
         """From now on the store confirms nothing; what it has written by now, it may have."""
-        with socket.create_connection(("127.0.0.1", self.store.port), timeout=2) as connection:
-            connection.sendall(b"CONFIG SET appendfsync no\r\n")
-            assert connection.recv(16).startswith(b"+OK")
+        set_option(self.store, "appendfsync", "no")
         self.confirmed_bytes = self._file().stat().st_size
 
     def cut_store(self, dice: random.Random) -> None:
@@ -130,7 +128,7 @@ class World:
         keep = dice.choice((self.confirmed_bytes, dice.randint(self.confirmed_bytes, size)))
         os.truncate(self._file(), keep)
         self.cut_bytes += size - keep
-        self.store = start_store(self.directory, self.store.port, self.directory / "store")
+        self.store = started_store(self.directory, self.store.port)
 
     def _file(self) -> Path:
         """The append-only file that the store is writing."""
@@ -160,8 +158,7 @@ class World:
 @contextmanager
 def world(directory: Path) -> Iterator[World]:
     """Servers of their own, topics and plan in place; all gone at the end."""
-    store = start_store(directory, data_dir=directory / "store")
-    made = World(directory, start_broker(directory), store, chaos_plan())
+    made = World(directory, start_broker(directory), started_store(directory), chaos_plan())
     try:
         made.publish()
         made.create_topics()
@@ -169,6 +166,20 @@ def world(directory: Path) -> Iterator[World]:
     finally:
         made.broker.child.kill()
         made.store.child.kill()
+
+
+def started_store(directory: Path, port: int = 0) -> Server:
+    """A store that writes one file: another one made in the midst would not be cut in place."""
+    server = start_store(directory, port, directory / "store")
+    set_option(server, "auto-aof-rewrite-percentage", "0")
+    return server
+
+
+def set_option(store: Server, name: str, value: str) -> None:
+    """CONFIG SET."""
+    with socket.create_connection(("127.0.0.1", store.port), timeout=2) as connection:
+        connection.sendall(f"CONFIG SET {name} {value}\r\n".encode())
+        assert connection.recv(16).startswith(b"+OK")
 
 
 # --- load -------------------------------------------------------------------------------------

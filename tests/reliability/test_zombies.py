@@ -1,0 +1,135 @@
+"""Processes that were stopped and go on when others have their work; a re-keyed log lost alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from streams.admin import Admin, ensure_topics
+from streams.producer import ActionProducer
+from tests.streams.support import (
+    PARTITIONS,
+    T0,
+    Stack,
+    assert_rows_equal_oracle,
+    make_stack,
+    running,
+    some_actions,
+    wait_stored,
+    wait_until,
+)
+from tests.streams.test_item_worker import assert_item_rows, folded_messages, wait_items
+
+pytestmark = pytest.mark.kill
+
+#: Longer than the group's session: the partitions are someone else's by then.
+STOPPED_S = 3.5
+
+
+class Feeder:
+    """Actions, twenty messages a second, until it is stopped."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.sent: list[tuple[NDArray[np.void], int]] = []
+        self.ends: dict[int, int] = {}
+        self._stack, self._enough = stack, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._enough.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        config = self._stack.config
+        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
+            while not self._enough.wait(0.05):
+                self.sent.append((some_actions(50, 60, len(self.sent)), T0 + 20_000))
+                self.ends.update(producer.send(*self.sent[-1]))
+
+
+def item_stack(stack: Stack) -> Stack:
+    view = replace(stack.view, entity="item", source=stack.config.item_topic)
+    return replace(stack, plan=replace(stack.plan, views=(view,)))
+
+
+def stored(stack: Stack) -> list[int]:
+    """The marks of all partitions."""
+    with stack.store() as store:
+        marks = store.get_progress(stack.config.topic, stack.config.group)
+    return [marks[p].next_offset if p in marks else 0 for p in range(PARTITIONS)]
+
+
+def test_a_stopped_worker_that_goes_on_doubles_nothing(
+    broker: str, valkey: str, tmp_path: Path
+) -> None:
+    stack = make_stack(broker, valkey, tmp_path / "data", batch_actions=200)
+    ensure_topics(broker, stack.config.topics)
+    feeder, seen = Feeder(stack), [[0] * PARTITIONS]
+    with running("worker", stack) as zombie, feeder.feeding():
+        wait_until(lambda: sum(stored(stack)) > 5)
+        with running("worker", stack) as heir:
+            wait_until(lambda: "reading" in heir.text())
+            os.kill(zombie.popen.pid, signal.SIGSTOP)
+            deadline_s = time.monotonic() + STOPPED_S
+            while time.monotonic() < deadline_s:
+                seen.append(stored(stack))
+                time.sleep(0.05)
+            os.kill(zombie.popen.pid, signal.SIGCONT)
+            deadline_s = time.monotonic() + 1.5
+            while time.monotonic() < deadline_s:
+                seen.append(stored(stack))
+                time.sleep(0.05)
+            ends = dict(feeder.ends)
+            wait_stored(stack, ends)
+    back = [(a, b) for a, b in pairwise(seen) if any(np.less(b, a))]
+    assert back == []
+    with running("worker", stack) as worker:
+        wait_stored(stack, feeder.ends)
+        assert worker.terminate() == 0
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, stack.view, feeder.sent)
+
+
+def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
+    broker: str, valkey: str, tmp_path: Path
+) -> None:
+    """What the stopped one sends into the new log is a stray; the source is re-keyed again."""
+    stack = item_stack(make_stack(broker, valkey, tmp_path / "data", batch_actions=200))
+    config = stack.config
+    ensure_topics(broker, config.topics)
+    feeder = Feeder(stack)
+    with running("items", stack) as zombie, feeder.feeding():
+        wait_until(lambda: folded_messages(stack) > 5)
+        os.kill(zombie.popen.pid, signal.SIGSTOP)
+        with Admin(broker) as admin:
+            before = admin.describe(config.item_topic)
+            admin.delete_topic(config.item_topic)
+            after = admin.ensure_topics(config.topics)[config.item_topic]
+        assert before is not None and before.topic_id != after.topic_id
+        with running("items", stack) as heir:
+            wait_until(lambda: "folding" in heir.text())
+            wait_items(stack, dict(feeder.ends))
+            os.kill(zombie.popen.pid, signal.SIGCONT)
+            assert zombie.wait() == 1
+            wait_items(stack, dict(feeder.ends))
+    with running("items", stack) as items:
+        wait_items(stack, feeder.ends)
+        assert items.terminate() == 0
+    with stack.store() as store:
+        assert_item_rows(store, stack.view, feeder.sent)
