@@ -84,13 +84,15 @@ class ListConsumerThread(driver.AIOKafkaConsumerThread):
         super().close()
 
     def _vanish_unless_leaving(self) -> None:
-        """Without a generation aiokafka sends no LeaveGroup."""
+        """Closing the coordinator leaves the group otherwise, even one that it is just joining."""
+        transport = cast(ListTransport, self.consumer.transport)
         coordinator = getattr(self._consumer, "_coordinator", None)
-        if (
-            coordinator is not None
-            and not cast(ListTransport, self.consumer.transport).leaves_group
-        ):
-            coordinator.reset_generation()
+        if coordinator is not None and not transport.leaves_group:
+            coordinator._maybe_leave_group = _stay
+
+
+async def _stay() -> None:
+    """Nothing: the session ends by itself."""
 
 
 class ListConsumer(driver.Consumer):
