@@ -11,21 +11,25 @@ async def overlapped(work: Iterable[Coroutine[None, None, None]], most: int) -> 
 
     Raises what the first of them raised; the others are cancelled and have ended by then.
     """
-    running: set[asyncio.Task[None]] = set()
+    running: set[asyncio.Future[None]] = set()
     try:
         for each in work:
             running.add(asyncio.ensure_future(each))
             await asyncio.sleep(0)  # let it send before the next is prepared
             if len(running) == most:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                await _one_of(running)
         while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await _one_of(running)
     finally:
         await ended(*running)
+
+
+async def _one_of(running: set[asyncio.Future[None]]) -> None:
+    """Take out one that ended, or more, and raise what one of them raised."""
+    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()  # what is raised here leaves the others to be looked after
+        running.discard(task)
 
 
 async def ended(*tasks: asyncio.Future[None] | None) -> None:

@@ -7,6 +7,8 @@ never loses one; their `encore-source` header tells repetitions.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import Final
 
 from schemas.actions import encode_batch
 from schemas.names import (
@@ -21,6 +23,13 @@ from streams.app import Sender
 from streams.folding import OutsideActions
 from streams.heartbeat import Tally
 from streams.messages import ActionRun, DeadLetter
+from streams.overlap import overlapped
+
+#: Messages on their way to the broker at once: one at a time, each would cost a round trip.
+AT_ONCE: Final = 100
+
+#: Topic, key, value, headers.
+Message = tuple[str, bytes | None, bytes | None, dict[str, bytes]]
 
 log = logging.getLogger("encore.streams")
 
@@ -35,33 +44,41 @@ class SideOutputs:
 
     async def send_dead(self, dead: list[DeadLetter]) -> None:
         """Confirms each refused message with its reason."""
+        topic = dead_letter_topic(self._topic)
         for letter in dead:
-            record = letter.record
             log.warning("dead letter: %s", letter.error)
-            topic = dead_letter_topic(self._topic)
-            await self._send(topic, record.key, record.value, letter.headers())
-            self.tally.of(int(record.partition)).dead += 1
+        letters = ((topic, d.record.key, d.record.value, d.headers()) for d in dead)
+        await overlapped((self._confirmed(*letter) for letter in letters), AT_ONCE)
+        for letter in dead:
+            self.tally.of(int(letter.record.partition)).dead += 1
         self.dead_letters += len(dead)
 
     async def send_late(self, run: ActionRun, outside: list[OutsideActions]) -> None:
-        """One message for each source message, view and reason."""
-        for group in outside:
-            part = run.at(group.at)
-            keys = (part.partition.tolist(), part.offset.tolist(), part.sent_ms.tolist())
-            sources = list(zip(*keys, strict=True))
-            starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
-            for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
-                actions, (partition, offset, sent_ms) = part.actions[start:end], sources[start]
-                self._count(group.reason, partition, len(actions))
-                headers = {
-                    HEADER_CODE: group.reason.encode(),
-                    HEADER_REASON: f"{group.reason} for {group.view}".encode(),
-                    HEADER_VIEW: group.view.encode(),
-                    HEADER_SOURCE: f"{self._topic}/{partition}/{offset}".encode(),
-                }
-                key = b"%d" % int(actions["user"][0])
-                value = encode_batch(actions, sent_ms)
-                await self._send(late_topic(self._topic), key, value, headers)
+        """One message for each source message, view and reason; returns once all are confirmed."""
+        messages = (message for group in outside for message in self._late(run, group))
+        await overlapped((self._confirmed(*message) for message in messages), AT_ONCE)
+
+    def _late(self, run: ActionRun, group: OutsideActions) -> Iterator[Message]:
+        part = run.at(group.at)
+        keys = (part.partition.tolist(), part.offset.tolist(), part.sent_ms.tolist())
+        sources = list(zip(*keys, strict=True))
+        starts = [i for i, source in enumerate(sources) if i == 0 or source != sources[i - 1]]
+        for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
+            actions, (partition, offset, sent_ms) = part.actions[start:end], sources[start]
+            self._count(group.reason, partition, len(actions))
+            headers = {
+                HEADER_CODE: group.reason.encode(),
+                HEADER_REASON: f"{group.reason} for {group.view}".encode(),
+                HEADER_VIEW: group.view.encode(),
+                HEADER_SOURCE: f"{self._topic}/{partition}/{offset}".encode(),
+            }
+            key = b"%d" % int(actions["user"][0])
+            yield late_topic(self._topic), key, encode_batch(actions, sent_ms), headers
+
+    async def _confirmed(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: dict[str, bytes]
+    ) -> None:
+        await self._send(topic, key, value, headers)
 
     def _count(self, reason: str, partition: int, actions: int) -> None:
         counts = self.tally.of(partition)
