@@ -25,7 +25,7 @@ from streams.folding import Folder
 from streams.messages import ActionRun
 from streams.side_outputs import SideOutputs
 from streams.source import Source
-from streams.source_table import SourceTable
+from streams.source_table import Pair, SourceTable
 from tests.simulation import server
 
 Allow = Callable[[], Awaitable[None]]
@@ -110,6 +110,10 @@ async def never_check(self: Source) -> None:
     return
 
 
+async def number_a_lost_log(cls: Any, admin: Any, facts: Any, store: Any, *rest: Any) -> Source:
+    return Source(admin, facts, await store.epoch_of(facts.name, facts.topic_id), *rest)
+
+
 def trust_any_history(known: str, found: str, place: str = "") -> None:
     return
 
@@ -123,6 +127,10 @@ def admit_everything(self: SourceTable, batch: Any, where: str) -> Any:
 
 def forget_which_log(record: Any) -> dict[str, bytes]:
     return {}
+
+
+def forget_where_it_ended(self: Pair, epoch: int, source_epoch: int) -> None:
+    self.epoch, self.next_offset = epoch, 0
 
 
 def save_blindly(
@@ -140,6 +148,13 @@ async def send_nothing(self: SideOutputs, *what: Any) -> None:
     return
 
 
+#: For `tests.simulation.test_scenes`: chance finds them once in a hundred histories.
+A_LOST_LOG_GETS_NO_NUMBER: Final = Mutant(
+    "a lost log gets no number", Source, "open", classmethod(number_a_lost_log)
+)
+ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
+    "rows ahead of a lost log are refused", Pair, "enter", forget_where_it_ended
+)
 MUTANTS: Final = (
     Mutant(
         "a message at or below the fence is dropped", folding._ViewFold, "_beyond_fence", fold_again

@@ -54,7 +54,7 @@ class Partition:
 
     arrivals: dict[int, list[Arrival]] = field(default_factory=lambda: defaultdict(list))
     newest_epoch: dict[int, int] = field(default_factory=dict)
-    origins: set[Origin] = field(default_factory=set)
+    origins: dict[Origin, int] = field(default_factory=dict)  # → the offset it came first at
 
 
 @dataclass
@@ -110,9 +110,9 @@ class Reference:
                 raise SimulationError(
                     "re-keyed", f"{origin} was re-keyed as {action}, not as it was sent"
                 )
-            if place[0] in stale:
+            if place[0] in stale or origin in here.origins:
                 continue
-            here.origins.add(origin)
+            here.origins[origin] = int(record.offset)
             arrival = Arrival(int(record.offset), origin, self.truth[origin])
             here.arrivals[action["item"]].append(arrival)
 
@@ -133,8 +133,9 @@ class Reference:
             after = max(
                 self._floor(view, partition, new[0]) - 1, old[1] if new[0] == old[0] else -1
             )
+            before_log = self._admitted(view, partition, new[0])
             for arrival in self.partitions[log_id, partition].arrivals[entity_id]:
-                if after < arrival.offset <= new[1]:
+                if after < arrival.offset <= new[1] and arrival.origin not in before_log:
                     held[arrival.origin] = arrival.sent
         want = self._encoded(view, entity_id, held, new)
         if want != write.value:
@@ -175,18 +176,20 @@ class Reference:
             raise SimulationError("pair", f"{key} went back to {pair.next_offset}")
         self.pairs[partition, pair.epoch] = pair.next_offset
         for view in self.current("item"):
-            self.require_stored(view, partition, pair.epoch, pair.next_offset)
+            if view.key in pair.folded:
+                self.require_stored(view, partition, pair.epoch, pair.next_offset)
 
     def require_stored(self, view: ViewPlan, partition: int, epoch: int, upto: int) -> None:
         """Raises SimulationError where an action before this offset is in no row."""
         log_id = self._logs(view, epoch)[partition]
         floor = self._floor(view, partition, epoch)
+        before_log = self._admitted(view, partition, epoch)
         for entity, arrivals in self.partitions[log_id, partition].arrivals.items():
             key = row_key(view.name, view.generation, entity)
             held = self.held.get(key, {})
             for arrival in arrivals:
                 taken = floor <= arrival.offset < upto and takes(view, arrival.sent)
-                if taken and arrival.origin not in held:
+                if taken and arrival.origin not in held and arrival.origin not in before_log:
                     raise SimulationError(
                         "stored",
                         f"{view.name}@{view.generation} is said to be stored before "
@@ -219,6 +222,20 @@ class Reference:
     def _logs(self, view: ViewPlan, epoch: int) -> list[str]:
         """The log id for each partition: the same for all."""
         return [self._log_of(view.source, epoch)] * PARTITIONS
+
+    def _admitted(self, view: ViewPlan, partition: int, epoch: int) -> set[Origin]:
+        """What the source table had of earlier re-keyed logs when they ended."""
+        if view.entity == "user":
+            return set()
+        return {
+            origin
+            for (place, earlier), upto in self.pairs.items()
+            if place == partition and earlier < epoch
+            for origin, at in self.partitions[
+                self._log_of(view.source, earlier), partition
+            ].origins.items()
+            if at < upto
+        }
 
     def _floor(self, view: ViewPlan, partition: int, epoch: int) -> int:
         group = self.group if view.entity == "user" else self.item_group

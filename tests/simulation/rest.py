@@ -124,6 +124,9 @@ def lagging(world: World) -> list[str]:
         pair = parse_pair(rows.get_text(key), key)
         if target.end(partition) and pair.next_offset != target.end(partition):
             late.append(f"pair {partition} at {pair.next_offset} of {target.end(partition)}")
+        wanted = {view.key for view in world.reference.current("item")}
+        if target.end(partition) and not wanted <= pair.folded:
+            late.append(f"pair {partition} speaks for {sorted(pair.folded)}")
     return late
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from tests.simulation.loop import SimulationError
 from tests.simulation.rest import come_to_rest, judge
-from tests.simulation.world import Event, Kinds, World
+from tests.simulation.world import REAL, Event, Kinds, World
 
 #: How often each kind is tried. What goes on in the middle of work is settled step by step.
 WEIGHTS: Final = {
@@ -39,7 +39,6 @@ WEIGHTS: Final = {
 
 RARE: Final = ("kill", "pause", "fault", "sync", "crash", "lose", "plan", "rebalance")
 WEATHER: Final = (0, 0.5, 1, 1, 2)
-REAL: Final = Kinds()
 #: Of a failing history as much is shown.
 MOST_LINES: Final = 150
 

@@ -66,6 +66,9 @@ class Kinds:
     items: MakeHandler = ItemWorker
 
 
+REAL: Final = Kinds()
+
+
 @dataclass
 class Group:
     """A consumer group and its topics."""
@@ -385,10 +388,14 @@ class World:
         return f"{topic}, now {self.broker.create(topic, PARTITIONS).topic_id}"
 
     def do_plan(self, pick: int) -> str | None:
-        """A plan with a new generation of the user view."""
+        """A plan with a new generation of a view."""
         user, item = self.plan.views
-        self.publish((replace(user, generation=user.generation + 1), item))
-        return f"u@{user.generation + 1}"
+        if pick % 3:
+            user = replace(user, generation=user.generation + 1)
+        else:
+            item = replace(item, generation=item.generation + 1)
+        self.publish((user, item))
+        return f"u@{user.generation}, i@{item.generation}"
 
 
 def member_place(group: str, tp: TP) -> str:
