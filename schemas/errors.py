@@ -22,7 +22,7 @@ Each message says where, what was required, what came and what to do:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class EncoreError(Exception):
@@ -44,6 +44,10 @@ class EncoreError(Exception):
         message = f"{where}: needs {required}, got {got}"
         super().__init__(f"{message}; {do}" if do else message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come back from other processes, too."""
+        return _again, (type(self), str(self), self.__dict__)
+
     def parts(self) -> dict[str, str]:
         """The same as a flat dict of strings, for JSON output and log lines."""
         return {
@@ -53,6 +57,13 @@ class EncoreError(Exception):
             "got": self.got,
             "do": self.do,
         }
+
+
+def _again(kind: type[EncoreError], message: str, parts: dict[str, Any]) -> EncoreError:
+    """An error as it was pickled."""
+    error = kind.__new__(kind, message)
+    error.__dict__.update(parts)
+    return error
 
 
 class DeclarationError(EncoreError):

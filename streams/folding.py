@@ -281,7 +281,7 @@ class _ViewFold:
                 f"row {keys[int(corrupt[0])]}",
                 required="a row whose checksum fits",
                 got=f"{len(corrupt)} damaged rows",
-                do="rebuild the view from the archive; folding on would lose its state",
+                do="stop the workers, then `encore rebuild` its view: it fills a new generation",
             )
         absent = np.array([row is None for row in raw], bool)
         if self.again:

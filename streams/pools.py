@@ -7,13 +7,12 @@ URL and the same paths from wherever it runs.
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
 
-from schemas.errors import SettingsError, StreamError
+from schemas.errors import EncoreError, SettingsError, StreamError
 from store.redis_store import RedisRowStore
 from store.wire import StoreConfig
 from streams.filling import FillCounts, FillTask, fill
@@ -74,10 +73,25 @@ def _completed(
             ended, _ = wait(waiting, LOOK_S, FIRST_COMPLETED)
             finished += sum(waiting.pop(future).actions for future in ended)
             done(finished if counter is None else int(counter.value))
-            yield from (future.result() for future in ended)
+            yield from (_result(future) for future in ended)
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _result(future: Future[FillCounts]) -> FillCounts:
+    """What a task counted. Raises what it raised, StreamError where its process is gone."""
+    try:
+        return future.result()
+    except EncoreError:
+        raise
+    except Exception as error:
+        raise StreamError(
+            "a task of the backfill",
+            required="a process that ends it",
+            got=f"{type(error).__name__}: {error}",
+            do="give it less with --cores or --memory-mb, then run it again: it goes on",
+        ) from error
 
 
 def _in_pool(task: FillTask, store_url: str) -> FillCounts:
@@ -125,8 +139,3 @@ def _executor(cores: int, dask: str) -> Iterator[tuple[Executor, Any]]:
         ) from error
     with client:
         yield client.get_executor(), None
-
-
-def wait_a_moment() -> None:
-    """Between two looks at something that somebody else does."""
-    time.sleep(LOOK_S)

@@ -1,0 +1,84 @@
+"""The same tasks here, in local processes and on a Dask cluster: the same rows, and progress."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import SettingsError, StreamError
+from store.redis_store import RedisRowStore
+from streams.filling import FillTask
+from streams.pools import run_tasks
+from tests.streams.support import PARTITIONS, assert_rows_equal_oracle
+from tests.streams.test_filling import VIEW, all_files, messages, task
+from tests.streams.test_folding import Batch
+
+
+def work(tmp_path: Path) -> tuple[list[FillTask], list[Batch]]:
+    """Four tasks of a view that is this test's own, and what their rows are made of."""
+    sent = messages(24)
+    view = replace(VIEW, name=f"v{uuid.uuid4().hex[:8]}")
+    whole = replace(
+        task(all_files(tmp_path, sent), dict.fromkeys(range(PARTITIONS), 99)), view=view
+    )
+    made = [replace(whole, ways=4, way=way) for way in range(4)]
+    return made, [batch for batches in sent for batch in batches]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_local_cores(tmp_path: Path, valkey: str, cores: int) -> None:
+    tasks, sent = work(tmp_path)
+    seen: list[int] = []
+    counts = run_tasks(tasks, valkey, cores, "", seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == sum(task.actions for task in tasks)
+    with RedisRowStore(valkey) as store:
+        assert_rows_equal_oracle(store, tasks[0].view, sent)
+    again = run_tasks(tasks, valkey, 1, "", seen.append)
+    assert (again.rows, again.there) == (0, counts.rows)
+
+
+def test_what_a_task_raises_comes_back(tmp_path: Path, valkey: str) -> None:
+    tasks, _ = work(tmp_path)
+    Path(tasks[0].files[0].path).unlink()
+    with pytest.raises(StreamError, match="a whole file of the archive") as caught:
+        run_tasks(tasks, valkey, 2, "", lambda done: None)
+    assert caught.value.parts()["where"] == tasks[0].files[0].path
+
+
+@pytest.mark.slow
+def test_a_dask_cluster(tmp_path: Path, valkey: str) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    tasks, sent = work(tmp_path)
+    seen: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of distributed's own event loop and ports
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster:
+            counts = run_tasks(tasks, valkey, 1, cluster.scheduler_address, seen.append)
+    assert counts.rows > 10
+    assert seen[-1] == sum(task.actions for task in tasks)
+    with RedisRowStore(valkey) as store:
+        assert_rows_equal_oracle(store, tasks[0].view, sent)
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, valkey: str) -> None:
+    pytest.importorskip("distributed", reason="the extra dask is not installed")
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(StreamError, match="a scheduler that answers within 10 s"),
+    ):
+        run_tasks(work(tmp_path)[0], valkey, 1, "nonsense", lambda done: None)
+
+
+def test_without_dask_the_extra_is_named(
+    tmp_path: Path, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    with pytest.raises(SettingsError, match="the extra `dask`"):
+        run_tasks(work(tmp_path)[0], valkey, 1, "tcp://127.0.0.1:1", lambda done: None)
