@@ -9,6 +9,7 @@ belongs to its own position; the stream goes on meanwhile (`streams.catching_up`
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 
 from schemas.names import generation_group
@@ -23,6 +24,8 @@ from streams.servers import Servers
 from streams.source import Source
 from streams.source_table import Pair, PairStore
 
+log = logging.getLogger("encore.streams")
+
 Place = tuple[Key, int]  # generation, partition
 
 
@@ -36,6 +39,7 @@ class ItemGenerations:
         self._reader, self._clock_s = servers.open_reader(config), servers.clock_s
         self._views: dict[Key, ViewPlan] = {}
         self._lagging: dict[Place, Pair] = {}
+        self._lost: set[Place] = set()
         self._known: set[Place] = set()
 
     async def begin(self, views: Sequence[ViewPlan], pairs: Mapping[int, Pair]) -> None:
@@ -43,7 +47,7 @@ class ItemGenerations:
 
         Raises StoreError, StreamError.
         """
-        self._views, self._lagging, self._known = {}, {}, set()
+        self._views, self._lagging, self._lost, self._known = {}, {}, set(), set()
         await self.change(views, pairs)
 
     async def change(self, views: Sequence[ViewPlan], pairs: Mapping[int, Pair]) -> None:
@@ -51,6 +55,7 @@ class ItemGenerations:
         self._views = {view.key: view for view in views}
         self._known = {place for place in self._known if place[0] in self._views}
         self._lagging = {at: pair for at, pair in self._lagging.items() if at[0] in self._views}
+        self._lost = {place for place in self._lost if place[0] in self._views}
         for view in views:
             new = {p: pair for p, pair in pairs.items() if (view.key, p) not in self._known}
             if new:
@@ -58,13 +63,14 @@ class ItemGenerations:
 
     def folded(self, partition: int) -> frozenset[Key]:
         """The generations that the stream is folded into there: what its pair speaks for."""
-        return frozenset(key for key in self._views if (key, partition) not in self._lagging)
+        lacking = self._lost | self._lagging.keys()
+        return frozenset(key for key in self._views if (key, partition) not in lacking)
 
     @property
     def floors(self) -> dict[Key, Offsets]:
         """For `streams.folding.Folder`: a lagging generation takes nothing of the stream."""
         floors: dict[Key, Offsets] = {}
-        for key, partition in self._lagging:
+        for key, partition in self._lost | self._lagging.keys():
             floors.setdefault(key, {})[partition] = NOTHING
         return floors
 
@@ -98,8 +104,14 @@ class ItemGenerations:
         own = await asyncio.gather(*(self._pairs_of(view).load(p) for p in unnamed))
         filled = {p: pair for p, pair in zip(unnamed, own, strict=True) if pair.version > 0}
         for partition, pair in filled.items():
-            pair.next_offset, pair.epoch = pair.standing(epoch), epoch
-            if pair.next_offset < pairs[partition].standing(epoch):
+            if pair.epoch != epoch:
+                self._lost.add((view.key, partition))
+                log.error(
+                    "%s@%d: the broker lost the re-keyed log of partition %d before the generation"
+                    " had caught up; nothing more is folded into it: fill another one",
+                    *(*view.key, partition),
+                )
+            elif pair.next_offset < pairs[partition].standing(epoch):
                 self._lagging[view.key, partition] = pair
         floors = {p: (epoch, pairs[p].standing(epoch)) for p in unnamed if p not in filled}
         topic, group = self._config.item_topic, self._config.item_group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,22 @@ import numpy as np
 import pytest
 
 from schemas.ids import partitions_of
-from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, STAGED_KEY
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, STAGED_KEY, generation_group
 from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.staged import Staged, dump_staged
+from store.memory import AsyncMemoryRowStore
 from store.redis_store import AsyncRedisRowStore
-from streams.admin import ensure_topics
+from streams.admin import TopicFacts, ensure_topics
 from streams.backfill import lacking
-from streams.generations import recorded_floors
+from streams.config import StreamConfig
+from streams.generations import NOTHING, recorded_floors
+from streams.item_generations import ItemGenerations
 from streams.origins import Origin, item_origin, log_of
 from streams.producer import ActionProducer
+from streams.servers import REAL_SERVERS
+from streams.source import Source
+from streams.source_table import Pair, PairStore, SourceTable
+from tests.aggregation.plans import small_view
 from tests.streams.support import (
     PARTITIONS,
     T0,
@@ -127,6 +135,45 @@ def begin(stack: Stack, view: ViewPlan) -> Origin:
     found = ask(stack, origin)
     assert isinstance(found, Origin)
     return found
+
+
+def test_a_filled_generation_whose_log_is_lost_takes_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its own pair is of log 1, the stream is in log 2: what lies between is nowhere."""
+    config = StreamConfig("nowhere:1", "nowhere", Path("."), topic="t", group="g", partitions=2)
+    view = replace(small_view(), entity="item", source=config.item_topic, generation=2)
+    store = AsyncMemoryRowStore()
+    facts = TopicFacts(config.item_topic, "id-2", 2)
+
+    async def scenario() -> None:
+        name = generation_group(config.item_group, view.name, 2)
+        own = PairStore(store, config.item_topic, name, 100)
+        await own.save(0, Pair(1, 8, SourceTable(), 0))
+        await own.save(1, Pair(2, 8, SourceTable(), 0))
+        source = Source(Nobody(), facts, 2, 100)
+        made = ItemGenerations(config, REAL_SERVERS, store, source)
+        pairs = {p: Pair(2, 8, SourceTable(), 3) for p in range(2)}
+        await made.begin([view], pairs)
+        assert made.floors == {view.key: {0: NOTHING}}
+        assert [len(made.folded(p)) for p in range(2)] == [0, 1]
+        assert not await made.step(pairs)
+
+    asyncio.run(scenario())
+    assert "lost the re-keyed log of partition 0" in caplog.text
+
+
+class Nobody:
+    """A `streams.servers.TopicAdmin` that is not asked."""
+
+    def describe(self, topic: str) -> TopicFacts | None:
+        raise AssertionError
+
+    def ensure_topics(self, topics: Mapping[str, int]) -> dict[str, TopicFacts]:
+        raise AssertionError
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @pytest.mark.kill
