@@ -63,7 +63,8 @@ class Heartbeat:
         self, store: AsyncRowStore, place: tuple[str, str], tally: Tally, servers: Servers
     ) -> None:
         """place: topic and group."""
-        self._store, self._place, self._tally, self._servers = store, place, tally, servers
+        self._store, self._place, self._servers = store, place, servers
+        self.tally = tally
         self._partitions: tuple[int, ...] = ()
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._told_s = servers.clock_s()
@@ -72,8 +73,8 @@ class Heartbeat:
     def begin(self, partitions: Iterable[int]) -> None:
         """These partitions are this process's from now on; counts of others are dropped."""
         self._partitions = tuple(partitions)
-        kept = self._tally.counts
-        self._tally.counts = {p: kept.get(p, Counts()) for p in self._partitions}
+        kept = self.tally.counts
+        self.tally.counts = {p: kept.get(p, Counts()) for p in self._partitions}
 
     async def now_and_then(self) -> None:
         """Tell, if the last time was BEAT_S ago."""
@@ -88,7 +89,7 @@ class Heartbeat:
     async def _tell(self, owner: str, now_s: float) -> None:
         elapsed_s, self._told_s = max(now_s - self._told_s, 1e-3), now_s
         for partition in self._partitions:
-            counts = self._tally.of(partition)
+            counts = self.tally.of(partition)
             rate = (counts.actions - self._before.get(partition, 0)) / elapsed_s
             self._before[partition] = counts.actions
             beat = Beat(owner, self._servers.wall_ms(), round(max(rate, 0.0), 1), counts)

@@ -115,8 +115,13 @@ class ItemWorker:
             self._aside.send_late,
             config.patience_ms,
         )
-        place = config.item_topic, config.item_group
-        self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
+        target = config.item_topic, config.item_group
+        self._beats = {
+            config.topic: Heartbeat(
+                self._store, (config.topic, group), self._rekeyer.tally, self._servers
+            ),
+            config.item_topic: Heartbeat(self._store, target, self._aside.tally, self._servers),
+        }
         self._folder.retention_ms = config.retention_ms
         self._tell_views()
 
@@ -129,7 +134,8 @@ class ItemWorker:
             self._tell_views()
         source = [tp for tp in tps if tp.topic == self._config.topic]
         target = [tp for tp in tps if tp.topic == self._config.item_topic]
-        self._beat.begin(tp.partition for tp in target)
+        for topic, beat in self._beats.items():
+            beat.begin(tp.partition for tp in tps if tp.topic == topic)
         self._pairs = {tp.partition: await self._tables.load(tp.partition) for tp in target}
         saved = {partition for partition, pair in self._pairs.items() if pair.version}
         tell_of_a_wipe(target, saved, self._marks)
@@ -150,7 +156,8 @@ class ItemWorker:
         await self._source.watch()
         await self._target.watch()
         await self._follow()
-        await self._beat.now_and_then()
+        for beat in self._beats.values():
+            await beat.now_and_then()
         self._report()
 
     async def close(self) -> None:
@@ -158,7 +165,8 @@ class ItemWorker:
         self._report(now=True)
         await self._generations.close()
         await self._confirmations.settle()
-        await self._beat.leave()
+        for beat in self._beats.values():
+            await beat.leave()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -175,7 +183,8 @@ class ItemWorker:
             await self._target.check()
         for batch in self._batches(target):
             await self._store_batch(batch)
-        await self._beat.now_and_then()
+        for beat in self._beats.values():
+            await beat.now_and_then()
         self._report()
 
     def _batches(self, lists: Iterable[Fetched]) -> Iterator[Batch]:

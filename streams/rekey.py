@@ -28,6 +28,7 @@ from schemas.names import HEADER_LOG
 from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
 from streams.app import Fetched, Sender
 from streams.durability import Confirmations
+from streams.heartbeat import Tally
 from streams.messages import ActionRun, decode_records, join_runs
 from streams.positions import Positions
 from streams.source import Source
@@ -98,6 +99,7 @@ class Rekeyer:
     ) -> None:
         self._source, self._target, self._partitions = source, target, partitions
         self._positions, self._confirmations = positions
+        self.tally = Tally()
         self.actions = 0
 
     async def handle(self, lists: list[Fetched], send: Sender, patience_ms: int) -> None:
@@ -115,6 +117,7 @@ class Rekeyer:
         for run in runs:
             if len(run):
                 self._positions.saw(int(run.partition[0]), int(run.sent_ms.max()))
+                self.tally.of(int(run.partition[0])).actions += len(run)
         covers = np.zeros(len(part.records), SOURCE_RANGE)
         for place, (tp, records) in enumerate(part.records.items()):
             ends = int(records[0].offset), int(records[-1].offset) + 1

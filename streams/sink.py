@@ -31,6 +31,7 @@ from schemas.names import dead_letter_topic
 from streams.app import Fetched, Sender, run_app
 from streams.archives import ActionArchive, Held, RankArchive, RekeyedArchive, TopicArchive
 from streams.config import StreamConfig
+from streams.heartbeat import Heartbeat, Tally
 from streams.messages import DeadLetter
 from streams.positions import Positions
 from streams.servers import REAL_SERVERS, Servers
@@ -77,6 +78,7 @@ class Topic:
     source: Source
     positions: Positions
     archive: TopicArchive
+    beat: Heartbeat
 
 
 class Sink:
@@ -101,7 +103,9 @@ class Sink:
                 self._admin, facts[name], self._store, config.patience_ms, self._servers.clock_s
             )
             positions = Positions(self._store, name, config.archive_group, source.epoch)
-            self._topics[name] = Topic(source, positions, self._archive(source))
+            place = name, config.archive_group
+            beat = Heartbeat(self._store, place, Tally(), self._servers)
+            self._topics[name] = Topic(source, positions, self._archive(source), beat)
 
     def _archive(self, source: Source) -> TopicArchive:
         root = self._config.archive_dir / source.topic
@@ -117,6 +121,7 @@ class Sink:
         places: dict[TP, int] = {}
         for name, topic in self._topics.items():
             own = [tp for tp in tps if tp.topic == name]
+            topic.beat.begin(tp.partition for tp in own)
             found = {tp.partition: topic.archive.end(tp.partition) for tp in own}
             ends = {partition: end for partition, end in found.items() if end is not None}
             places |= topic.positions.begin(own, ends)
@@ -126,12 +131,15 @@ class Sink:
         """Write what is old enough, and look whether the logs are still the same."""
         for topic in self._topics.values():
             await topic.source.watch()
+            await topic.beat.now_and_then()
         await self._write_old()
 
     async def close(self) -> None:
         """Write everything held back."""
         for tp in list(self._buffers):
             await self._write(tp)
+        for topic in self._topics.values():
+            await topic.beat.leave()
         await self._store.close()
         await asyncio.to_thread(self._admin.close)
 
@@ -148,9 +156,14 @@ class Sink:
                 continue
             parts, dead = await topic.archive.take(records)
             await self._send_dead(fetched.tp.topic, dead)
+            counts = topic.beat.tally.of(fetched.tp.partition)
+            counts.actions += sum(part.rows for part in parts)
+            counts.dead += len(dead)
             for part in parts:
                 await self._hold(fetched.tp, part)
         await self._write_old()
+        for topic in self._topics.values():
+            await topic.beat.now_and_then()
 
     async def _hold(self, tp: TP, part: Held) -> None:
         if tp in self._buffers and not self._buffers[tp].fits(part):

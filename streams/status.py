@@ -35,8 +35,8 @@ class Line:
 
     does: rows, re-keying, item rows or archive. stored: the first offset that is not stored yet.
     end: the offset after the last record. epoch: the store's number of the topic's present log.
-    watermark_ms: event time that is stored, 0 where nothing is. owner, rate (actions a second) and
-    counts: empty or zero where no process told lately, or this kind of process tells nothing.
+    watermark_ms: event time that is stored, 0 where nothing is. owner, rate (actions a second, of
+    the archive rows) and counts: empty or zero where no process told lately.
     """
 
     does: str

@@ -61,6 +61,11 @@ def told(status: StreamStatus) -> tuple[int, int]:
     return sum(each.actions for each in counts), sum(each.dead for each in counts)
 
 
+def owners(status: StreamStatus) -> set[tuple[str, str]]:
+    """Who does what, by process id."""
+    return {(line.does, line.owner.rpartition(":")[2]) for line in status.lines}
+
+
 def late_actions(stack: Stack, status: StreamStatus) -> int:
     """Those that lie in the late topic."""
     topic = late_topic(stack.config.topic)
@@ -101,8 +106,15 @@ def test_a_worker_seen_from_outside(stack: Stack) -> None:
     assert {line.owner for line in rows_of(status_of(stack)).values()} == {""}, "it left"
     with pytest.raises(StreamError, match=r"needs nothing that lags within 0 s, got .*archive"):
         status_of(stack, wait_s=0)
-    with running("sink", stack), running("items", stack):
+    with running("sink", stack) as sink, running("items", stack) as items:
         assert status_of(stack, wait_s=60).lag == 0
+        pids = {
+            "archive": sink.popen.pid,
+            "re-keying": items.popen.pid,
+            "item rows": items.popen.pid,
+        }
+        wanted = {(does, str(pid)) for does, pid in pids.items()} | {("rows", "")}
+        wait_until(lambda: owners(status_of(stack)) == wanted)
 
 
 def test_topics_that_are_not_there_yet_have_no_lines(stack: Stack) -> None:
