@@ -113,8 +113,8 @@ def test_a_worker_seen_from_outside(stack: Stack) -> None:
             "re-keying": items.popen.pid,
             "item rows": items.popen.pid,
         }
-        wanted = {(does, str(pid)) for does, pid in pids.items()} | {("rows", "")}
-        wait_until(lambda: owners(status_of(stack)) == wanted)
+        everybody = {(does, str(pid)) for does, pid in pids.items()} | {("rows", "")}
+        wait_until(lambda: owners(status_of(stack)) == everybody)
 
 
 def test_topics_that_are_not_there_yet_have_no_lines(stack: Stack) -> None:
