@@ -28,6 +28,7 @@ PROGRESS_S: Final = 4.0
 TICK_S: Final = 0.01
 STOPPED_S: Final = (2.5, 4.5)  # the session ends after 2 s
 SETTLE_S: Final = 60.0
+LOOK_S: Final = 0.2
 DRAIN_S: Final = 25.0
 
 
@@ -165,6 +166,8 @@ class Chaos:
             self._wait(self.dice.uniform(0.1, 0.6))
             self.world.cut_store(self.dice)
         elif event == "rekeyed":
+            # Rows that a dead process left ahead of their source table would be refused.
+            self._caught_up(dict(self.load.ends))
             self.crew.hold("items", self.world.lose_rekeyed_log)
         else:
             self._settle()  # what only the lost log held could not be counted by anybody
@@ -175,10 +178,14 @@ class Chaos:
 
     def _settle(self) -> None:
         self.load.finish()
+        self._caught_up(self.load.ends)
+
+    def _caught_up(self, ends: dict[int, int]) -> None:
+        """Until all rows have these offsets, whoever has to be started again meanwhile."""
         deadline_s = time.monotonic() + SETTLE_S
         while True:
             try:
-                self.world.behind(self.load.ends, 0.2)
+                self.world.behind(ends, LOOK_S)
                 return
             except StreamError:
                 self.crew.look_after()
