@@ -42,9 +42,7 @@ def run(options: Options) -> Report:
         ["event", "times"],
         [*sorted(chaos.done.items()), *sorted((f"ended: {k}", n) for k, n in exits.items())],
     )
-    report.note(
-        f"cut off the store's file: {made.cut_bytes:,} bytes; the topic's log: {made.epoch}"
-    )
+    report.note(f"the store lost {made.cut_bytes:,} bytes, the broker {made.epoch - 1} logs")
     report.note(
         f"{verdict.actions:,} actions, {verdict.rows:,} rows: {verdict.unequal} unequal,"
         f" {verdict.lost} actions lost, {verdict.doubled} doubled"
