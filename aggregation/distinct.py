@@ -54,31 +54,30 @@ def add_distinct(ring: Array, runs: TileRuns, values: NDArray[np.int64]) -> int:
     new = new[~(held[tile[new]] == hashes[new, None]).any(axis=1)]
     if len(new) == 0:
         return 0
-    touched = run_starts(tile[new])
-    changed = tile[new][touched]  # (c,) tiles that gain a hash
-    group = run_numbers(touched, len(new))
-    there, place = np.nonzero(held[changed])
-    ring[runs.rows[changed, None], within[changed]] = _smallest(
-        np.concatenate((there, group)),
-        np.concatenate((held[changed][there, place], hashes[new])),
-        (len(changed), width),
-    )
+    tile, rank, hashes = _smallest(tile[new], hashes[new], width)  # (l,)
+    changed = np.flatnonzero(rank == 0)
+    group = run_numbers(changed, len(tile))
+    changed = tile[changed]  # (c,) tiles that gain a hash
+    merged = np.zeros((len(changed), width + int(rank.max()) + 1), np.uint64)
+    merged[:, :width] = held[changed]
+    merged[group, width + rank] = hashes
+    merged -= _ONE  # empty places go last
+    merged.sort(axis=1)
+    ring[runs.rows[changed, None], within[changed]] = merged[:, :width] + _ONE
     return 0
 
 
-def _smallest(group: Array, hashes: Array, shape: tuple[int, int]) -> Array:
-    """The W smallest distinct hashes of each of c groups, ascending, zeros behind. (c, W)."""
-    order = np.lexsort((hashes, group))
-    group, hashes = group[order], hashes[order]
+def _smallest(tile: Array, hashes: Array, width: int) -> tuple[Array, Array, Array]:
+    """The W smallest distinct hashes of each tile: tile, rank within it from 0, and hash, (l,)."""
+    order = np.lexsort((hashes, tile))
+    tile, hashes = tile[order], hashes[order]
     first = np.ones(len(order), bool)
-    first[1:] = (group[1:] != group[:-1]) | (hashes[1:] != hashes[:-1])
-    group, hashes = group[first], hashes[first]
-    starts = run_starts(group)
-    rank = np.arange(len(group)) - starts[run_numbers(starts, len(group))]
-    kept = rank < shape[1]
-    out = np.zeros(shape, np.uint64)
-    out[group[kept], rank[kept]] = hashes[kept]
-    return out
+    first[1:] = (tile[1:] != tile[:-1]) | (hashes[1:] != hashes[:-1])
+    tile, hashes = tile[first], hashes[first]
+    starts = run_starts(tile)
+    rank = np.arange(len(tile)) - starts[run_numbers(starts, len(tile))]
+    kept = rank < width
+    return tile[kept], rank[kept], hashes[kept]
 
 
 def estimate(tiles: Array, rows: NDArray[np.intp], n: int) -> NDArray[np.int64]:
