@@ -8,11 +8,15 @@ from catalog.declare import (
     WEEK,
     actions,
     actions_by_item,
+    boundaries,
     column,
     count,
     last_n,
     log_buckets,
+    mean,
+    only,
     recent,
+    smoothed,
     streamed_view,
     total,
 )
@@ -21,6 +25,9 @@ COUNTS = log_buckets(20, low=1, high=1_000)
 #: From a minute to a week.
 AGES = log_buckets(16, low=60_000, high=7 * 24 * 3_600_000)
 PLAY_MS = log_buckets(24, low=1_000, high=24 * 3_600_000)
+#: Of single plays.
+EACH_MS = log_buckets(16, low=1_000, high=300_000)
+RATES = boundaries([0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8])
 
 user_activity = streamed_view(
     "user_activity",
@@ -45,6 +52,9 @@ user_activity = streamed_view(
         total("play_ms_1h", "play.value", HOUR, PLAY_MS),
         total("play_ms_1d", "play.value", DAY, PLAY_MS),
         total("play_ms_7d", "play.value", WEEK, PLAY_MS),
+        mean("play_ms_mean_7d", "play.value", WEEK, EACH_MS),
+        count("half_minutes_7d", only("play", "value >= 30000"), WEEK, COUNTS),
+        smoothed("half_minute_rate_7d", "half_minutes_7d", "plays_7d", RATES, prior=0.2, weight=20),
         recent(
             "last_plays",
             "play",
