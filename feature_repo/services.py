@@ -10,7 +10,6 @@ from catalog.declare import (
     cross,
     feature_service,
     identity,
-    log_buckets,
     position,
     ratio,
     share,
@@ -54,11 +53,6 @@ ranking = feature_service(
     [users, user_activity, videos, video_activity],
     crosses=[
         *USER_RATES,
-        cross(
-            "play_ms_each_7d",
-            ratio("user_activity:play_ms_7d", "user_activity:plays_7d"),
-            log_buckets(16, low=1_000, high=300_000),
-        ),
         cross(
             "aspect",
             ratio("videos:server_width", "videos:server_height"),
