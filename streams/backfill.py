@@ -12,6 +12,7 @@ from absent under the fence that the floors give.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from streams.servers import REAL_SERVERS, Servers
 from streams.source_table import PairStore
 
 LOOK_S: Final = 0.1
+#: Less than this is done before other processes have started.
+FEW_ACTIONS: Final = 500_000
 
 #: Told of each stage what is done, of how much, and a few words.
 Note = Callable[[str, int, int, str], None]
@@ -96,13 +99,14 @@ async def fill_view(
         run_tasks,
         tasks,
         stream.store_url,
-        config.cores,
+        config.cores if total >= FEW_ACTIONS else 1,
         config.dask,
         lambda done: note(f"fill {view.name}", min(done, total), total, ""),
     )
     if stream.durability == "fsynced":
         await store.confirm()  # another history than the one of the beginning may lack rows
     seconds = time.monotonic() - began_s
+    await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
     note(f"fill {view.name}", total, total, f"{counts.rows + counts.there:,} rows")
     rows = sum(file.rows for file in history) + taken.taken
     missing = sum(found.missing.values())
@@ -114,16 +118,24 @@ async def _history(
 ) -> tuple[Origin, Collected]:
     """Where the generation begins, and the files that hold what lies before."""
     stream = config.stream
+    if view.source not in (stream.topic, stream.item_topic):
+        raise StreamError(
+            f"{view.name}.source",
+            required=f"{stream.topic} or {stream.item_topic}, which workers read",
+            got=view.source,
+        )
     admin = await servers.admin(stream)
     try:
         facts = await asyncio.to_thread(admin.ensure_topics, stream.topics)
+        source, target = [
+            await log_of(store, admin, facts[name], stream.patience_ms)
+            for name in (stream.topic, stream.item_topic)
+        ]
     finally:
         await asyncio.to_thread(admin.close)
-    source = await log_of(store, facts[stream.topic], stream.patience_ms)
     if view.entity == "user":
         origin = await user_origin(store, stream, view, source)
     else:
-        target = await log_of(store, facts[stream.item_topic], stream.patience_ms)
         origin = await item_origin(store, stream, view, (source, target))
     needed = {
         p: max((ends.get(p, 0) for ends in origin.bounds.values()), default=0)

@@ -14,17 +14,17 @@ Symbols: P partitions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
-from schemas.errors import StoreError, StreamError
+from schemas.errors import StreamError
 from schemas.names import generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.admin import TopicFacts
 from streams.config import StreamConfig
 from streams.generations import record_floors
-from streams.patience import patiently
+from streams.servers import TopicAdmin
+from streams.source import Source
 from streams.source_table import Pair, PairStore, SourceTable
 
 _AGAIN: Final = "give it up with `encore backfill --cancel`, and begin again"
@@ -48,15 +48,12 @@ class Origin:
     bounds: dict[int, dict[int, int]]
 
 
-async def log_of(store: AsyncRowStore, facts: TopicFacts, patience_ms: int) -> Log:
-    """Raises StreamError where the store does not answer."""
-    epoch = await patiently(
-        f"epoch of {facts.name}",
-        partial(store.epoch_of, facts.name, facts.topic_id),
-        patience_ms,
-        (StoreError,),
-    )
-    return Log(facts.name, facts.topic_id, epoch)
+async def log_of(
+    store: AsyncRowStore, admin: TopicAdmin, facts: TopicFacts, patience_ms: int
+) -> Log:
+    """The log that is there now. Raises StoreError, StreamError."""
+    source = await Source.open(admin, facts, store, patience_ms)
+    return Log(source.topic, source.topic_id, source.epoch)
 
 
 async def user_origin(

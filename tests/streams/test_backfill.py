@@ -15,7 +15,7 @@ from schemas.names import generation_group
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams.action_table import action_table
 from streams.archive import partition_dir, write_file
-from streams.backfill import BackfillConfig, lacking, tasks_of, wait_caught_up
+from streams.backfill import BackfillConfig, fill_view, lacking, tasks_of, wait_caught_up
 from streams.collecting import Collected, collect
 from streams.config import StreamConfig
 from streams.filling import FillTask, fill
@@ -89,6 +89,16 @@ def test_an_item_view_begins_at_saved_pairs_with_their_tables() -> None:
         assert await item_origin(store, CONFIG, ITEMS, (LOG, REKEYED)) == origin
 
     asyncio.run(scenario())
+
+
+def test_a_view_of_another_topic_is_refused() -> None:
+    view, config = (
+        replace(USERS, source="other"),
+        BackfillConfig(replace(CONFIG, durability="answered")),
+    )
+    store = AsyncMemoryRowStore()
+    with pytest.raises(StreamError, match=r"needs t or t\.by-item, which workers read, got other"):
+        asyncio.run(fill_view(config, view, store, lambda *_: None))
 
 
 # --- collecting -----------------------------------------------------------------------------

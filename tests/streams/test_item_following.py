@@ -19,7 +19,7 @@ from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.staged import Staged, dump_staged
 from store.memory import AsyncMemoryRowStore
 from store.redis_store import AsyncRedisRowStore
-from streams.admin import TopicFacts, ensure_topics
+from streams.admin import Admin, TopicFacts, ensure_topics
 from streams.backfill import lacking
 from streams.config import StreamConfig
 from streams.generations import NOTHING, recorded_floors
@@ -128,8 +128,9 @@ def begin(stack: Stack, view: ViewPlan) -> Origin:
     facts = ensure_topics(config.bootstrap, config.topics)
 
     async def origin(store: AsyncRedisRowStore) -> Origin:
-        source = await log_of(store, facts[config.topic], 1_000)
-        target = await log_of(store, facts[config.item_topic], 1_000)
+        with Admin(config.bootstrap) as admin:
+            source = await log_of(store, admin, facts[config.topic], 1_000)
+            target = await log_of(store, admin, facts[config.item_topic], 1_000)
         return await item_origin(store, config, view, (source, target))
 
     found = ask(stack, origin)
