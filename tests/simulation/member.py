@@ -30,6 +30,7 @@ class Member:
         self.name, self.handler, self.loop = name, handler, loop
         self.marks = Marks()
         self.paused = False
+        self.outlived = False  # the store was wiped under it
         self.unheard: list[Callable[[], None]] = []  # replies that came while it stood still
         self.joined = False
         self.closing = False

@@ -34,10 +34,23 @@ WEIGHTS: Final = {
     "crash": 0.35,
     "lose": 0.3,
     "plan": 0.5,
+    "wipe": 0.08,
+    "expire": 1,
 }
 
 
-RARE: Final = ("kill", "pause", "fault", "sync", "crash", "lose", "plan", "rebalance")
+RARE: Final = (
+    "kill",
+    "pause",
+    "fault",
+    "sync",
+    "crash",
+    "lose",
+    "plan",
+    "wipe",
+    "expire",
+    "rebalance",
+)
 WEATHER: Final = (0, 0.5, 1, 1, 2)
 #: Of a failing history as much is shown.
 MOST_LINES: Final = 150

@@ -19,6 +19,7 @@ from faust.types import TP
 from schemas.names import (
     PLAN_KEY,
     PLAN_VERSION_KEY,
+    generation_group,
     source_table_key,
 )
 from schemas.plan import Plan, ViewPlan, dump_plan
@@ -27,7 +28,7 @@ from streams.app import Handler
 from streams.config import StreamConfig
 from streams.item_worker import ItemWorker
 from streams.servers import Servers
-from streams.source_table import parse_pair
+from streams.source_table import lowest_reached, parse_pair
 from streams.worker import Worker
 from tests.aggregation.plans import small_view
 from tests.simulation.broker import Broker, BrokerAdmin, TopicLog, VirtualReader, VirtualSender
@@ -339,7 +340,8 @@ class World:
         for tp in member.marks.partitions():
             upto = member.marks.get(tp)
             assert upto is not None
-            self._require_durable(group, member.logs.get(tp.topic, ""), tp, upto)
+            if not member.outlived:
+                self._require_durable(group, member.logs.get(tp.topic, ""), tp, upto)
             group.committed[tp] = upto
 
     def _require_durable(self, group: Group, topic_id: str, tp: TP, upto: int) -> None:
@@ -386,6 +388,53 @@ class World:
         """The broker loses the log of a topic and makes a new one under its name."""
         topic = (CONFIG.topic, CONFIG.item_topic)[pick % 2]
         return f"{topic}, now {self.broker.create(topic, PARTITIONS).topic_id}"
+
+    def do_wipe(self, pick: int) -> str | None:
+        """The store comes back empty. As told, the plan is applied and the re-keyed topic made
+        anew; what the logs hold no more would take a rebuild, so nothing may have expired."""
+        if any(any(log.first) for log in self.broker.logs.values()):
+            return None
+        self._break_connections()
+        self.server.wipe()
+        for group in self.groups:
+            for member in group.members.values():
+                member.outlived = True
+        self.broker.create(CONFIG.item_topic, PARTITIONS)
+        self.publish(self.plan.views)
+        return "with everything in it"
+
+    def do_expire(self, pick: int) -> str | None:
+        """The broker drops old messages, of those that the store's disk has in all rows."""
+        partition = pick % PARTITIONS
+        log = self.broker.logs[CONFIG.topic]
+        upto = self._needed_no_more(log, partition)
+        if upto <= log.first[partition]:
+            return None
+        log.first[partition] = upto
+        return f"{CONFIG.topic}/{partition} up to {upto}"
+
+    def _needed_no_more(self, log: TopicLog, partition: int) -> int:
+        rows = self.server.durable.rows
+        epoch = rows.epochs.get(CONFIG.topic, {}).get(log.topic_id, 0)
+        groups = [CONFIG.group, self._rekey_group()]
+        for view in self.reference.current("user"):
+            groups.append(generation_group(CONFIG.group, view.name, view.generation))
+        ends = []
+        for group in groups:
+            mark = rows.progress.get((CONFIG.topic, group), {}).get(partition)
+            ends.append(mark.next_offset if mark is not None and mark.epoch == epoch else 0)
+        keys = [
+            source_table_key(CONFIG.item_topic, CONFIG.item_group, p) for p in range(PARTITIONS)
+        ]
+        pairs = {
+            p: parse_pair(rows.values.get(k, b"").decode() or None, k) for p, k in enumerate(keys)
+        }
+        return min(*ends, lowest_reached(pairs, partition, epoch))
+
+    def _rekey_group(self) -> str:
+        log = self.broker.logs[CONFIG.item_topic]
+        epochs = self.server.durable.rows.epochs.get(CONFIG.item_topic, {})
+        return f"{CONFIG.item_group}.rekey.{epochs.get(log.topic_id, 0)}"
 
     def do_plan(self, pick: int) -> str | None:
         """A plan with a new generation of a view."""
