@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from schemas.plan import ViewPlan
-from store.base import AsyncRowStore
 from streams.config import StreamConfig
 from streams.folding import Folder, OutsideActions
 from streams.generations import Generations
@@ -36,19 +35,18 @@ class CatchUp:
         self,
         config: StreamConfig,
         servers: Servers,
-        store: AsyncRowStore,
         source: Source,
         generations: Generations,
     ) -> None:
-        self._store, self._source, self._generations = store, source, generations
-        self._partitions, self._patience_ms = config.partitions, config.patience_ms
+        self._source, self._generations = source, generations
+        self._partitions = config.partitions
         self._reader, self._clock_s = servers.open_reader(config), servers.clock_s
 
-    async def step(self, standing: Mapping[int, int]) -> bool:
+    async def step(self, standing: Mapping[int, int], stream: Folder) -> bool:
         """One slice. Whether a generation has caught up in a partition.
 
         standing: partition → the offset that the stream reads next, all before it being stored.
-        Raises StreamError.
+        stream: folds the stream. Raises StreamError.
         """
         until_s = self._clock_s() + SLICE_S
         arrived = False
@@ -56,7 +54,7 @@ class CatchUp:
         for view, partition, at in lagging:
             end = standing[partition]
             while at < end:
-                at = await self._advance(view, partition, at, end)
+                at = await self._advance(view, partition, (at, end), stream)
                 if self._clock_s() >= until_s:
                     break
             if at >= end:
@@ -72,14 +70,14 @@ class CatchUp:
         """Release the reader."""
         await self._reader.close()
 
-    async def _advance(self, view: ViewPlan, partition: int, at: int, end: int) -> int:
-        """Fold some records from `at` on; the offset after them."""
-        records = await self._reader.read(self._source.topic, partition, at, end)
+    async def _advance(
+        self, view: ViewPlan, partition: int, span: tuple[int, int], stream: Folder
+    ) -> int:
+        """Fold some records of the span, from its start on; the offset after them."""
+        records = await self._reader.read(self._source.topic, partition, *span)
         run = decode_records(records, self._partitions)[0]  # refused ones are dead letters already
         floors = {view.key: {partition: self._generations.floor(view, partition)}}
-        folder = Folder(
-            self._store, (view,), self._source.epoch, nowhere, self._patience_ms, floors
-        )
+        folder = beside(stream, view, floors)
         await folder.apply(run, self._source.check)
         newest = int(run.sent_ms.max()) if len(run) else 0
         at = int(records[-1].offset) + 1
@@ -87,5 +85,23 @@ class CatchUp:
         return at
 
 
+def beside(
+    stream: Folder, view: ViewPlan, floors: Mapping[tuple[str, int], Mapping[int, int]]
+) -> Folder:
+    """A folder of one lagging generation. It sends aside what `stream` would send for it: where no
+    other generation of the view was folded while it lagged, nobody else told of late actions. Some
+    are told twice, then, and their source says so.
+    """
+    return Folder(
+        stream.store,
+        (view,),
+        stream.epoch,
+        stream.side_output,
+        stream.patience_ms,
+        floors,
+        silent=stream.silent,
+    )
+
+
 async def nowhere(run: ActionRun, outside: list[OutsideActions]) -> None:
-    """Late and future actions were sent aside when the stream passed them."""
+    """For a fold of history, whose late and future actions were told when the stream passed."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from schemas.names import generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
-from streams.catching_up import SLICE_S, nowhere
+from streams.catching_up import SLICE_S, beside
 from streams.config import StreamConfig
 from streams.folding import Folder
 from streams.generations import NOTHING, Key, Offsets, record_floors
@@ -74,15 +74,15 @@ class ItemGenerations:
             floors.setdefault(key, {})[partition] = NOTHING
         return floors
 
-    async def step(self, pairs: Mapping[int, Pair]) -> bool:
+    async def step(self, pairs: Mapping[int, Pair], stream: Folder) -> bool:
         """Catch up a slice. Whether a generation has arrived in a partition. Raises StreamError."""
         until_s = self._clock_s() + SLICE_S
         arrived = False
         for place, own in list(self._lagging.items()):
-            key, partition = place
+            _, partition = place
             end = pairs[partition].standing(self._target.epoch)
             while own.next_offset < end:
-                await self._advance(self._views[key], partition, own, end)
+                await self._advance(place, own, end, stream)
                 if self._clock_s() >= until_s:
                     break
             if own.next_offset >= end:
@@ -122,16 +122,14 @@ class ItemGenerations:
         name = generation_group(self._config.item_group, view.name, view.generation)
         return PairStore(self._store, self._config.item_topic, name, self._config.patience_ms)
 
-    async def _advance(self, view: ViewPlan, partition: int, own: Pair, end: int) -> None:
+    async def _advance(self, place: Place, own: Pair, end: int, stream: Folder) -> None:
         """Fold some messages from the generation's own position on, and save that."""
-        topic = self._config.item_topic
+        (key, partition), topic = place, self._config.item_topic
         records = await self._reader.read(topic, partition, own.next_offset, end)
         log = self._config.partitions, self._target.topic_id
         messages, _ = decode_rekeyed_records(records, *log)
         accepted = [own.table.admit(message.batch, message.where) for message in messages]
         run = run_of(partition, messages, accepted).run
-        epoch, patience_ms = self._target.epoch, self._config.patience_ms
-        folder = Folder(self._store, (view,), epoch, nowhere, patience_ms)
-        await folder.apply(run, self._target.check)
+        await beside(stream, self._views[key], {}).apply(run, self._target.check)
         own.next_offset = int(records[-1].offset) + 1
-        await self._pairs_of(view).save(partition, own)
+        await self._pairs_of(self._views[key]).save(partition, own)

@@ -232,7 +232,7 @@ class ItemWorker:
             await self._generations.change(self._plan.views, self._pairs)
             self._use_views()
             self._tell_views()
-        if await self._generations.step(self._pairs):
+        if await self._generations.step(self._pairs, self._folder):
             self._use_views()
 
     def _use_views(self) -> None:

@@ -83,9 +83,7 @@ class Worker:
         )
         place = config.topic, config.group
         self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
-        self._catch_up = CatchUp(
-            config, self._servers, self._store, self._source, self._generations
-        )
+        self._catch_up = CatchUp(config, self._servers, self._source, self._generations)
         self._plan = PlanFollower(self._store, "user", config.topic, clock_s=self._servers.clock_s)
         await self._plan.open()
         views = self._plan.views
@@ -191,7 +189,7 @@ class Worker:
             await self._generations.change(self._plan.views, self._positions.standing())
             self._use_views()
             self._tell_views()
-        if await self._catch_up.step(self._positions.standing()):
+        if await self._catch_up.step(self._positions.standing(), self._folder):
             self._use_views()
 
     def _use_views(self) -> None:

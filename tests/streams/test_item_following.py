@@ -21,7 +21,9 @@ from store.memory import AsyncMemoryRowStore
 from store.redis_store import AsyncRedisRowStore
 from streams.admin import Admin, TopicFacts, ensure_topics
 from streams.backfill import lacking
+from streams.catching_up import nowhere
 from streams.config import StreamConfig
+from streams.folding import Folder
 from streams.generations import NOTHING, recorded_floors
 from streams.item_generations import ItemGenerations
 from streams.origins import Origin, item_origin, log_of
@@ -158,7 +160,8 @@ def test_a_filled_generation_whose_log_is_lost_takes_nothing_more(
         await made.begin([view], pairs)
         assert made.floors == {view.key: {0: NOTHING}}
         assert [len(made.folded(p)) for p in range(2)] == [0, 1]
-        assert not await made.step(pairs)
+        folder = Folder(store, (view,), 2, nowhere, 100)
+        assert not await made.step(pairs, folder)
 
     asyncio.run(scenario())
     assert "lost the re-keyed log of partition 0" in caplog.text
