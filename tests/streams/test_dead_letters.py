@@ -306,3 +306,17 @@ def test_what_would_be_refused_again_is_left(post: Post) -> None:
     assert "key" in str(refusal(keyless, target, actions=True))
     elsewhere = Letter(6, "00000000000000000001.spool", "record", "", b"7", b"", {})
     assert "which is no message of" in str(refusal(elsewhere, target, actions=False))
+
+
+def test_a_broker_that_does_not_confirm(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have arrived all the same: the next run finds out."""
+    with monkeypatch.context() as patched:
+        patched.setattr("streams.dead_letters.SEND_TIMEOUT_S", -1.0)
+        with pytest.raises(
+            StreamError, match=r"needs confirmed messages.*run it again in 60"
+        ):
+            post.run()
+    post.now_ms += LEASE_MS
+    post.run()
+    assert post.run().before == (0, 1, 2)
+    assert post.came_back() == ["0", "1", "2"]
