@@ -312,9 +312,7 @@ def test_a_broker_that_does_not_confirm(post: Post, monkeypatch: pytest.MonkeyPa
     """It may have arrived all the same: the next run finds out."""
     with monkeypatch.context() as patched:
         patched.setattr("streams.dead_letters.SEND_TIMEOUT_S", -1.0)
-        with pytest.raises(
-            StreamError, match=r"needs confirmed messages.*run it again in 60"
-        ):
+        with pytest.raises(StreamError, match=r"needs confirmed messages.*run it again in 60"):
             post.run()
     post.now_ms += LEASE_MS
     post.run()
