@@ -6,6 +6,7 @@ import asyncio
 import signal
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from streams import admin
 from streams.admin import Admin, ensure_topics
 from streams.app import StreamApp
 from streams.archives import RankArchive
+from streams.backfill import BackfillConfig, _history
 from streams.config import StreamConfig
 from streams.producer import ActionProducer
 from streams.replay import find_mark
+from streams.servers import REAL_SERVERS
+from tests.aggregation.plans import small_view
 from tests.streams.support import T0, record, some_actions
 
 
@@ -150,3 +154,13 @@ def test_a_record_that_is_not_confirmed(tmp_path: Path) -> None:
     send = app_of(tmp_path)._sender(FaustThatEnds())
     with pytest.raises(StreamError, match=r"topic t: needs a confirmed record.*no acknowledgement"):
         asyncio.run(send("t", b"k", b"v", {}))
+
+
+def test_history_of_a_topic_that_no_worker_reads(tmp_path: Path) -> None:
+    stream = StreamConfig("127.0.0.1:9", "redis://127.0.0.1:9/0", tmp_path)
+    view = replace(small_view(), source="elsewhere")
+    work = _history(
+        BackfillConfig(stream, 1, 1 << 24), view, AsyncMemoryRowStore(), REAL_SERVERS, tmp_path
+    )
+    with pytest.raises(StreamError, match=r"source: needs actions or actions\.by-item, which work"):
+        asyncio.run(work)
