@@ -75,6 +75,7 @@ class Reference:
     epochs: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     pairs: dict[tuple[int, int], int] = field(default_factory=dict)  # (partition, epoch) → saved
     logs: dict[str, str] = field(default_factory=dict)  # topic → the id it has now
+    expired: dict[tuple[str, int], int] = field(default_factory=dict)  # → the first offset left
     rows_checked: int = 0
 
     # --- what is in the logs ------------------------------------------------------------------
@@ -205,7 +206,8 @@ class Reference:
             *(here.origins for (id_, _), here in self.partitions.items() if id_ == target)
         )
         for origin in self.truth:
-            wanted = origin[:2] == (source, partition) and origin[2] < mark.next_offset
+            left = self.expired.get((source, partition), 0) <= origin[2] < mark.next_offset
+            wanted = origin[:2] == (source, partition) and left
             if wanted and origin not in there:
                 raise SimulationError("re-keyed", f"{origin} is said to be, and is not")
 

@@ -410,7 +410,7 @@ class World:
         upto = self._needed_no_more(log, partition)
         if upto <= log.first[partition]:
             return None
-        log.first[partition] = upto
+        log.first[partition] = self.reference.expired[log.topic_id, partition] = upto
         return f"{CONFIG.topic}/{partition} up to {upto}"
 
     def _needed_no_more(self, log: TopicLog, partition: int) -> int:
