@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import HistoryError, StoreError
+from schemas.errors import HistoryError, StoreError, StoreTimeout
 from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from store.wire import StoreConfig
 from tests.store.servers import OwnServer, own_server
 
 
@@ -113,3 +114,30 @@ def test_the_memory_double_goes_back_to_what_was_confirmed() -> None:
     assert (rows.get_text("a"), rows.get_progress("t", "g")[0].next_offset) == ("durable", 5)
     rows.restore(Image())
     assert rows.get_text("a") is None
+
+
+def test_a_connection_that_was_cut_short_at_its_beginning_is_not_used(server: OwnServer) -> None:
+    """It was never found to be of the history, and answers to its first questions may come yet."""
+
+    async def run() -> None:
+        hurried = StoreConfig(server.url, timeout_ms=200, connections=1)
+        async with AsyncRedisRowStore(hurried) as store:
+            await store.begin_history()
+            await store.put_text("a", "durable")
+            await store.confirm()
+            server.kill()
+            server.restart()
+            with pytest.raises(StoreError):
+                await store.ping()  # the connection that was open
+            server.pause()
+            with pytest.raises(StoreTimeout):
+                await store.put_text("a", "on top of a gap")
+            late = asyncio.create_task(store.put_text("a", "on top of a gap"))
+            await asyncio.sleep(0.05)
+            server.go_on()
+            with pytest.raises(HistoryError):
+                await late
+
+    asyncio.run(run())
+    with RedisRowStore(server.url) as reader:
+        assert reader.get_text("a") == "durable"
