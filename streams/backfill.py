@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,11 +26,20 @@ from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.collecting import Collected, collect
 from streams.config import StreamConfig
+from streams.ends import read_ends
 from streams.filling import FillCounts, FillTask
+from streams.folding import physical_ttl_ms
 from streams.foreign import ForeignCounts, first_logged_ms, take_foreign
 from streams.generations import recorded_floors
 from streams.history import HistoryFile
-from streams.origins import Origin, item_origin, log_of, user_origin
+from streams.origins import (
+    Log,
+    Origin,
+    item_origin,
+    log_of,
+    user_origin,
+    wait_for_lost_log,
+)
 from streams.pools import run_tasks
 from streams.servers import REAL_SERVERS, Servers
 from streams.source_table import PairStore
@@ -124,18 +134,13 @@ async def _history(
             required=f"{stream.topic} or {stream.item_topic}, which workers read",
             got=view.source,
         )
-    admin = await servers.admin(stream)
-    try:
-        facts = await asyncio.to_thread(admin.ensure_topics, stream.topics)
-        source, target = [
-            await log_of(store, admin, facts[name], stream.patience_ms)
-            for name in (stream.topic, stream.item_topic)
-        ]
-    finally:
-        await asyncio.to_thread(admin.close)
+    source, target = await _logs(servers, stream, store)
     if view.entity == "user":
         origin = await user_origin(store, stream, view, source)
     else:
+        await wait_for_lost_log(
+            store, stream, (source, target), partial(read_ends, stream.bootstrap)
+        )
         origin = await item_origin(store, stream, view, (source, target))
     needed = {
         p: max((ends.get(p, 0) for ends in origin.bounds.values()), default=0)
@@ -144,9 +149,29 @@ async def _history(
     reader = servers.open_reader(stream)
     try:
         root = stream.archive_dir / stream.topic
-        return origin, await collect(root, source, needed, reader, aside)
+        found = await collect(root, source, needed, reader, aside)
     finally:
         await reader.close()
+    now, _ = await _logs(servers, stream, store)
+    if now != source:
+        raise StreamError(
+            f"topic {stream.topic}",
+            required=f"the id {source.topic_id} it had when its history was begun",
+            got=f"{now.topic_id}: the broker lost its log meanwhile, and this read of the new one",
+            do="give it up with `encore backfill --cancel`, and begin again",
+        )
+    return origin, found
+
+
+async def _logs(servers: Servers, stream: StreamConfig, store: AsyncRowStore) -> tuple[Log, Log]:
+    """The source and the re-keyed log that are there now."""
+    admin = await servers.admin(stream)
+    try:
+        facts = await asyncio.to_thread(admin.ensure_topics, stream.topics)
+        source = await log_of(store, admin, facts[stream.topic], stream.patience_ms)
+        return source, await log_of(store, admin, facts[stream.item_topic], stream.patience_ms)
+    finally:
+        await asyncio.to_thread(admin.close)
 
 
 def tasks_of(
@@ -176,6 +201,7 @@ def tasks_of(
             ways,
             config.memory_bytes // max(1, config.cores),
             config.stream.patience_ms,
+            physical_ttl_ms(view, config.stream.retention_ms),
         )
         for of, own in shares
         for way in range(ways)

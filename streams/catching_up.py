@@ -100,6 +100,7 @@ def beside(
         stream.patience_ms,
         floors,
         silent=stream.silent,
+        retention_ms=stream.retention_ms,
     )
 
 

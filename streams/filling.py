@@ -49,6 +49,7 @@ class FillTask:
     files: those that may hold their actions, in the log's order. bounds: {partition: {log
     partition: the first offset that is no history of the entities of `partition`}}. fences:
     {partition: (epoch, offset)} of the rows. of: the partition count of the view's topic.
+    expire_ms: as of `store.base.Write`.
     """
 
     view: ViewPlan
@@ -61,6 +62,7 @@ class FillTask:
     ways: int = 1
     memory_bytes: int = 1 << 30
     patience_ms: int = 30_000
+    expire_ms: int = 0
 
     @property
     def actions(self) -> int:
@@ -165,7 +167,9 @@ def _write(task: FillTask, group: _Group, store: RowStore, counts: FillCounts) -
         at = touched[start : start + WRITE_ROWS]
         keys = row_keys(task.view.name, task.view.generation, group.ids[at].tolist())
         values = encode_rows(layout, _rows_at(group.rows, at))
-        writes = [Write(key, None, value) for key, value in zip(keys, values, strict=True)]
+        writes = [
+            Write(key, None, value, task.expire_ms) for key, value in zip(keys, values, strict=True)
+        ]
         fresh = _put(writes, store, task.patience_ms)
         counts.rows += fresh
         counts.there += len(writes) - fresh

@@ -205,6 +205,8 @@ class _ViewFold:
 
     async def settle(self, permitted: asyncio.Future[None]) -> None:
         """Rounds of read, fold and write until no row is left."""
+        if not self.takes.any():
+            return
         pending = np.arange(len(self.ids))
         for _ in range(MAX_ROUNDS):
             # After an error any subset of the writes may have landed; the next read tells which.

@@ -130,6 +130,7 @@ class ItemWorker:
 
         The plan is looked at first: whoever had a partition before may have followed a newer one.
         """
+        self._folder.hot.clear()
         if await self._plan.look():
             self._tell_views()
         source = [tp for tp in tps if tp.topic == self._config.topic]

@@ -13,6 +13,8 @@ Symbols: P partitions.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,12 +24,18 @@ from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.admin import TopicFacts
 from streams.config import StreamConfig
+from streams.ends import Place
 from streams.generations import record_floors
 from streams.servers import TopicAdmin
 from streams.source import Source
 from streams.source_table import Pair, PairStore, SourceTable
 
+PAUSE_MS: Final = 100
 _AGAIN: Final = "give it up with `encore backfill --cancel`, and begin again"
+
+
+#: {(topic, partition): where to look} → the offset after the last record of each.
+ReadEnds = Callable[[Mapping[Place, int]], Awaitable[Mapping[Place, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,39 @@ async def item_origin(
         for p, pair in pairs.items()
     }
     return Origin(_fences(floors), bounds)
+
+
+async def wait_for_lost_log(
+    store: AsyncRowStore, config: StreamConfig, logs: tuple[Log, Log], read_ends: ReadEnds
+) -> None:
+    """Return once the item worker has folded all that was re-keyed of a lost log of the source.
+
+    logs: source, re-keyed. A lost log is history as a whole, so what of it lies behind a floor of
+    the re-keyed topic would count twice. Nothing is asked where no saved table speaks of one.
+    Raises StreamError where the item worker does not get there within `patience_ms`.
+    """
+    source, target = logs
+    pairs = PairStore(store, config.item_topic, config.item_group, config.patience_ms)
+    starts: dict[Place, int] = {}
+    lost = False
+    for partition in range(config.partitions):
+        pair = await pairs.load(partition)
+        lost |= any(epoch < source.epoch for epoch, _ in pair.table.reached.values())
+        starts[config.item_topic, partition] = pair.standing(target.epoch)
+    ends = await read_ends(starts) if lost else {}
+    waited_ms = 0
+    for (topic, partition), end in ends.items():
+        while (at := (await pairs.load(partition)).standing(target.epoch)) < end:
+            if waited_ms >= config.patience_ms:
+                raise StreamError(
+                    f"{topic}/{partition}",
+                    required=f"all folded up to {end}: the broker lost a log of {source.topic}, "
+                    "and what was re-keyed of it would count twice",
+                    got=f"{at}, {waited_ms} ms later",
+                    do="see that `encore items` runs, then run this again",
+                )
+            await asyncio.sleep(PAUSE_MS / 1000)
+            waited_ms += PAUSE_MS
 
 
 def _here(mark: object, log: Log) -> bool:

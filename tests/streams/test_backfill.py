@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,17 +11,22 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from schemas.errors import StreamError
-from schemas.names import generation_group
+from schemas.names import generation_group, row_keys
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams.action_table import action_table
+from streams.admin import TopicFacts
 from streams.archive import partition_dir, write_file
 from streams.backfill import BackfillConfig, fill_view, lacking, tasks_of, wait_caught_up
+from streams.catching_up import CatchUp, nowhere
 from streams.collecting import Collected, collect
 from streams.config import StreamConfig
 from streams.filling import FillTask, fill
-from streams.generations import recorded_floors
+from streams.folding import Folder, physical_ttl_ms
+from streams.generations import Generations, record_floors, recorded_floors
 from streams.history import WHOLE, HistoryFile, read_chunks
-from streams.origins import Log, Origin, item_origin, user_origin
+from streams.origins import Log, Origin, item_origin, user_origin, wait_for_lost_log
+from streams.servers import Servers
+from streams.source import Source
 from streams.source_table import Pair, PairStore, SourceTable
 from tests.aggregation.plans import small_view
 from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, batch_record
@@ -101,6 +106,94 @@ def test_a_view_of_another_topic_is_refused() -> None:
         asyncio.run(fill_view(config, view, store, lambda *_: None))
 
 
+def test_an_item_view_waits_for_what_was_re_keyed_of_a_lost_log() -> None:
+    """A lost log is history as a whole: what of it is not folded yet would come once more."""
+    topic, group = CONFIG.item_topic, CONFIG.item_group
+    asked: list[dict[tuple[str, int], int]] = []
+
+    async def read_ends(starts: Mapping[tuple[str, int], int]) -> Mapping[tuple[str, int], int]:
+        asked.append(dict(starts))
+        return {(topic, 0): 9, (topic, 1): 0}
+
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        theirs = PairStore(store, topic, group, 100)
+        pair = Pair(1, 8, SourceTable({0: (2, 30)}), 0)
+        await theirs.save(0, pair)
+        await wait_for_lost_log(store, CONFIG, (LOG, REKEYED), read_ends)
+        assert asked == [], "no table speaks of an earlier log"
+        pair.table.reached[1] = 1, 50
+        await theirs.save(0, pair)
+        hurried = replace(CONFIG, patience_ms=100)
+        with pytest.raises(StreamError, match=r"all folded up to 9.* would count twice, got 8"):
+            await wait_for_lost_log(store, hurried, (LOG, REKEYED), read_ends)
+        assert asked == [{(topic, 0): 8, (topic, 1): 0}]
+        waiting = asyncio.create_task(wait_for_lost_log(store, CONFIG, (LOG, REKEYED), read_ends))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        pair.next_offset = 9
+        await theirs.save(0, pair)
+        await waiting
+
+    asyncio.run(scenario())
+
+
+# --- expiry ---------------------------------------------------------------------------------
+
+
+class OneLog:
+    """A `streams.servers.TopicAdmin` of a broker whose logs have these ids, one after another."""
+
+    def __init__(self, *ids: str) -> None:
+        self._ids = iter(ids)
+        self._id = ids[0]
+
+    def describe(self, topic: str) -> TopicFacts:
+        return TopicFacts(topic, self._id, PARTITIONS)
+
+    def ensure_topics(self, topics: Mapping[str, int]) -> dict[str, TopicFacts]:
+        """The next logs from now on."""
+        self._id = next(self._ids)
+        return {topic: self.describe(topic) for topic in topics}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_rows_that_are_filled_and_caught_up_leave_the_store_as_streamed_ones(
+    tmp_path: Path,
+) -> None:
+    clock_ms, sent = [0], messages(20)
+    config = replace(CONFIG, retention_ms=86_400_000)
+    view = replace(USERS, ttl_ms=86_400_000)
+    store = MemoryRowStore(clock_ms=lambda: clock_ms[0])
+    archive(tmp_path / "archive", "id-2", 0, sent[0][:10], 0)
+    found = gather(tmp_path, ListReader(sent), {0: 10, 1: 0})
+    origin = Origin({0: (2, 9), 1: (2, -1)}, {0: {0: 10}, 1: {1: 0}})
+    for task in tasks_of(BackfillConfig(config), view, origin, found.files, ()):
+        fill(task, store, lambda actions: None)
+    users = {int(user) for actions, _ in sent[0] for user in actions["user"]}
+    keys = row_keys(view.name, view.generation, sorted(users))
+    filled = [key for key, row in zip(keys, store.read(keys), strict=True) if row]
+
+    async def catch_up() -> None:
+        own = AsyncMemoryRowStore(store)
+        stream = Folder(own, (view,), 2, nowhere, 100, retention_ms=config.retention_ms)
+        source = Source(OneLog("id-2"), TopicFacts("t", "id-2", PARTITIONS), 2, 100)
+        made = Generations(own, "t", "g", 2, 100)
+        await record_floors(own, "t", "g", view, {0: (2, 10), 1: (2, 0)})
+        await made.begin([view], (0,), {0: 20})
+        servers = Servers(open_reader=lambda config: ListReader(sent))
+        assert await CatchUp(config, servers, source, made).step({0: 20}, stream)
+
+    asyncio.run(catch_up())
+    assert filled
+    clock_ms[0] = physical_ttl_ms(view, config.retention_ms) - 1
+    assert all(store.read(filled))
+    clock_ms[0] += 1
+    assert not any(store.read(keys))
+
+
 # --- collecting -----------------------------------------------------------------------------
 
 
@@ -142,6 +235,23 @@ def test_gaps_of_the_archive_are_read_from_the_log(tmp_path: Path) -> None:
     assert_rows_equal_oracle(store, USERS, [*sent[0][:15], *sent[1][:9]])
     again = gather(tmp_path, ListReader(sent), {0: 14, 1: 0})
     assert offsets(again.files[0]) == list(range(20)), "a file is read whole, the bound cuts it"
+
+
+def test_history_is_not_taken_from_a_log_that_was_replaced_meanwhile(tmp_path: Path) -> None:
+    """The offsets of one log, the messages of another."""
+    config = replace(CONFIG, data_dir=tmp_path, durability="answered")
+
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        await store.put_progress("t", "g", {0: (1, 5, 0), 1: (1, 5, 0)})
+        admin = OneLog("id-1", "id-2")
+        servers = Servers(
+            open_admin=lambda config: admin, open_reader=lambda config: ListReader(messages(30))
+        )
+        with pytest.raises(StreamError, match=r"got id-2: the broker lost its log meanwhile"):
+            await fill_view(BackfillConfig(config), USERS, store, lambda *said: None, servers)
+
+    asyncio.run(scenario())
 
 
 def test_what_nobody_holds_is_told_and_a_hole_at_the_end_refused(tmp_path: Path) -> None:

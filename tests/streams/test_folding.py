@@ -18,6 +18,7 @@ from schemas.row import empty_rows, encode_rows, read_fence
 from store.base import Write
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams.folding import Folder, OutsideActions, physical_ttl_ms
+from streams.generations import NOTHING
 from streams.messages import ActionRun
 from tests.aggregation.plans import small_view
 from tests.streams.support import T0, assert_rows_equal_oracle, some_actions
@@ -336,3 +337,15 @@ def test_an_expired_row_begins_anew_though_this_process_wrote_it() -> None:
     now[0] = 86_401_001
     bench.apply(folder, run_of(sent[1:], 1))
     assert_rows_equal_oracle(bench.store, small_view(ttl_ms=1_000), sent[1:])
+
+
+def test_a_generation_that_takes_nothing_is_not_read() -> None:
+    """One that lags is folded beside the stream: its rows cost the stream no read."""
+    bench = Bench()
+    folder = bench.folder(patience_ms=0)
+    folder.floors = {VIEW.key: {0: NOTHING}}
+    bench.store.fail_next(StoreError("store", required="no call", got="one"))
+    bench.apply(folder, run_of(messages(2)))
+    assert folder.counts.folded == 0
+    with pytest.raises(StoreError, match="no call"):
+        bench.store.read([])
