@@ -128,8 +128,9 @@ def _executor(cores: int, dask: str) -> Iterator[tuple[Executor, Any]]:
             got="no module distributed",
             do="pip install -e '.[dask]'",
         ) from None
+    connect: Any = Client  # its package has no types
     try:
-        client = Client(dask, timeout=10)
+        client = connect(dask, timeout=10)
     except (OSError, TimeoutError, ValueError) as error:
         raise StreamError(
             f"dask {dask}",
