@@ -11,6 +11,7 @@
     │   └── StoreTimeout         … in time
     ├── HistoryError         the row store restarted, failed over or was wiped
     ├── StreamError          topic, partition, epoch or offset is not as required
+    │   └── NotHeldError         … since the log does not hold that offset any more
     ├── PackageError         a model package is refused
     ├── RequestError         a caller's request is refused (carries an HTTP status)
     ├── SettingsError        a setting is unknown or out of range
@@ -128,6 +129,12 @@ class StreamError(EncoreError):
     """A topic, partition, epoch or offset is not as required."""
 
     code = "stream"
+
+
+class NotHeldError(StreamError):
+    """The log does not hold that offset any more; asking again is no remedy."""
+
+    code = "not_held"
 
 
 class PackageError(EncoreError):

@@ -18,7 +18,7 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
-from schemas.errors import StreamError
+from schemas.errors import NotHeldError
 from streams.action_table import action_table
 from streams.archive import OffsetFile, list_files, next_offset, partition_dir, write_file
 from streams.history import WHOLE, HistoryFile
@@ -115,7 +115,7 @@ async def _present(root: Path, reading: _Reading, partition: int, before: int) -
     first = min(held[0].first, before) if held else 0
     try:
         head = await reading.files(partition, 0, first)
-    except StreamError:  # before the archive began, and no longer in the log
+    except NotHeldError:  # before the archive began, and no longer in the log
         head, reading.found.missing[partition] = [], first
     files = [_of_log(file, partition) for file in held if file.first < before]
     return [*head, *files, *await reading.files(partition, end, before)]

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
-from schemas.errors import StreamError
+from schemas.errors import NotHeldError, StreamError
 
 FETCH_BYTES: Final = 4 << 20
 READ_RECORDS: Final = 5_000
@@ -25,8 +25,8 @@ class LogReader(Protocol):
     ) -> tuple[ConsumerRecord, ...]:
         """Records with consecutive offsets from `first` on, at least one, all below `before`.
 
-        first < before. Raises StreamError where the log does not hold `first` any more, or the
-        broker does not answer.
+        first < before. Raises NotHeldError where the log does not hold `first` any more, another
+        StreamError where the broker does not answer.
         """
         ...
 
@@ -53,7 +53,7 @@ class KafkaLogReader:
                 self._fetch(topic, partition, first), self._patience_ms / 1000
             )
         except OffsetOutOfRangeError:
-            raise StreamError(
+            raise NotHeldError(
                 where,
                 required=f"the record at offset {first}",
                 got="a log that does not hold it any more",
@@ -68,7 +68,7 @@ class KafkaLogReader:
                 do="check that the broker runs and still holds this log",
             ) from error
         if int(records[0].offset) != first:
-            raise StreamError(
+            raise NotHeldError(
                 where,
                 required=f"the record at offset {first}",
                 got=f"offset {records[0].offset}",

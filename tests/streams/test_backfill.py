@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from schemas.errors import StreamError
+from schemas.errors import NotHeldError, StreamError
 from schemas.names import generation_group, row_keys
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams.action_table import action_table
@@ -45,6 +45,7 @@ class ListReader:
 
     logs: list[list[Batch]]
     held_from: int = 0
+    error: type[StreamError] = NotHeldError
     reads: list[tuple[int, int, int]] = field(default_factory=list)
 
     async def read(
@@ -52,7 +53,7 @@ class ListReader:
     ) -> tuple[ConsumerRecord, ...]:
         self.reads.append((partition, first, before))
         if first < self.held_from:
-            raise StreamError("t", required="r", got="g")
+            raise self.error("t", required="r", got="g")
         part = list(enumerate(self.logs[partition]))[first:before][:7]
         return tuple(batch_record(*batch, offset, partition) for offset, batch in part)
 
@@ -262,6 +263,14 @@ def test_what_nobody_holds_is_told_and_a_hole_at_the_end_refused(tmp_path: Path)
     assert offsets(found.files[0]) == list(range(5, 22))
     with pytest.raises(StreamError):
         gather(tmp_path, ListReader(sent, held_from=21), {0: 22, 1: 0})
+
+
+def test_a_broker_that_does_not_answer_holds_everything_still(tmp_path: Path) -> None:
+    """The part before the archive is not given up for a time-out."""
+    sent, root = messages(30), tmp_path / "archive"
+    archive(root, "id-2", 0, sent[0][5:20], 5)
+    with pytest.raises(StreamError):
+        gather(tmp_path, ListReader(sent, 10, StreamError), {0: 20, 1: 0})
 
 
 def test_earlier_logs_are_history_as_a_whole_oldest_first(tmp_path: Path) -> None:
