@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from aggregation.deletion import deletions, fold_in_order
+from aggregation.finalise import finalise
 from aggregation.fold import fold
 from aggregation.online import OnlineView
 from schemas.actions import ActionType
 from schemas.layout import layout_of
+from schemas.plan import ViewPlan
 from schemas.row import TOMBSTONE_MS, Rows, decode_rows, empty_rows, encode_rows
 from schemas.status import FieldStatus, Status
+from tests.aggregation.functions import functions_view
 from tests.aggregation.plans import small_view
 from tests.aggregation.strategies import histories
 from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
+from tests.streams.support import some_actions
 
 VIEW = small_view()
 LAYOUT = layout_of(VIEW)
@@ -87,3 +91,24 @@ def test_whoever_reads_a_tombstone_reads_the_empty_state() -> None:
     assert found == none
     assert found.event_ms == [0, 0, 0]
     assert FieldStatus.INVALID not in {each for name in names for each in found.statuses[name]}
+
+
+def test_a_deleted_or_expired_row_has_the_values_of_none_whatever_their_kind() -> None:
+    view = functions_view(ttl_ms=3_600_000)
+    layout, ids = layout_of(view), np.array([7])
+    actions = some_actions(200, 1)
+    now_ms, row = int(actions["time_ms"].max()), np.zeros(200, np.intp)
+    lived, deleted, none = (empty_rows(layout, ids) for _ in range(3))
+    fold(view, lived, row, actions, np.full(200, now_ms))
+    actions["type"][-1] = ActionType.DELETE_USER
+    fold_in_order(view, deleted, row, actions, np.full(200, now_ms))
+    then_ms = now_ms + view.ttl_ms + 1
+    assert values(view, lived, now_ms) != values(view, none, now_ms)
+    assert values(view, deleted, now_ms) == values(view, none, now_ms)
+    assert values(view, lived, then_ms) == values(view, none, then_ms)
+
+
+def values(view: ViewPlan, rows: Rows, now_ms: int) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Feature → values and nulls."""
+    found = finalise(view, rows, now_ms)
+    return {name: (found.values[name].tolist(), found.null[name].tolist()) for name in found.values}
