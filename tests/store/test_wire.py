@@ -13,7 +13,7 @@ from schemas.errors import StoreError, StoreTimeout
 from schemas.row import FENCE_SLICE
 from store import wire
 from store.base import Progress, Write
-from store.wire import StoreConfig
+from store.wire import History, StoreConfig
 
 
 def test_pack() -> None:
@@ -108,3 +108,14 @@ def test_a_reply_of_another_kind_is_refused() -> None:
         wire.values(7)
     with pytest.raises(StoreError, match="epoch: needs a number, got b'x'"):
         wire.integer(b"x", "epoch")
+
+
+def test_a_server_that_names_no_life_has_no_history() -> None:
+    with pytest.raises(StoreError, match="master_replid in INFO replication, got role"):
+        wire.parse_history([b"marker", b"role:master"], "store")
+
+
+def test_a_disk_that_does_not_confirm_in_time() -> None:
+    config = StoreConfig("redis://127.0.0.1:1/0")
+    with pytest.raises(StoreTimeout, match=r"the disk to confirm within \d+ ms, got \[0, 0\]"):
+        wire.check_confirmed([0, [0, 0]], config, History("marker", "life"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,20 @@ def test_what_a_task_raises_comes_back(tmp_path: Path, valkey: str) -> None:
     with pytest.raises(StreamError, match="a whole file of the archive") as caught:
         run_tasks(tasks, valkey, 2, "", lambda done: None)
     assert caught.value.parts()["where"] == tasks[0].files[0].path
+
+
+class EndsWhoeverReadsIt:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies(tmp_path: Path, valkey: str) -> None:
+    tasks, _ = work(tmp_path)
+    deadly: Any = EndsWhoeverReadsIt()
+    with pytest.raises(StreamError, match="a process that ends it, got BrokenProcessPool"):
+        run_tasks([*tasks, replace(tasks[0], bounds=deadly)], valkey, 2, "", lambda done: None)
 
 
 @pytest.mark.slow

@@ -1,0 +1,69 @@
+"""What a log does not hold any more is told as that: `tests/streams/test_catching_up.py` reads what
+it holds.
+
+The embedded broker expires nothing and compacts nothing, so its consumer is played here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
+
+from schemas.errors import NotHeldError
+from streams.log_reader import KafkaLogReader
+
+PLACE = TopicPartition("actions", 0)
+
+
+class Consumer:
+    """Holds the records from `start` on."""
+
+    def __init__(self, start: int, hole: bool) -> None:
+        self.start, self.hole = start, hole
+        self.position = 0
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        assert places == [PLACE]
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.position = offset
+
+    async def getmany(
+        self, place: TopicPartition, **limits: int
+    ) -> dict[TopicPartition, list[Any]]:
+        if self.position < self.start and not self.hole:
+            raise OffsetOutOfRangeError({place: self.position})
+        first = max(self.position, self.start)
+        return {place: [SimpleNamespace(offset=offset) for offset in range(first, first + 3)]}
+
+
+class Reader(KafkaLogReader):
+    """Reads from a played consumer."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        super().__init__("127.0.0.1:1", 1_000)
+        self.consumer = consumer
+
+    async def _connected(self) -> Consumer:
+        return self.consumer
+
+
+@pytest.mark.parametrize(
+    ("hole", "says"),
+    [
+        (False, "needs the record at offset 4, got a log that does not hold it any more"),
+        (True, "needs the record at offset 4, got offset 7"),
+    ],
+    ids=["expired", "compacted"],
+)
+def test_what_a_log_does_not_hold(hole: bool, says: str) -> None:
+    reader = Reader(Consumer(7, hole))
+    with pytest.raises(NotHeldError, match=says):
+        asyncio.run(reader.read("actions", 0, 4, 9))
+    records = asyncio.run(reader.read("actions", 0, 7, 9))
+    assert [record.offset for record in records] == [7, 8]
