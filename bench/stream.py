@@ -48,8 +48,9 @@ from streams.admin import ensure_topics
 
 RING: Final = "all_by_hour"
 FORMS: Final = ("batched", "single", "distinct")
-#: Of the rate that was measured with a backlog.
-LOAD: Final = 0.5
+#: Freshness is asked for at these shares of the rate over distinct users, half load first: under a
+#: steady load a micro-batch is small and hardly merges a user's actions, as a backlog does.
+LOADS: Final = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,9 @@ def run(options: Options) -> Report:
                 options.say(f"stream: {peer.title}, round {turn + 1} …")
                 read, topic = log[: peer.messages], _peer_topic(peer)
                 others.setdefault(name, []).append(run_peer(peer, topic, running, read))
-        per_s = float(np.median([rate.per_s for rate in rates["batched"]]))
-        options.say(f"stream: freshness at {LOAD * per_s:,.0f} actions/s …")
-        view = _view(plan, "fresh")
-        made = probes(view, log, sizes.probes)
-        with running.worker(view.source):
-            fresh = asyncio.run(
-                measure(running.broker.address, view.source, running.store_url, made, LOAD * per_s)
-            )
+        per_s = float(np.median([rate.per_s for rate in rates["distinct"]]))
+        options.say(f"stream: freshness at {LOADS[0] * per_s:,.0f} actions/s and more …")
+        fresh = _freshness(running, _view(plan, "fresh"), log, sizes.probes, per_s)
         scale = by_users(running, small, log[: sizes.by_users]) if small else {}
     report = Report(line=_keys(rates, others, fresh))
     report.line["by_users"] = {
@@ -187,9 +183,31 @@ def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None
     assert found == hourly_counts(actions), "hourly counts differ from the actions'"
 
 
+def _freshness(
+    running: Cluster, view: ViewPlan, log: Actions, count: int, per_s: float
+) -> list[Freshness]:
+    """At each of LOADS, of `count` probes."""
+    made = probes(view, log, count * len(LOADS))
+    with running.worker(view.source):
+        return [
+            asyncio.run(
+                measure(
+                    running.broker.address,
+                    view.source,
+                    running.store_url,
+                    made[turn * count : (turn + 1) * count],
+                    load * per_s,
+                )
+            )
+            for turn, load in enumerate(LOADS)
+        ]
+
+
 def _keys(
-    rates: dict[str, list[Rate]], others: dict[str, list[PeerRate]], fresh: Freshness
+    rates: dict[str, list[Rate]], others: dict[str, list[PeerRate]], loads: list[Freshness]
 ) -> dict[str, Any]:
+    fresh = loads[0]
+
     def median(found: list[Any], name: str) -> float:
         return float(np.median([getattr(each, name) for each in found]))
 
@@ -210,6 +228,16 @@ def _keys(
         "fresh_p95_ms": float(np.percentile(fresh.latency_ms, 95)),
         "fresh_p99_ms": float(np.percentile(fresh.latency_ms, 99)) if enough else None,
         "fresh_actions_per_s": fresh.offered_per_s,
+        "fresh_by_rate": {
+            round(each.offered_per_s): dict(
+                zip(
+                    ("p50_ms", "p95_ms"),
+                    np.percentile(each.latency_ms, (50, 95)).tolist(),
+                    strict=True,
+                )
+            )
+            for each in loads
+        },
         "rss_growth_mb": median(rates["batched"], "rss_growth_mb"),
         "worker_cpu_us": {
             form: float(np.median([rate.cpu_us["worker"] for rate in rates[form]]))
@@ -230,7 +258,7 @@ def _describe(
     sizes: Sizes,
     rates: dict[str, list[Rate]],
     others: dict[str, list[PeerRate]],
-    fresh: Freshness,
+    loads: list[Freshness],
 ) -> None:
     per_s = float(np.median([rate.per_s for rate in rates["batched"]]))
     rows: list[Any] = []
@@ -248,11 +276,17 @@ def _describe(
     report.note("")
     if "quix" not in others:
         report.note("quixstreams could not be installed beside this run: its key is null.")
-    p50, p95, p99 = np.percentile(fresh.latency_ms, (50, 95, 99)).tolist()
+    for fresh in loads:
+        p50, p95, p99 = np.percentile(fresh.latency_ms, (50, 95, 99)).tolist()
+        report.note(
+            f"Freshness at {fresh.offered_per_s:,.0f} actions/s, Poisson, from the intended send "
+            f"to the row that a read answers: p50 {p50:,.1f} ms, p95 {p95:,.1f} ms, p99 "
+            f"{p99:,.1f} ms of {len(fresh.latency_ms):,} samples; the sender was "
+            f"{fresh.late_ms:,.1f} ms late at p99."
+        )
     report.note(
-        f"Freshness at {fresh.offered_per_s:,.0f} actions/s, Poisson, from the intended send to "
-        f"the row that a read answers: p50 {p50:,.1f} ms, p95 {p95:,.1f} ms, p99 {p99:,.1f} ms of "
-        f"{len(fresh.latency_ms):,} samples; the sender was {fresh.late_ms:,.1f} ms late at p99."
+        "These rates are 1/2, 1 and 2 of the one over distinct users: under a steady load a "
+        "micro-batch is small and merges little, as a backlog of a few users' actions does."
     )
     report.note(
         "Counts equal numpy's in every row of ours. A peer's CPU is its process's; feast_push "

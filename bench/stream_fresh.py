@@ -16,7 +16,7 @@ import numpy as np
 from aiokafka import AIOKafkaProducer
 from numpy.typing import NDArray
 
-from bench.stream_log import GATHERED, MESSAGE_BYTES, PARTITIONS, Actions
+from bench.stream_log import MESSAGE_BYTES, PARTITIONS, Actions
 from schemas.actions import ACTION, encode_batch
 from schemas.ids import partitions_of
 from schemas.names import row_keys
@@ -24,6 +24,8 @@ from schemas.plan import ViewPlan
 from store.redis_store import AsyncRedisRowStore
 
 PAUSE_S: Final = 0.001
+#: What an edge gathers in a few milliseconds at these rates; the last is the probe.
+MESSAGE_ACTIONS: Final = 100
 #: Rows looked for in one read.
 AT_ONCE: Final = 100
 PATIENCE_S: Final = 20.0
@@ -55,8 +57,8 @@ class Probe:
 
 
 def probes(view: ViewPlan, actions: Actions, count: int) -> list[Probe]:
-    """Messages of the log's actions, GATHERED for all partitions together, each with a probe."""
-    size = GATHERED // PARTITIONS
+    """Messages of MESSAGE_ACTIONS, the log's actions and a probe each."""
+    size = MESSAGE_ACTIONS - 1
     candidates = FIRST_USER + np.arange(count * PARTITIONS * 2)
     owner = partitions_of(candidates, PARTITIONS)
     fresh = {p: iter(candidates[owner == p].tolist()) for p in range(PARTITIONS)}
