@@ -472,12 +472,8 @@ def pinned_view() -> FeatureView:
 
 def service_of_item_sequence() -> Definitions:
     song = item_entity("song", join_key="song_id")
-    view = streamed_view(
-        "video_activity",
-        song,
-        actions("actions.by-item"),
-        [last_n("fans", "play.user", 5, hashed(8))],
-    )
+    fans = last_n("fans", "play.user", 5, hashed(8))
+    view = streamed_view("video_activity", song, actions("actions.by-item"), [fans])
     return Definitions((song,), (view,), (feature_service("ranking", [view]),))
 
 

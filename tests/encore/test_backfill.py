@@ -68,6 +68,13 @@ def start(stack: Running) -> None:
     stack.processes.start("serve", ["serve"], ready=lambda: answers(stack.settings))
 
 
+def wait_begun(stack: Running) -> None:
+    """Until both workers have stored rows: what lies before a floor is then not nothing."""
+    keys = {name: row_keys(name, 1, list(range(1, 90))) for name in (VIEW, ITEM_VIEW)}
+    with RedisRowStore(stack.settings.store_url) as store:
+        wait_until(lambda: all(any(store.read(each)) for each in keys.values()), 30)
+
+
 def log_of(stack: Running, load: Load) -> list[tuple[Any, int]]:
     """All that was sent, as (actions, sent_ms)."""
     total = sum(load.ends.values())
@@ -102,6 +109,7 @@ def test_a_feature_added_and_filled_under_load(stack: Running) -> None:
     start(stack)
     with under_load(stack) as load:
         load.go_on(8)
+        wait_begun(stack)
         added(stack)
         stack.edit(
             "activity.py",
