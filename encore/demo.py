@@ -38,8 +38,8 @@ from training.assess import POPULARITY, AssessConfig, Assessment, assess, load_m
 from training.loop import Progress
 from training.run import TrainConfig, TrainReport, train
 
-SHARE: Final = 0.06
-LAST_DAY_SHARE: Final = 0.35
+SHARE: Final = 0.045
+LAST_DAY_SHARE: Final = 0.3
 ROLL_MS: Final = 2_000
 SWAP_PAGES: Final = 200
 STACK_NOTES: Final = 4  # broker, store, plan, service
