@@ -49,8 +49,8 @@ def timeline(log: Timeline, share: float, last_day_share: float) -> None:
         f"{len(log.actions):,} actions on {log.all_pages:,} pages"
     )
     line(
-        f"all actions are replayed; ranked are the pages of {share:.0%} of the users, by hash, and "
-        f"of {last_day_share:.0%} on the last day: {len(log.pages):,}"
+        f"all actions are replayed; ranked are the pages of {100 * share:g}% of the users, by "
+        f"hash, and of {100 * last_day_share:g}% on the last day: {len(log.pages):,}"
     )
 
 

@@ -176,15 +176,20 @@ class Hasher:
         self.version = version
 
     def ids(self, slots: StringSlots, request: StringRequest) -> Any:
-        """The columns that are set, N rows of Su + Si, one after the other."""
+        """The columns that are set, at most Su + Si of each row, one row after the other."""
         return self._hasher.transform(zip(*slots.whole(request), strict=True)).indices
 
     def agrees(self, slots: StringSlots, request: StringRequest) -> bool:
-        """Whether its columns are |murmur3| modulo the table, as its documentation says."""
+        """Whether its columns are |murmur3| modulo the table, as its documentation says; tokens of
+        one row that share a column are one entry.
+        """
         rows = list(zip(*slots.whole(request), strict=True))
-        expected = [[abs(mmh3.hash(token)) % HASHER_COLUMNS for token in row] for row in rows]
-        found = self.ids(slots, request).reshape(len(rows), -1)
-        return bool(np.array_equal(np.sort(found), np.sort(np.array(expected))))
+        found = self._hasher.transform(rows)
+        places = np.split(found.indices, found.indptr[1:-1])
+        return all(
+            {abs(mmh3.hash(token)) % HASHER_COLUMNS for token in row} == set(place.tolist())
+            for row, place in zip(rows, places, strict=True)
+        )
 
 
 def feature_hasher() -> Hasher | None:
