@@ -16,6 +16,7 @@ finalised together. Symbols: n rows, w tiles of a window, T of a ring, W numbers
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -57,7 +58,7 @@ class Measure:
             yield cls(feature, _rings_of(view, feature, cls.takes))
 
 
-class OfTiles(Measure):
+class OfTiles(Measure, ABC):
     """One that looks at each tile of the window. A subclass says what it makes of them."""
 
     __slots__ = ()
@@ -76,12 +77,12 @@ class OfTiles(Measure):
         out.values[self.feature.name] = saturate(values, NUMPY[self.feature.dtype])
         out.null[self.feature.name] = moment.never if null is None else null
 
+    @abstractmethod
     def measured(self, tiles: list[Array]) -> tuple[Array, Mask | None]:
         """Values, (n,) int64 or float64, zero where null, and nulls, None where never.
 
         tiles: (n, w, W) of each ring, zeros for tiles that it does not hold.
         """
-        raise NotImplementedError
 
 
 class Means(OfTiles):
