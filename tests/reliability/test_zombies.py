@@ -96,11 +96,11 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
                 seen.append(stored(stack))
                 time.sleep(0.05)
             ends = dict(feeder.ends)
-            wait_stored(stack, ends)
+            wait_stored(stack, ends, timeout_s=60)
     back = [(a, b) for a, b in pairwise(seen) if any(np.less(b, a))]
     assert back == []
     with running("worker", stack) as worker:
-        wait_stored(stack, feeder.ends)
+        wait_stored(stack, feeder.ends, timeout_s=60)
         assert worker.terminate() == 0
     with stack.store() as store:
         assert_rows_equal_oracle(store, stack.view, feeder.sent)
