@@ -15,6 +15,11 @@ from store.wire import StoreConfig
 from tests.store.servers import OwnServer, own_server
 
 
+def patient(server: OwnServer) -> StoreConfig:
+    """Whatever else the disk does: a confirmation has its time."""
+    return StoreConfig(server.url, timeout_ms=20_000)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[OwnServer]:
     with own_server(tmp_path) as own:
@@ -22,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[OwnServer]:
 
 
 def test_a_restart_is_another_history(server: OwnServer) -> None:
-    with RedisRowStore(server.url) as store, RedisRowStore(server.url) as reader:
+    with RedisRowStore(patient(server)) as store, RedisRowStore(patient(server)) as reader:
         name = store.begin_history()
         store.put_text("a", "durable")
         store.confirm()
@@ -40,7 +45,7 @@ def test_a_restart_is_another_history(server: OwnServer) -> None:
 
 def test_a_restart_is_another_history_for_the_event_loop(server: OwnServer) -> None:
     async def run() -> None:
-        async with AsyncRedisRowStore(server.url) as store:
+        async with AsyncRedisRowStore(patient(server)) as store:
             await store.begin_history()
             await store.put_text("a", "durable")
             await store.confirm()
@@ -55,13 +60,13 @@ def test_a_restart_is_another_history_for_the_event_loop(server: OwnServer) -> N
                 await store.confirm()
 
     asyncio.run(run())
-    with RedisRowStore(server.url) as store:
+    with RedisRowStore(patient(server)) as store:
         assert store.get_text("a") == "durable"
 
 
 def test_a_replica_that_takes_over_is_another_history(server: OwnServer, tmp_path: Path) -> None:
     """The client stays connected: what it is told then comes with the next confirmation."""
-    with own_server(tmp_path / "replica") as other, RedisRowStore(server.url) as store:
+    with own_server(tmp_path / "replica") as other, RedisRowStore(patient(server)) as store:
         store.begin_history()
         store.confirm()
         server.run("REPLICAOF", "127.0.0.1", other.server.port)
@@ -71,7 +76,7 @@ def test_a_replica_that_takes_over_is_another_history(server: OwnServer, tmp_pat
 
 
 def test_a_wipe_shows_at_the_next_confirmation(server: OwnServer) -> None:
-    with RedisRowStore(server.url) as store:
+    with RedisRowStore(patient(server)) as store:
         store.begin_history()
         store.confirm()
         server.run("FLUSHALL")
@@ -80,7 +85,7 @@ def test_a_wipe_shows_at_the_next_confirmation(server: OwnServer) -> None:
 
 
 def test_a_script_that_the_server_forgot_confirms_nothing_by_itself(server: OwnServer) -> None:
-    with RedisRowStore(server.url) as store:
+    with RedisRowStore(patient(server)) as store:
         store.begin_history()
         server.run("SCRIPT", "FLUSH")
         store.compare_and_set([])
@@ -89,7 +94,7 @@ def test_a_script_that_the_server_forgot_confirms_nothing_by_itself(server: OwnS
 
 def test_without_an_append_only_file_nothing_is_confirmed(server: OwnServer) -> None:
     server.run("CONFIG", "SET", "appendonly", "no")
-    with RedisRowStore(server.url) as store:
+    with RedisRowStore(patient(server)) as store:
         store.begin_history()
         with pytest.raises(StoreError, match=r"confirm: needs WAITAOF, .* appendonly is disabled"):
             store.confirm()
@@ -120,7 +125,7 @@ def test_a_connection_that_was_cut_short_at_its_beginning_is_not_used(server: Ow
     """It was never found to be of the history, and answers to its first questions may come yet."""
 
     async def run() -> None:
-        hurried = StoreConfig(server.url, timeout_ms=200, connections=1)
+        hurried = StoreConfig(server.url, timeout_ms=3_000, connections=1)
         async with AsyncRedisRowStore(hurried) as store:
             await store.begin_history()
             await store.put_text("a", "durable")
@@ -139,5 +144,5 @@ def test_a_connection_that_was_cut_short_at_its_beginning_is_not_used(server: Ow
                 await late
 
     asyncio.run(run())
-    with RedisRowStore(server.url) as reader:
+    with RedisRowStore(patient(server)) as reader:
         assert reader.get_text("a") == "durable"
