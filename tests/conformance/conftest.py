@@ -15,6 +15,7 @@ import pytest
 from store.base import AsyncRowStore, RowStore
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from store.wire import StoreConfig
 
 KINDS = ("memory", "memory-async", "redis", "redis-async")
 
@@ -48,15 +49,14 @@ def store(kind: str, request: pytest.FixtureRequest) -> Iterator[RowStore]:
     if kind == "memory":
         yield MemoryRowStore()
         return
+    patient = StoreConfig(request.getfixturevalue("valkey"), timeout_ms=20_000)
     if kind == "redis":
-        with RedisRowStore(request.getfixturevalue("valkey")) as blocking:
+        with RedisRowStore(patient) as blocking:
             yield blocking
         return
     with asyncio.Runner() as runner:
         inner: AsyncRowStore = (
-            AsyncMemoryRowStore()
-            if kind == "memory-async"
-            else AsyncRedisRowStore(request.getfixturevalue("valkey"))
+            AsyncMemoryRowStore() if kind == "memory-async" else AsyncRedisRowStore(patient)
         )
         face = cast(RowStore, Blocking(inner, runner))
         yield face
