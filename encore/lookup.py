@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aggregation.finalise import Features, finalise
+from schemas.actions import UNKNOWN
 from schemas.errors import PlanError, SettingsError
 from schemas.ids import key_id
 from schemas.layout import layout_of
@@ -27,7 +28,7 @@ class Reading:
 
     status: name of the row's Status; of a streamed view, NOT_FOUND reads as the empty state.
     epoch, offset: the row's fence, (0, -1) where there is none. newest_ms: its newest event.
-    values: {feature: value}, None for null.
+    values: {feature: value}, None for null, and for what the edge did not know of an action.
     """
 
     view: str
@@ -105,18 +106,21 @@ def read_features(
                 offset=int(rows.offset[0]),
                 newest_ms=int(rows.newest_ms[0]),
                 expired=bool(features.expired[0]),
-                values={f.name: _value(features, f.name) for f in view.features},
+                values={f.name: _value(view, features, f.name) for f in view.features},
             )
         )
     return readings
 
 
-def _value(features: Features, name: str) -> Value:
+def _value(view: ViewPlan, features: Features, name: str) -> Value:
     """The one row's value as Python has it."""
     if features.null[name][0]:
         return None
     row = features.values[name][0]
-    if name in features.lengths:
-        row = row[: int(features.lengths[name][0])]
-    value: Value = row.tolist()
-    return value
+    if name not in features.lengths:
+        value: Value = row.tolist()
+        return value
+    entries: list[Scalar] = row[: int(features.lengths[name][0])].tolist()
+    if view.kind == "streamed" and row.dtype == np.int64:
+        return [None if entry == UNKNOWN else entry for entry in entries]
+    return entries

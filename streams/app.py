@@ -103,6 +103,13 @@ def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Ha
     return asyncio.run(StreamApp(config, group, tuple(topics), handler).run())
 
 
+class TablelessApp(faust.App):
+    """Faust without tables keeps nothing on disk, so it makes no directories for them."""
+
+    def _create_directories(self) -> None:
+        """Faust would make `GROUP-data/v1/tables` in the working directory."""
+
+
 class StreamApp:
     """The life of one stream process."""
 
@@ -154,7 +161,7 @@ class StreamApp:
     def _faust_app(self) -> Any:
         config = self._config
         broker = URL(f"kafka://{config.bootstrap}")
-        app = faust.App(
+        app = TablelessApp(
             self._group,
             broker=broker,
             autodiscover=False,

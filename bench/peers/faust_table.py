@@ -33,6 +33,7 @@ def main(settings: dict[str, Any]) -> int:
         settings["group"],
         broker=URL(f"kafka://{settings['bootstrap']}"),
         store=URL("memory://"),
+        datadir=settings["directory"],
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,

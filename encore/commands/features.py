@@ -154,7 +154,7 @@ def get(
         put_json({"now_ms": clock_ms, "views": [asdict(reading) for reading in readings]})
         return
     rows = [
-        (reading.view, name, "-" if value is None else str(value), reading.status)
+        (reading.view, name, _shown(value), reading.status)
         for reading in readings
         for name, value in reading.values.items()
     ]
@@ -205,4 +205,7 @@ def _hour(time_ms: int) -> str:
 
 
 def _shown(value: object) -> str:
+    """For people: `-` for what is not known, also within a list."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
     return "-" if value is None else str(value)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aggregation.fold import fold
 from catalog.apply import apply
 from encore.cli import main
 from encore.describe import all_features, describe, describe_cross
@@ -17,6 +18,7 @@ from encore.load import load_views
 from encore.settings import Settings
 from encore.starter import create_project
 from encore.watching import watch
+from schemas.actions import ACTION, KNOWN_AUTHOR, ActionType
 from schemas.errors import PlanError, SettingsError
 from schemas.layout import layout_of
 from schemas.names import PLAN_KEY, row_key
@@ -25,7 +27,7 @@ from schemas.row import empty_rows, encode_rows
 from store.base import Write
 from store.memory import MemoryRowStore
 from store.redis_store import RedisRowStore
-from tests.aggregation.plans import demo_plan
+from tests.aggregation.plans import demo_plan, small_view
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,36 @@ def test_get_may_be_left_out(
 ) -> None:
     assert main(["features", *words]) == 0
     assert "plays_1h" in capsys.readouterr().out
+
+
+def test_what_the_edge_did_not_know_is_shown_as_unknown(
+    valkey: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = small_view()
+    clicks = np.zeros(2, ACTION)
+    clicks["type"], clicks["user"], clicks["item"] = ActionType.CLICK, 5, (8, 9)
+    clicks["time_ms"] = 1_650_800_000_000 + np.array([0, 1])
+    clicks["author"][0], clicks["known"][0] = 70, KNOWN_AUTHOR
+    rows = empty_rows(layout_of(view), np.array([5]))
+    fold(view, rows, np.zeros(2, np.intp), clicks, clicks["time_ms"])
+    monkeypatch.setenv("ENCORE_STORE_URL", valkey)
+    monkeypatch.setenv("ENCORE_BOOTSTRAP", "127.0.0.1:9")
+    with RedisRowStore(valkey) as store:
+        store.put_text(PLAN_KEY, dump_plan(Plan(1, 0, (view,), ())))
+        store.compare_and_set(
+            [Write(row_key(view.name, 1, 5), None, encode_rows(layout_of(view), rows)[0])]
+        )
+    words = ["features", "get", f"{view.join_keys[0]}=5", "--now-ms", "1650800000500"]
+    assert main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)["views"][0]["values"]
+    assert values["clicks_item"] == [9, 8]
+    assert values["clicks_author"] == [None, 70]
+    assert values["clicks_tag"] == [None, None]
+    assert main(words) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert any(
+        line.split() == ["small", "clicks_author", "[-,", "70]", "PRESENT"] for line in table
+    )
 
 
 def test_watch_shows_all_then_what_changes(plan: Plan) -> None:

@@ -235,6 +235,11 @@ class Process:
         return self.log.read_text()
 
 
+def working_directory(stack: Stack) -> Path:
+    """Where the stack's processes are started."""
+    return stack.config.data_dir / "cwd"
+
+
 @contextmanager
 def running(kind: str, stack: Stack, fault: str = "") -> Iterator[Process]:
     """A worker, sink or shipper in a process of its own, gone at the end whatever happens."""
@@ -251,7 +256,8 @@ def running(kind: str, stack: Stack, fault: str = "") -> Iterator[Process]:
 
 def start(kind: str, stack: Stack, fault: str = "") -> Process:
     stack.publish()
-    stack.config.data_dir.mkdir(parents=True, exist_ok=True)
+    directory = working_directory(stack)
+    directory.mkdir(parents=True, exist_ok=True)
     log = stack.config.data_dir / f"{kind}-{time.monotonic_ns()}.log"
     settings = {
         name: str(value) if isinstance(value, Path) else value
@@ -264,7 +270,7 @@ def start(kind: str, stack: Stack, fault: str = "") -> Process:
             [sys.executable, "-m", "tests.streams.process", kind, json.dumps(settings), fault],
             stdout=out,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
+            cwd=directory,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         )
     return Process(popen, log)

@@ -37,6 +37,7 @@ from tests.streams.support import (
     user_of,
     wait_stored,
     wait_until,
+    working_directory,
 )
 from tests.streams.test_messages import MALFORMED
 
@@ -62,6 +63,7 @@ def test_actions_arrive_in_rows(stack: Stack) -> None:
             marks = store.get_progress(stack.config.topic, stack.config.group)
         assert {mark.watermark_ms for mark in marks.values()} == {parts[-1][1]}
         assert worker.terminate() == 0
+    assert list(working_directory(stack).iterdir()) == []
 
 
 def test_poison_goes_to_dead_letters_and_the_worker_goes_on(stack: Stack) -> None:
