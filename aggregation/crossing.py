@@ -89,33 +89,45 @@ class CrossProgram:
         """Puts the user's crosses into the sheet of U records."""
         _fill(self._groups["user"], {"user": user}, None, out)
 
-    def fill_item(self, user: Records, item: Records, user_of: Array | None, out: Sheet) -> None:
-        """Puts the candidates' crosses into the sheet of N records.
-
-        user_of: (N,) record of each candidate's user, None where there is one user. Raises
-        ValueError where it is needed and not there.
-        """
+    def fill_item(self, item: Records, out: Sheet) -> None:
+        """Puts the crosses of N candidates with themselves into their sheet."""
         _fill(self._groups["item"], {"item": item}, None, out)
+
+    def fill_pairs(
+        self, user: Records, item: Records, user_of: Array | None, out: Sheet, shift: int = 0
+    ) -> None:
+        """Puts the candidates' crosses with their users into the sheet of N records.
+
+        user_of: (N,) record of each candidate's user, None where there is one user. shift: column
+        of the tensor that is the sheet's first. Raises ValueError where user_of is needed and not
+        there.
+        """
         pairs = self._groups["pair"]
         if not pairs:
             return
         blocks: Blocks = {"user": user, "item": item}
         if len(user.values) == 1:
-            _fill(pairs, blocks, None, out)
+            _fill(pairs, blocks, None, out, shift)
         elif user_of is None:
             raise ValueError(
                 f"tensors: needs user_of for crosses of {len(user.values)} users, got none"
             )
         else:
-            _fill(pairs, blocks, user_of, out)
+            _fill(pairs, blocks, user_of, out, shift)
 
 
-def _fill(groups: tuple[_Group, ...], blocks: Blocks, user_of: Array | None, out: Sheet) -> None:
+def _fill(
+    groups: tuple[_Group, ...],
+    blocks: Blocks,
+    user_of: Array | None,
+    out: Sheet,
+    shift: int = 0,
+) -> None:
     for group in groups:
         left, right = (each.read(blocks, user_of) for each in (group.left, group.right))
         pair = Pair(left, right)
         for column, cross in group.members:
-            out.put(column, *evaluate(pair, cross))
+            out.put(column - shift, *evaluate(pair, cross))
 
 
 def _check(plan: Plan, service: ServicePlan, cross: CrossPlan) -> None:

@@ -5,7 +5,11 @@
 `tensors` is a pure function of the value blocks, and the blocks are what the rank log keeps: a
 tensor rebuilt from the log equals the served one bit for bit.
 
-Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side.
+The sides are independent until `combine`: the items' block, and the ids of all their slots that no
+user has a part in, may come from a cache.
+
+Symbols: U users (1 in a request), N candidates, Vu and Vi views of a side, Si slots of the item
+side, So of them without the crosses of pairs, which come last.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.block import SideProgram
+from aggregation.block import SideBlock, SideProgram
 from aggregation.crosses import OPERATORS
 from aggregation.crossing import CrossProgram
 from aggregation.slots import Column, Records, SequenceProgram, SlotProgram
@@ -72,6 +76,9 @@ class ServiceProgram:
             self._check_vector(sequence)
         self._user_slots = self._slots("user", self.user_dtype)
         self._item_slots = self._slots("item", self.item_dtype)
+        self.own_slots = len(self.service.slots("item")) - len(self.service.crosses_of("pair"))
+        self._own_slots = self._slots("item", self.item_dtype, slice(None, self.own_slots))
+        self._pair_slots = self._slots("item", self.item_dtype, slice(self.own_slots, None))
         self._sequences = tuple(
             SequenceProgram(slot, self.user_dtype) for slot in self.service.sequences
         )
@@ -79,9 +86,11 @@ class ServiceProgram:
             plan, self.service, {"user": self.user_dtype, "item": self.item_dtype}
         )
 
-    def _slots(self, side: Side, dtype: np.dtype[np.void]) -> SlotProgram:
+    def _slots(
+        self, side: Side, dtype: np.dtype[np.void], some: slice = slice(None)
+    ) -> SlotProgram:
         columns = []
-        for slot in self.service.slots(side):
+        for slot in self.service.slots(side)[some]:
             if isinstance(slot, CrossPlan):
                 result = NUMPY[OPERATORS[slot.operator].result]
                 columns.append(Column(slot.transform, result))
@@ -141,17 +150,46 @@ class ServiceProgram:
         a CORRUPT row, or a failed read, is null for both. Raises ValueError for a `raw` of another
         length.
         """
-        users, items = np.array([user_id], np.int64), np.asarray(item_ids, np.int64)
         split = len(self.user_views)
-        expected = split + len(items) * len(self.item_views)
-        if failed is not None:
-            user = self._user.failed(1, failed)
-            item = self._item.failed(len(items), failed)
-        elif len(raw) == expected:
-            user = self._user.block(raw[:split], users, now_ms)
-            item = self._item.block(raw[split:], items, now_ms)
-        else:
+        expected = split + len(item_ids) * len(self.item_views)
+        if failed is None and len(raw) != expected:
             raise ValueError(f"assemble: needs {expected} values, one a key, got {len(raw)}")
+        user = self.user_block(raw[:split], user_id, now_ms, failed)
+        return self.combine(user, self.item_block(raw[split:], item_ids, now_ms, failed))
+
+    def user_block(
+        self, raw: Sequence[bytes | None], user_id: int, now_ms: int, failed: Status | None = None
+    ) -> SideBlock:
+        """A user's block. raw: the values of `user_keys`, not looked at when `failed`."""
+        if failed is not None:
+            return self._user.failed(1, failed)
+        return self._user.block(raw, np.array([user_id], np.int64), now_ms)
+
+    def item_block(
+        self,
+        raw: Sequence[bytes | None],
+        item_ids: Sequence[int] | NDArray[np.int64],
+        now_ms: int,
+        failed: Status | None = None,
+    ) -> SideBlock:
+        """N items' block. raw: the values of `item_keys`, not looked at when `failed`."""
+        if failed is not None:
+            return self._item.failed(len(item_ids), failed)
+        return self._item.block(raw, np.asarray(item_ids, np.int64), now_ms)
+
+    def own_ids(self, item: SideBlock) -> Ids:
+        """The ids of N items' slots that do not depend on a user. (N, So) int32."""
+        records = Records(item.values, item.null)
+        sheet = self._own_slots.sheet(records)
+        self._crosses.fill_item(records, sheet)
+        return sheet.ids()
+
+    def combine(self, user: SideBlock, item: SideBlock, own_ids: Ids | None = None) -> Assembled:
+        """Both sides of one request → tensors.
+
+        user: of one user. own_ids: `own_ids(item)`, (N, So), where they are known.
+        """
+        users, items = Records(user.values, user.null), Records(item.values, item.null)
         return Assembled(
             user_values=user.values,
             item_values=item.values,
@@ -160,9 +198,7 @@ class ServiceProgram:
             user_fences=user.fences[0],
             item_fences=item.fences,
             newest_ms=max(user.newest_ms, item.newest_ms),
-            tensors=self._tensors(
-                Records(user.values, user.null), Records(item.values, item.null), None
-            ),
+            tensors=self._tensors(users, items, None, own_ids),
         )
 
     def tensors(
@@ -179,7 +215,11 @@ class ServiceProgram:
         return self._tensors(Records.of(user_values), Records.of(item_values), user_of)
 
     def _tensors(
-        self, user: Records, item: Records, user_of: NDArray[np.integer] | None
+        self,
+        user: Records,
+        item: Records,
+        user_of: NDArray[np.integer] | None,
+        own_ids: Ids | None = None,
     ) -> Tensors:
         sequences: dict[str, Ids] = {}
         lengths: dict[str, Ids] = {}
@@ -187,7 +227,11 @@ class ServiceProgram:
             sequences[sequence.name], lengths[sequence.name] = sequence(user.values)
         sheet = self._user_slots.sheet(user)
         self._crosses.fill_user(user, sheet)
-        return Tensors(sheet.ids(), self._item_ids(user, item, user_of), sequences, lengths)
+        if own_ids is None:
+            items = self._item_ids(user, item, user_of)
+        else:
+            items = self._with_pairs(own_ids, user, item)
+        return Tensors(sheet.ids(), items, sequences, lengths)
 
     def _item_ids(self, user: Records, item: Records, user_of: NDArray[np.integer] | None) -> Ids:
         """(N, Si), in parts: training passes millions of candidates."""
@@ -200,5 +244,16 @@ class ServiceProgram:
                 ids[part] = self._item_ids(user, item.part(part), owners)
             return ids
         sheet = self._item_slots.sheet(item)
-        self._crosses.fill_item(user, item, user_of, sheet)
+        self._crosses.fill_item(item, sheet)
+        self._crosses.fill_pairs(user, item, user_of, sheet)
         return sheet.ids()
+
+    def _with_pairs(self, own_ids: Ids, user: Records, item: Records) -> Ids:
+        """(N, Si): the items' own ids, and their crosses with one user."""
+        ids = np.empty((len(own_ids), len(self.service.slots("item"))), np.int32)  # (N, Si)
+        ids[:, : self.own_slots] = own_ids
+        if ids.shape[1] > self.own_slots:
+            sheet = self._pair_slots.sheet(item)
+            self._crosses.fill_pairs(user, item, None, sheet, self.own_slots)
+            ids[:, self.own_slots :] = sheet.ids()
+        return ids

@@ -265,3 +265,19 @@ def test_a_slot_that_cannot_be_filled_is_refused(field: str, slot: Any, message:
     plan = replace(PLAN, services=(service,))
     with pytest.raises(PlanError, match=message):
         ServiceProgram(plan, "ranking")
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**9), items=st.integers(0, 6))
+def test_the_items_side_may_come_with_the_ids_it_has_of_its_own(seed: int, items: int) -> None:
+    case = world(seed, items)
+    raw, split = case.raw(), len(PROGRAM.user_views)
+    user = PROGRAM.user_block(raw[:split], USER, NOW_MS)
+    item = PROGRAM.item_block(raw[split:], case.items, NOW_MS)
+    own = PROGRAM.own_ids(item)
+    assert own.shape == (items, PROGRAM.own_slots)
+    combined, whole = PROGRAM.combine(user, item, own), case.assembled()
+    assert_equal(combined.tensors, whole.tensors)
+    assert combined.item_values.tobytes() == whole.item_values.tobytes()
+    assert combined.newest_ms == whole.newest_ms
+    assert_equal(PROGRAM.combine(user, item).tensors, whole.tensors)
