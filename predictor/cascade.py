@@ -17,6 +17,7 @@ from aggregation.tensors import Tensors
 from predictor.networks import Inputs
 from predictor.package import Model
 from predictor.spec import InputSpec
+from predictor.timeline import Laps
 from schemas.ranklog import Degraded
 
 F32 = NDArray[np.float32]
@@ -75,8 +76,11 @@ class Cascade:
     fine: Model | None
     config: CascadeConfig
 
-    def rank(self, tensors: Tensors, page_size: int, seed: int) -> Ranking:
+    def rank(
+        self, tensors: Tensors, page_size: int, seed: int, laps: Laps | None = None
+    ) -> Ranking:
         """Rank the candidates of one request. seed: of the draw of rejects, the request id."""
+        laps = laps or Laps()
         n, degraded = len(tensors.item_slots), Degraded(0)
         if self.fine is None:
             degraded |= Degraded.NO_FINE_MODEL if self.coarse else Degraded.NO_MODEL
@@ -88,6 +92,7 @@ class Cascade:
         ranked = self._best(coarse)  # (M,)
         drawn, chance = self._draw(n, ranked, seed)
         fine = np.sort(np.concatenate([ranked, drawn]))  # (Nf,)
+        laps.lap("coarse")
         is_drawn = np.isin(fine, drawn)  # (Nf,)
         tasks = np.zeros((len(fine), 0), np.float32)  # (Nf, T)
         final = coarse[fine]  # (Nf,)
@@ -98,6 +103,7 @@ class Cascade:
         order = _order(final)
         page = order[~is_drawn[order]][:page_size]  # (K,)
         probability = np.where(is_drawn, np.float32(chance), np.float32(1))  # (Nf,)
+        laps.lap("fine")
         return Ranking(fine, coarse, tasks, final, probability, page, degraded)
 
     def _best(self, coarse: F32) -> I64:

@@ -33,6 +33,8 @@ from predictor.models import ServedModel, metadata, serve, served_model
 from predictor.protocol import encode_error, parse_infer
 from predictor.push import PushedRows, parse_push, parse_write, write_pushed
 from predictor.rank import Ranker
+from predictor.timeline import Timeline
+from predictor.watch import Watched
 from predictor.watcher import Watcher
 from schemas.errors import EncoreError, RequestError
 from schemas.plan import Plan
@@ -159,15 +161,11 @@ async def _counted(
 ) -> Response:
     """The answer to a body, counted under a name."""
     service = _service(request)
-    try:
+    timeline = Timeline(name, "http", request.headers.get("traceparent", ""))
+    with Watched(service.metrics, timeline):
         body = await _body(request, service.limits.body_bytes)
-        started = time.perf_counter()
+        timeline.restart()
         reply = await answer(service, body)
-        service.metrics.seconds.labels(name).observe(time.perf_counter() - started)
-    except RequestError as error:
-        service.metrics.requests.labels(name, str(error.status)).inc()
-        raise
-    service.metrics.requests.labels(name, "200").inc()
     return Response(reply, media_type="application/json")
 
 
@@ -182,9 +180,7 @@ async def _write(
 async def _infer(service: Service, model: ServedModel, body: bytes) -> bytes:
     received_ms = time.time_ns() // 1_000_000
     parsed = parse_infer(body, service.limits)
-    reply, degraded = await serve(model, service.ranker, parsed, service, received_ms)
-    service.metrics.count_degraded(degraded)
-    return reply
+    return await serve(model, service.ranker, parsed, service, received_ms)
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -1,64 +1,148 @@
-"""What the service counts, in Prometheus' text format."""
+"""What the service counts, in Prometheus' text format.
+
+A request is counted once it is answered, from its timeline, on the event loop.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
 
 from predictor.rank import Ranker
+from predictor.tallies import Counter, Histogram, Labels, Reading
+from predictor.timeline import Served, Timeline
 from predictor.watcher import Watcher
-from schemas.ranklog import Degraded
+from schemas.status import Status
 
-_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+STATUSES: Final = tuple(status.name.lower() for status in Status)
+#: Seconds between the newest event in any row of a request and the request's clock.
+EVENT_AGES_S: Final = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
+#: Places of refusals that are told apart: a bound, should one of them be a caller's word.
+MOST_PLACES: Final = 64
 
 
 class Metrics:
-    """One registry a service, so that two services of one process do not share counts."""
+    """One registry a service, so that two services of one process do not share counts.
+
+    Used by one event loop. `readings` adds what other parts of the process keep.
+    """
 
     def __init__(self, ranker: Ranker, watcher: Watcher) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = self._counter(
             "encore_requests_total",
-            "Requests by model and HTTP status",
-            ("model", "status"),
-            registry=self.registry,
+            "Requests by model, protocol and HTTP status",
+            ("model", "protocol", "status"),
         )
-        self.degraded = Counter(
-            "encore_degraded_total", "Replies by degradation", ("reason",), registry=self.registry
+        self._refused = self._counter(
+            "encore_refused_total", "Requests that were refused, by what was wrong", ("where",)
         )
-        self.seconds = Histogram(
+        self._degraded = self._counter(
+            "encore_degraded_total", "Replies by degradation", ("reason",)
+        )
+        self._rows = self._counter(
+            "encore_rows_total", "Rows that requests asked for", ("view", "status")
+        )
+        self._seconds = self._histogram(
             "encore_request_seconds",
             "From the body's last byte to the reply's first",
-            ("model",),
-            buckets=_BUCKETS_S,
-            registry=self.registry,
+            ("model", "protocol"),
         )
-        self._gauge("encore_in_flight", "Requests being served", lambda: ranker.in_flight)
-        self._gauge(
-            "encore_generation",
-            "Number of the serving generation",
-            lambda: ranker.generations.current.number,
+        self._stages = self._histogram(
+            "encore_stage_seconds", "Parts of a request, one after the other", ("model", "stage")
         )
-        self._gauge(
-            "encore_refused_publications", "Plans and packages refused", lambda: watcher.refused
+        self._ages = Histogram(
+            "encore_newest_event_age_seconds",
+            "Between the newest event in a request's rows and its clock",
+            (),
+            EVENT_AGES_S,
         )
-        if (spool := ranker.spool) is not None:
-            counts = spool.counts
-            self._gauge("encore_log_pending", "Rank-log records not yet on disk", spool.pending)
-            self._gauge("encore_log_logged", "Rank-log records fsynced", lambda: counts.logged)
-            self._gauge("encore_log_dropped", "Rank-log records dropped", lambda: counts.dropped)
-            self._gauge("encore_log_failed", "Records that had no encoding", lambda: counts.failed)
-            self._gauge("encore_log_disk_faults", "Failed spool writes", lambda: counts.faults)
+        self.registry.register(self._ages)
+        self._read_ranker(ranker, watcher)
 
-    def _gauge(self, name: str, help_text: str, read: Callable[[], int]) -> None:
-        Gauge(name, help_text, registry=self.registry).set_function(read)
+    def observe(self, timeline: Timeline, status: int, refused: str = "") -> None:
+        """Count an answered request. refused: the place that a refusal names."""
+        model, protocol = timeline.name, timeline.protocol
+        self._requests.add((model, protocol, str(status)))
+        if refused:
+            where = (_root(refused),)
+            room = where in self._refused.counts or len(self._refused.counts) < MOST_PLACES
+            self._refused.add(where if room else ("other",))
+        if status != 200:
+            return
+        self._seconds.observe((model, protocol), timeline.total_s)
+        for stage, seconds in timeline.laps:
+            self._stages.observe((model, stage), seconds)
+        if timeline.served is not None:
+            self._observe_served(timeline.served)
 
-    def count_degraded(self, flags: Degraded) -> None:
-        """Count each reason of one reply."""
-        for flag in flags:
-            self.degraded.labels(str(flag.name).lower()).inc()
+    def reading(
+        self, name: str, help_text: str, read: Callable[[], dict[Labels, float]], *labels: str
+    ) -> None:
+        """Show what someone else keeps: `read` gives a value by labels, whenever it is asked."""
+        self.registry.register(Reading(name, help_text, labels, read))
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
+
+    # --- parts ------------------------------------------------------------------------------
+
+    def _observe_served(self, served: Served) -> None:
+        program, assembled = served.program, served.assembled
+        for flag in served.degraded:
+            self._degraded.add((str(flag.name).lower(),))
+        for each, found in zip(program.user_views, assembled.user_status.tolist(), strict=True):
+            self._rows.add((each.name, STATUSES[found]))
+        # (Vi, statuses): rows of each item view by status
+        kinds, views = len(STATUSES), len(program.item_views)
+        places = assembled.item_status + np.arange(views, dtype=np.uint8) * np.uint8(kinds)
+        counts = np.bincount(places.ravel(), minlength=views * kinds).tolist()
+        for place, count in enumerate(counts):
+            if count:
+                view = program.item_views[place // kinds].name
+                self._rows.add((view, STATUSES[place % kinds]), count)
+        if assembled.newest_ms:
+            self._ages.observe((), max(served.now_ms - assembled.newest_ms, 0) / 1000)
+
+    def _counter(self, name: str, help_text: str, labels: Labels) -> Counter:
+        counter = Counter(name, help_text, labels)
+        self.registry.register(counter)
+        return counter
+
+    def _histogram(self, name: str, help_text: str, labels: Labels) -> Histogram:
+        histogram = Histogram(name, help_text, labels)
+        self.registry.register(histogram)
+        return histogram
+
+    def _read_ranker(self, ranker: Ranker, watcher: Watcher) -> None:
+        def one(name: str, help_text: str, read: Callable[[], float]) -> None:
+            self.reading(name, help_text, lambda: {(): read()})
+
+        one("encore_in_flight", "Requests being served", lambda: ranker.in_flight)
+        generations = ranker.generations
+        one(
+            "encore_generation",
+            "Number of the serving generation",
+            lambda: generations.current.number,
+        )
+        one("encore_refused_publications", "Plans and packages refused", lambda: watcher.refused)
+        if (spool := ranker.spool) is not None:
+            counts = spool.counts
+            one("encore_log_pending", "Rank-log records not yet on disk", spool.pending)
+            one("encore_log_logged", "Rank-log records fsynced", lambda: counts.logged)
+            one("encore_log_dropped", "Rank-log records dropped", lambda: counts.dropped)
+            one("encore_log_failed", "Records that had no encoding", lambda: counts.failed)
+            one("encore_log_disk_faults", "Failed spool writes", lambda: counts.faults)
+
+
+def _root(where: str) -> str:
+    """The part of an error's place that no caller can make up.
+
+    >>> _root("features[3].name"), _root("inputs.candidate_ids")
+    ('features', 'inputs')
+    """
+    return where.split(".", 1)[0].split("[", 1)[0]

@@ -202,8 +202,8 @@ async def serve(
     request: InferRequest,
     settings: Defaults,
     received_ms: int,
-) -> tuple[bytes, Degraded]:
-    """Serve one parsed request: the reply's body and how degraded it is. Raises RequestError."""
+) -> bytes:
+    """Serve one parsed request: the reply's body. Raises RequestError."""
     signature = model.signature(ranker.generations.current)
     chosen = request.outputs or model.default or tuple(signature)
     for name in chosen:
@@ -213,8 +213,7 @@ async def serve(
     query = query_of(request, settings, received_ms)
     answer = await model.run(ranker, query)
     outputs = [(name, answer.outputs[name]()) for name in chosen if name in answer.outputs]
-    body = encode_reply(model.name, str(query.request_id), answer.parameters(query), outputs)
-    return body, answer.degraded
+    return encode_reply(model.name, str(query.request_id), answer.parameters(query), outputs)
 
 
 # --- request → query ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ the scores (the caller's order); `degraded` says which.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from predictor.cascade import Cascade, CascadeConfig, Ranking, callers_order
 from predictor.generation import Generations, ServingGeneration
 from predictor.record import LogEntry, Query
 from predictor.spool import SpoolWriter
+from predictor.timeline import Laps, Served, current
 from schemas.errors import RequestError, StoreError, StoreTimeout
 from schemas.ranklog import Degraded
 from schemas.status import Status
@@ -97,12 +99,13 @@ class Ranker:
         """Rank and log one request. Raises RequestError (503) when overloaded."""
         deadline = _deadline(query, self.config.reply_ms)
         generation = self.generations.current
+        current().begin(query.request_id)
         with self._admitted():
             reserved = self._reserve()
             try:
                 raw, failed = await self._read(_keys(generation, query), deadline)
                 scored = await self._infer(
-                    lambda: self._score(generation, query, raw, failed), deadline
+                    lambda laps: self._score(generation, query, raw, failed, laps), deadline
                 )
                 assembled, ranking = scored or self._unscored(generation, query)
             except BaseException:
@@ -111,6 +114,7 @@ class Ranker:
                 raise
             if reserved and self.spool:
                 self.spool.put(LogEntry(query, generation, assembled, ranking))
+        _tell(generation, query, assembled, ranking.degraded)
         page = ranking.fine[ranking.page]  # (K,) places in the caller's order
         return RankReply(
             generation, assembled, ranking, query.candidate_ids[page], ranking.final[ranking.page]
@@ -120,15 +124,19 @@ class Ranker:
         """Tensors of one request; nothing is logged. Raises RequestError (503) when overloaded."""
         deadline = _deadline(query, self.config.reply_ms)
         generation = self.generations.current
+        current().begin(query.request_id)
         with self._admitted():
             raw, failed = await self._read(_keys(generation, query), deadline)
             assembled = await self._infer(
-                lambda: _assemble(generation, query, raw, failed), deadline
+                lambda laps: _assemble(generation, query, raw, failed, laps), deadline
             )
+        degraded = Degraded.DEADLINE
         if assembled is None:
-            assembled = _assemble(generation, query, [], Status.TIMEOUT)
-            return AggregateReply(generation, assembled, Degraded.DEADLINE)
-        return AggregateReply(generation, assembled, _row_flags(assembled, failed))
+            assembled = _assemble(generation, query, [], Status.TIMEOUT, current())
+        else:
+            degraded = _row_flags(assembled, failed)
+        _tell(generation, query, assembled, degraded)
+        return AggregateReply(generation, assembled, degraded)
 
     async def look_up(
         self,
@@ -144,7 +152,7 @@ class Ranker:
         deadline = time.monotonic() + (timeout_ms - self.config.reply_ms) / 1000
         with self._admitted():
             raw, failed = await self._read(keys, deadline)
-            done = await self._infer(lambda: (work(raw, failed),), deadline)
+            done = await self._infer(lambda laps: (_lapped(work(raw, failed), laps),), deadline)
         return work([], Status.TIMEOUT) if done is None else done[0]
 
     def close(self) -> None:
@@ -193,19 +201,28 @@ class Ranker:
         except StoreError as error:
             log.warning("rank: %s", error)
             return [], Status.STORE_ERROR
+        finally:
+            current().lap("store")
 
-    async def _infer(self, work: Callable[[], T], deadline: float) -> T | None:
+    async def _infer(self, work: Callable[[Laps], T], deadline: float) -> T | None:
         """Run on the inference thread; None where it did not end in time."""
+        timeline, laps = current(), Laps()
 
         def unless_late() -> T | None:
-            return work() if time.monotonic() < deadline else None
+            laps.lap("queue")
+            return work(laps) if time.monotonic() < deadline else None
 
-        future = asyncio.get_running_loop().run_in_executor(self._inference, unless_late)
+        context = contextvars.copy_context()  # log lines of the work name the request
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._inference, context.run, unless_late)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await future  # cancelled on timeout: dropped if it still waits in the queue
+                done = await future  # cancelled on timeout: dropped if it still waits in the queue
         except TimeoutError:
+            timeline.lap("abandoned")
             return None
+        timeline.take_back(laps)
+        return done
 
     def _score(
         self,
@@ -213,11 +230,13 @@ class Ranker:
         query: Query,
         raw: list[bytes | None],
         failed: Status | None,
+        laps: Laps,
     ) -> tuple[Assembled, Ranking]:
-        assembled = _assemble(generation, query, raw, failed)
+        assembled = _assemble(generation, query, raw, failed, laps)
         cascade = Cascade(generation.coarse, generation.fine, self.config.cascade)
         try:
-            ranking = cascade.rank(assembled.tensors, query.page_size, query.request_id.int)
+            seed = query.request_id.int
+            ranking = cascade.rank(assembled.tensors, query.page_size, seed, laps)
         except (RuntimeError, IndexError, ValueError):
             log.exception("rank: a model of generation %d failed", generation.number)
             ranking = self._in_callers_order(query, Degraded.MODEL_ERROR)
@@ -225,7 +244,7 @@ class Ranker:
 
     def _unscored(self, generation: ServingGeneration, query: Query) -> tuple[Assembled, Ranking]:
         """The answer when the deadline came first."""
-        assembled = _assemble(generation, query, [], Status.TIMEOUT)
+        assembled = _assemble(generation, query, [], Status.TIMEOUT, current())
         return assembled, self._in_callers_order(query, Degraded.DEADLINE)
 
     def _in_callers_order(self, query: Query, why: Degraded) -> Ranking:
@@ -256,11 +275,29 @@ def _deadline(query: Query, reply_ms: float) -> float:
 
 
 def _assemble(
-    generation: ServingGeneration, query: Query, raw: list[bytes | None], failed: Status | None
+    generation: ServingGeneration,
+    query: Query,
+    raw: list[bytes | None],
+    failed: Status | None,
+    laps: Laps,
 ) -> Assembled:
-    return generation.program.assemble(
+    assembled = generation.program.assemble(
         raw, query.user_id, query.candidate_ids, query.now_ms, failed
     )
+    return _lapped(assembled, laps)
+
+
+def _tell(
+    generation: ServingGeneration, query: Query, assembled: Assembled, degraded: Degraded
+) -> None:
+    """What the request is answered from, to whoever watches it."""
+    current().served = Served(generation.program, assembled, degraded, query.now_ms)
+
+
+def _lapped(done: T, laps: Laps) -> T:
+    """The same, once the time of making it is known."""
+    laps.lap("assemble")
+    return done
 
 
 def _row_flags(assembled: Assembled, failed: Status | None) -> Degraded:

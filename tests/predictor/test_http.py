@@ -192,7 +192,7 @@ def test_a_corrupt_row_is_said(running: RunningServer, predictor_url: str) -> No
 def test_metrics(running: RunningServer) -> None:
     running.infer()
     text = running.client.get("/metrics").text
-    assert 'encore_requests_total{model="rank",status="200"}' in text
+    assert 'encore_requests_total{model="rank",protocol="http",status="200"}' in text
     assert "encore_log_logged" in text
 
 

@@ -1,0 +1,115 @@
+"""When one request's stages ended: the source of its metrics, its spans and its log lines.
+
+A request begins a `Timeline`, which is `current()` to everything that runs in its task. Stages
+follow one another, so a stage is the time from the last lap to its own and the stages of a request
+add up to all of it. Work on the inference thread gets laps of its own, which the request takes
+back when the work ended in time: late work writes into laps that nobody reads any more.
+
+Stages, in order: parse, store, queue, assemble, coarse, fine, reply; `abandoned` is time spent
+waiting for work that did not end in time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Final
+
+from aggregation.program import Assembled, ServiceProgram
+from schemas.ranklog import Degraded
+
+STAGES: Final = (
+    "parse",
+    "store",
+    "queue",
+    "assemble",
+    "coarse",
+    "fine",
+    "reply",
+    "abandoned",
+)
+
+
+class Laps:
+    """Stages and their seconds, in the order in which they ended. Used by one thread at a time."""
+
+    __slots__ = ("laps", "last_s")
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[str, float]] = []
+        self.last_s = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was this stage's."""
+        now_s = time.perf_counter()
+        self.laps.append((stage, now_s - self.last_s))
+        self.last_s = now_s
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a request was answered from. now_ms: the clock of its features."""
+
+    program: ServiceProgram
+    assembled: Assembled
+    degraded: Degraded
+    now_ms: int
+
+
+class Timeline(Laps):
+    """Laps of a whole request.
+
+    name: what was called. protocol: http or grpc. traceparent: the caller's W3C trace context,
+    empty without one. began_ns: wall clock. request_id, served: None until they are known.
+    """
+
+    __slots__ = ("began_ns", "name", "protocol", "request_id", "served", "traceparent")
+
+    def __init__(self, name: str = "", protocol: str = "", traceparent: str = "") -> None:
+        super().__init__()
+        self.name = name
+        self.protocol = protocol
+        self.traceparent = traceparent
+        self.began_ns = time.time_ns()
+        self.request_id: uuid.UUID | None = None
+        self.served: Served | None = None
+
+    def restart(self) -> None:
+        """Now it begins: what came before was waiting for the caller."""
+        self.laps.clear()
+        self.began_ns, self.last_s = time.time_ns(), time.perf_counter()
+
+    def begin(self, request_id: uuid.UUID) -> None:
+        """The request is parsed."""
+        self.request_id = request_id
+        self.lap("parse")
+
+    def take_back(self, laps: Laps) -> None:
+        """Go on from the laps of work that was waited for."""
+        self.laps += laps.laps
+        self.last_s = laps.last_s
+
+    @property
+    def total_s(self) -> float:
+        """All laps together."""
+        return sum(seconds for _, seconds in self.laps)
+
+
+_CURRENT: Final[ContextVar[Timeline | None]] = ContextVar("timeline", default=None)
+
+
+def current() -> Timeline:
+    """The request's own timeline; one that nobody reads, outside of a request."""
+    return _CURRENT.get() or Timeline()
+
+
+def enter(timeline: Timeline) -> Token[Timeline | None]:
+    """Make it `current()` in this task; give the token to `leave`."""
+    return _CURRENT.set(timeline)
+
+
+def leave(token: Token[Timeline | None]) -> None:
+    """Undo `enter`."""
+    _CURRENT.reset(token)
