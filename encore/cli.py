@@ -22,6 +22,7 @@ from encore.commands import (
     diagnose,
     feature,
     features,
+    generations,
     local,
     model,
     replay,
@@ -84,6 +85,7 @@ app.command(epilog=feature.LOAD_EPILOG)(feature.load)
 app.command(epilog=backfill.BACKFILL_EPILOG)(backfill.backfill)
 app.command(epilog=backfill.REBUILD_EPILOG)(backfill.rebuild)
 app.add_typer(features.features)
+app.add_typer(generations.generations)
 app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
 app.command(epilog=send.SEND_EPILOG)(send.send)

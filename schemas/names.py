@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # --- store keys -----------------------------------------------------------------------------
 PLAN_KEY = "encore:plan"  # JSON of the published plan
 PLAN_VERSION_KEY = "encore:plan:version"  # decimal; publishing is compare-and-set on it
@@ -22,6 +24,29 @@ def row_keys(view: str, generation: int, entity_ids: list[int]) -> list[str]:
     """`row_key` over many ids; the prefix is built once."""
     prefix = f"{view}@{generation}:{{"
     return [f"{prefix}{entity_id}}}" for entity_id in entity_ids]
+
+
+_ROW_KEY = re.compile(r"([^:{}]+)@([0-9]+):\{(-?[0-9]+)\}")
+
+
+def parse_row_key(key: str) -> tuple[str, int, int] | None:
+    """The inverse of `row_key`, None for any other key.
+
+    >>> parse_row_key("user_activity@1:{42}")
+    ('user_activity', 1, 42)
+    >>> parse_row_key("encore:plan")
+    """
+    found = _ROW_KEY.fullmatch(key)
+    return None if found is None else (found[1], int(found[2]), int(found[3]))
+
+
+def row_pattern(view: str = "*") -> str:
+    """A glob for SCAN that matches every row of a view, or of all; what matches may be no row.
+
+    >>> row_pattern("user_activity")
+    'user_activity@*:{*}'
+    """
+    return f"{view}@*:{{*}}"
 
 
 def progress_key(topic: str, group: str) -> str:

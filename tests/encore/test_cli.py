@@ -117,7 +117,8 @@ def test_a_bad_setting_is_refused_by_every_command(
 ) -> None:
     (nowhere / "encore.toml").write_text("bootstrp = 1\n")
     for command in sorted({*COMMANDS} - {"init"}):  # what makes the settings reads none
-        arguments = {"features": ["user_id=1"], "replay": ["encore.toml"]}.get(command, [])
+        words = {"features": "user_id=1", "replay": "encore.toml", "generations": "list"}
+        arguments = [words[command]] if command in words else []
         code = main([command, *arguments])
         assert code == 1, command
         assert "did you mean bootstrap?" in capsys.readouterr().err, command
