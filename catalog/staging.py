@@ -57,12 +57,14 @@ def stage(
     names: Collection[str],
     review: Review | None = None,
     unchanged: bool = False,
+    history: str = "",
 ) -> Staging:
     """Stage what the repo declares, each of the named views in a new generation, or go on with what
     is staged where it is just that.
 
-    unchanged: refuse a repo that declares something else than the published plan. Raises
-    DeclarationError, PlanError, StoreError, and what `review` raises.
+    unchanged: refuse a repo that declares something else than the published plan. history: names
+    what is filled from beside the log; rows of one generation come of one. Raises DeclarationError,
+    PlanError, StoreError, and what `review` raises.
     """
     definitions = definitions_of(load_repo(repo, load_config(repo).project))
     parent = read_lock(repo / LOCK_NAME)
@@ -82,12 +84,13 @@ def stage(
         if set(names) != set(now.views):
             check_not_staged(now, held)
         check_not_staged(now, plan)
+        _check_history(now, history)
         return Staging(now, found, True)
     views = _checked(plan, held, names)
     check_follows(held, plan)
     if review is not None:
         review(found)
-    new = Staged("filling", plan, views, now.used | views)
+    new = Staged("filling", plan, views, now.used | views, history)
     set_staged(store, new, version)
     return Staging(new, found, False)
 
@@ -119,6 +122,18 @@ def end(store: RowStore) -> Staged:
     if now.active:
         set_staged(store, Staged(used=now.used), version)
     return now
+
+
+def _check_history(now: Staged, history: str) -> None:
+    """Raises PlanError where rows would come of the one history and of the other."""
+    if history != now.history:
+        raise PlanError(
+            f"backfill of {named(now)}",
+            required=f"the --history it was begun with: {now.history or 'none'}",
+            got=history or "none",
+            do="run it with the same files as they were, or give it up with"
+            " `encore backfill --cancel` and begin again",
+        )
 
 
 def _held(store: RowStore) -> Plan:

@@ -17,6 +17,7 @@ from schemas.staged import Staged
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from streams.backfill import BackfillConfig, FillReport, Note, fill_view, wait_caught_up
+from streams.foreign import named_history
 
 #: Nothing here is in a hurry, and a busy store answers in its time.
 STORE_TIMEOUT_MS = 10_000
@@ -54,8 +55,9 @@ def run_backfill(
     Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, and what `review`
     raises.
     """
+    history = named_history(config.foreign, config.before_ms)
     with RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS)) as store:
-        staging = stage(settings.repo, store, options.views, review, options.unchanged)
+        staging = stage(settings.repo, store, options.views, review, options.unchanged, history)
         now = staging.staged
         fills: tuple[FillReport, ...] = ()
         if now.state == "filling":

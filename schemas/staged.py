@@ -26,13 +26,15 @@ class Staged:
     state: `none` where nothing is, `filling` while rows are written, `filled` once all are. plan:
     the whole plan that follows the published one, None in state `none`. views: {name: generation}
     of those that are filled. used: {name: the last generation that was ever staged}: also those of
-    a filling that was given up, whose numbers no plan may take again.
+    a filling that was given up, whose numbers no plan may take again. history: names the files of
+    actions from before the log that the rows are filled from, "" where there are none.
     """
 
     state: State = "none"
     plan: Plan | None = None
     views: dict[str, int] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
+    history: str = ""
 
     @property
     def active(self) -> bool:
@@ -49,6 +51,7 @@ def dump_staged(staged: Staged) -> str:
             "plan": None if staged.plan is None else json.loads(dump_plan(staged.plan)),
             "views": staged.views,
             "used": staged.used,
+            "history": staged.history,
         },
         indent=2,
         sort_keys=True,
@@ -66,6 +69,9 @@ def load_staged(text: str | None, where: str) -> Staged:
         held: dict[str, Any] = json.loads(text)
         if held["format"] != STAGED_FORMAT or held["state"] not in ("none", "filling", "filled"):
             raise ValueError
+        history = held.get("history", "")
+        if not isinstance(history, str):
+            raise ValueError
         if (held["plan"] is None) != (held["state"] == "none"):
             raise ValueError
         views, used = (
@@ -79,4 +85,4 @@ def load_staged(text: str | None, where: str) -> Staged:
             do="use the version of encore that staged it, or remove the key and begin again",
         ) from None
     plan = None if held["plan"] is None else load_plan(json.dumps(held["plan"]), f"{where}.plan")
-    return Staged(held["state"], plan, views, used)
+    return Staged(held["state"], plan, views, used, history)

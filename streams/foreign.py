@@ -11,6 +11,7 @@ it is given, else never.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,22 @@ def first_logged_ms(files: Sequence[HistoryFile], view: ViewPlan) -> int:
             do="give it, ms since 1970",
         )
     return min(earliest)
+
+
+def named_history(paths: Sequence[Path], before_ms: int | None) -> str:
+    """A text for just these files as they are now, by name, size and time; "" without any.
+
+    paths, before_ms: as `take_foreign` takes them. Raises StreamError for what is no such file.
+    """
+    if not paths:
+        return ""
+    facts = [(str(file.absolute()), file.stat()) for file in _files(paths)]
+    lines = [f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}" for name, stat in facts]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    border = "" if before_ms is None else f", before {before_ms}"
+    size = sum(stat.st_size for _, stat in facts)
+    count = "1 file" if len(facts) == 1 else f"{len(facts)} files"
+    return f"{count} of {size:,} bytes ({digest}){border}"
 
 
 def take_foreign(

@@ -67,6 +67,25 @@ def test_an_interrupted_one_goes_on(repo: Path, store: MemoryRowStore) -> None:
     assert not staged(store).active
 
 
+def test_a_generation_is_filled_from_one_history(repo: Path, store: MemoryRowStore) -> None:
+    add_window(repo)
+    begun = stage(repo, store, [VIEW], history="2 files (0f)").staged
+    for other in ("", "2 files (1e)"):
+        with pytest.raises(PlanError) as refused:
+            stage(repo, store, [VIEW], history=other)
+        assert str(refused.value) == (
+            f"backfill of user_activity@2: needs the --history it was begun with: 2 files (0f), got"
+            f" {other or 'none'}; run it with the same files as they were, or give it up with"
+            " `encore backfill --cancel` and begin again"
+        )
+    mark_filled(store, begun)
+    assert stage(repo, store, [VIEW], history="2 files (0f)").resumed
+    end(store)
+    stage(repo, store, [VIEW])
+    with pytest.raises(PlanError, match="begun with: none, got 2 files"):
+        stage(repo, store, [VIEW], history="2 files (0f)")
+
+
 def replace_plan(filled: Staged):  # type: ignore[no-untyped-def]
     assert filled.plan is not None
     return filled.plan

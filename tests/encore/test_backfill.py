@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from encore.settings import Settings
 from encore.stack import answers
 from encore.wiring import ensure_topics, stream_config
 from schemas.actions import ACTION, ActionType, decode_batch
+from schemas.errors import PlanError
 from schemas.names import ACTIONS_TOPIC, row_keys
 from schemas.plan import ViewPlan
 from schemas.row import read_fence
@@ -211,6 +213,9 @@ def test_interrupted_anywhere_it_goes_on_when_run_again(
                 with pytest.raises(CrashError):
                     run()
             tick()
+        for other in (replace(config, foreign=()), replace(config, before_ms=T0)):
+            with pytest.raises(PlanError, match="the --history it was begun with: 1 file of"):
+                run_backfill(settings, other, Options((VIEW,)), lambda *_: None)
         done = run()
         ends = tick()
     wait_folded(settings, ends)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from schemas.errors import PlanError
@@ -13,6 +15,8 @@ def test_round_trip() -> None:
     staged = Staged("filled", Plan(3, 2, (view,), ()), {view.name: 2}, {view.name: 2, "gone": 7})
     assert load_staged(dump_staged(staged), "s") == staged
     assert staged.active
+    named = replace(staged, history="2 files")
+    assert load_staged(dump_staged(named), "s") == named
     assert load_staged(dump_staged(Staged(used={"v": 1})), "s") == Staged(used={"v": 1})
 
 
@@ -31,6 +35,7 @@ def test_nothing_is_staged_before_anything_was() -> None:
         '{"format": 1, "state": "half", "plan": null, "views": {}, "used": {}}',
         '{"format": 1, "state": "filled", "plan": null, "views": {}, "used": {}}',
         '{"format": 1, "state": "none", "plan": null, "views": [], "used": {}}',
+        '{"format": 1, "state": "none", "plan": null, "views": {}, "used": {}, "history": 1}',
     ],
 )
 def test_other_texts_are_refused(text: str) -> None:

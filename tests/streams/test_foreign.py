@@ -12,7 +12,7 @@ import pytest
 from schemas.errors import ActionError, SettingsError, StreamError
 from streams.action_table import action_table
 from streams.archive import write_file
-from streams.foreign import first_logged_ms, take_foreign
+from streams.foreign import first_logged_ms, named_history, take_foreign
 from streams.history import HistoryFile, read_chunks
 from tests.aggregation.plans import small_view
 from tests.streams.support import T0, some_actions
@@ -48,6 +48,24 @@ def test_what_lies_before_the_log_is_taken_and_the_rest_counted(tmp_path: Path) 
     again, _ = take_foreign([old / "a.parquet"], None, tmp_path / "aside")
     assert sum(file.rows for file in again) == 3
     assert take_foreign([], None, tmp_path / "aside")[0] == []
+
+
+def test_a_history_is_named_by_its_files_as_they_are(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        pq.write_table(table(), tmp_path / name)
+    named = named_history([tmp_path], None)
+    assert named.startswith("2 files of ")
+    assert named_history([tmp_path / "a.parquet", tmp_path / "b.parquet"], None) == named
+    others = {
+        named,
+        named_history([], None),
+        named_history([tmp_path / "a.parquet"], None),
+        named_history([tmp_path], T0),
+    }
+    pq.write_table(table(value=[0, 50, 0]), tmp_path / "b.parquet")
+    assert len(others | {named_history([tmp_path], None)}) == 5
+    with pytest.raises(StreamError, match="got another file"):
+        named_history([tmp_path / "c.csv"], None)
 
 
 def test_the_border_is_the_first_action_that_the_log_counts(tmp_path: Path) -> None:
