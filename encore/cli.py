@@ -25,6 +25,7 @@ from encore.commands import (
     generations,
     local,
     model,
+    models,
     replay,
     send,
     serving,
@@ -86,6 +87,7 @@ app.command(epilog=backfill.BACKFILL_EPILOG)(backfill.backfill)
 app.command(epilog=backfill.REBUILD_EPILOG)(backfill.rebuild)
 app.add_typer(features.features)
 app.add_typer(generations.generations)
+app.add_typer(models.models)
 app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
 app.command(epilog=send.SEND_EPILOG)(send.send)

@@ -78,7 +78,7 @@ def prune(
     _put(found, as_json)
     if not found and not as_json:
         put("nothing to remove")
-    elif not yes:
+    elif found and not yes:
         say("nothing was removed: --yes removes these")
 
 

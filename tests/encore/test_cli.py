@@ -12,12 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from encore.cli import app, main
+from predictor.package import write_package
+from tests.predictor.support import draft
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cli_help.txt"
 ROOT_COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -117,11 +120,38 @@ def test_a_bad_setting_is_refused_by_every_command(
 ) -> None:
     (nowhere / "encore.toml").write_text("bootstrp = 1\n")
     for command in sorted({*COMMANDS} - {"init"}):  # what makes the settings reads none
-        words = {"features": "user_id=1", "replay": "encore.toml", "generations": "list"}
+        words = {
+            "features": "user_id=1",
+            "replay": "encore.toml",
+            "generations": "list",
+            "models": "list",
+        }
         arguments = [words[command]] if command in words else []
         code = main([command, *arguments])
         assert code == 1, command
         assert "did you mean bootstrap?" in capsys.readouterr().err, command
+
+
+def test_models_are_listed_and_pruned(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (
+        write_package(nowhere / ".encore/packages", replace(draft("fine", seed), trained_ms=at_ms))
+        for seed, at_ms in ((0, 1_000), (1, 2_000))
+    )
+    assert main(["models", "list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1:5] for line in lines[1:]] == [
+        [new.name, "earlier", "1970-01-01", "00:00:02"],
+        [old.name, "earlier", "1970-01-01", "00:00:01"],
+    ]
+    assert main(["models", "prune", "--keep", "1"]) == 0
+    printed = capsys.readouterr()
+    assert (old.name in printed.out, new.name in printed.out) == (True, False)
+    assert "nothing was removed" in printed.err
+    assert main(["models", "prune", "--keep", "1", "--yes", "--json"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == [old.name]
+    assert (old.exists(), new.exists()) == (False, True)
+    assert main(["models", "prune", "--keep", "1"]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
 
 
 def test_config_option(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
