@@ -73,6 +73,16 @@ def floors_keys(topic: str, group: str, view: str, generation: int) -> tuple[str
     return key, f"{key}:version"
 
 
+def gaps_keys(topic: str, group: str, view: str, generation: int) -> tuple[str, str]:
+    """JSON {partition: [[epoch, first, next], …]}: what a generation lacks; and its version.
+
+    >>> gaps_keys("actions", "encore", "user_activity", 2)[0]
+    'encore:gaps:{actions:encore:user_activity@2}'
+    """
+    key = f"encore:gaps:{{{topic}:{generation_group(group, view, generation)}}}"
+    return key, f"{key}:version"
+
+
 def epoch_key(topic: str) -> str:
     """Hash {topic id: epoch}: the number the store gave to each broker-assigned topic id."""
     return f"encore:epoch:{topic}"

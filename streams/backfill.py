@@ -30,6 +30,7 @@ from streams.ends import read_ends
 from streams.filling import FillCounts, FillTask
 from streams.folding import physical_ttl_ms
 from streams.foreign import ForeignCounts, first_logged_ms, take_foreign
+from streams.gaps import recorded_gaps
 from streams.generations import recorded_floors
 from streams.history import HistoryFile
 from streams.origins import (
@@ -220,7 +221,8 @@ async def wait_caught_up(
 ) -> None:
     """Return once each generation has all that the stream has, in every partition.
 
-    Raises StreamError once nothing has moved for `timeout_s`: no worker takes them up then.
+    Raises StreamError once nothing has moved for `timeout_s`: no worker takes them up then; and for
+    one that lacks what no log holds any more.
     """
     for view in views:
         moved_s, best = time.monotonic(), -1
@@ -228,6 +230,7 @@ async def wait_caught_up(
             lacks = await lacking(config, view, store)
             left = sum(max(0, end - at) for at, end in lacks.values())
             ready = sum(at >= end for at, end in lacks.values())
+            await _require_whole(config, view, store)
             note(f"catch up {view.name}", ready, len(lacks), f"{left:,} messages to go")
             if ready == len(lacks):
                 break
@@ -242,6 +245,20 @@ async def wait_caught_up(
                     do="see that `encore stream` and `encore items` run, then run this again",
                 )
             await asyncio.sleep(LOOK_S)
+
+
+async def _require_whole(config: StreamConfig, view: ViewPlan, store: AsyncRowStore) -> None:
+    """A gap is recorded before the position behind it: it is to be looked for afterwards."""
+    readers = {"user": (config.topic, config.group), "item": (config.item_topic, config.item_group)}
+    gaps = await recorded_gaps(store, readers[view.entity], view)
+    if gaps:
+        partition, each = min(gaps.items())
+        raise StreamError(
+            f"{view.name}@{view.generation}",
+            required="a log that holds what it has to catch up",
+            got=f"none with {each[0]} of partition {partition}",
+            do="give it up with `encore backfill --cancel`, and begin again",
+        )
 
 
 async def lacking(

@@ -5,7 +5,8 @@ again from there would leave the rows that are served standing still meanwhile; 
 by a reader of its own, a slice between two micro-batches, and folded into that generation alone.
 Where it arrives at the stream's position, the stream is folded into it from the next message on.
 
-A crash in between costs a part of a slice: marks follow rows, fences drop what is repeated.
+A crash in between costs a part of a slice: marks follow rows, fences drop what is repeated. What
+the log does not hold any more is given up, and told (`streams.gaps`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from schemas.errors import NotHeldError
 from schemas.plan import ViewPlan
 from streams.config import StreamConfig
 from streams.folding import Folder, OutsideActions
@@ -53,13 +55,19 @@ class CatchUp:
         lagging = self._generations.lagging()
         for view, partition, at in lagging:
             end = standing[partition]
-            while at < end:
-                at = await self._advance(view, partition, (at, end), stream)
-                if self._clock_s() >= until_s:
-                    break
-            if at >= end:
-                self._generations.caught_up(view, partition)
-                arrived = True
+            try:
+                while at < end:
+                    at = await self._advance(view, partition, (at, end), stream)
+                    if self._clock_s() >= until_s:
+                        break
+            except NotHeldError:
+                await self._source.check()  # a log that replaced it would not hold it either
+                await self._generations.give_up(view, partition, (at, end))
+                at, arrived = end, True
+            else:
+                if at >= end:
+                    self._generations.caught_up(view, partition)
+                    arrived = True
             if self._clock_s() >= until_s:
                 break
         if lagging and not self._generations.lagging():

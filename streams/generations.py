@@ -9,7 +9,8 @@ A generation's *mark* says up to where its rows are stored; it is written after 
 the group's mark. A generation whose mark lies before the stream's position *lags* in that
 partition: it was filled while the stream went on, or a worker with an older plan moved the group's
 mark meanwhile. Nothing of the stream is folded into it there until it has caught up
-(`streams.catching_up`), or the row's fences would pass over what it lacks.
+(`streams.catching_up`), or the row's fences would pass over what it lacks. What no log holds any
+more cannot be caught up: it is recorded as a gap, and the generation goes on (`streams.gaps`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Final
 from schemas.errors import StoreError, StreamError
 from schemas.names import floors_keys, generation_group
 from schemas.plan import ViewPlan
-from store.base import AsyncRowStore
+from store.base import AsyncRowStore, Progress
+from streams.gaps import END, Gap, record_gaps
 from streams.patience import patiently
 
 #: Workers that record floors of one generation at once: each of them wins within a few rounds.
@@ -116,6 +118,13 @@ class Generations:
         """It has all that the stream has: from here on the stream is folded into it."""
         del self._lagging[view.key][partition]
 
+    async def give_up(self, view: ViewPlan, partition: int, span: tuple[int, int]) -> None:
+        """The log does not hold [first, next) any more: recorded, and the generation goes on behind
+        it. Raises StoreError, StreamError."""
+        gap = Gap(self._epoch, *span)
+        await record_gaps(self._store, (self._topic, self._group), view, {partition: gap})
+        self.caught_up(view, partition)
+
     async def _mark(self, view: ViewPlan, upto: Mapping[int, tuple[int, int]]) -> None:
         progress = {p: (self._epoch, offset, time_ms) for p, (offset, time_ms) in upto.items()}
         if not progress:
@@ -134,6 +143,7 @@ class Generations:
         marks = await self._store.get_progress(self._topic, group)
         wanted = {p: (self._epoch, offset) for p, offset in standing.items()}
         held = await record_floors(self._store, self._topic, self._group, view, wanted)
+        await self._tell_of_lost(view, marks, {p: held[p] for p in standing})
         floors = {p: at for p, (epoch, at) in held.items() if epoch == self._epoch}
         self._recorded[view.key] = floors
         reached: Offsets = {}
@@ -144,6 +154,23 @@ class Generations:
             else:  # nothing is marked yet, but some may be stored from the floor on
                 reached[partition] = min(floors.get(partition, 0), offset)
         return reached
+
+    async def _tell_of_lost(
+        self, view: ViewPlan, marks: Mapping[int, Progress], floors: Mapping[int, tuple[int, int]]
+    ) -> None:
+        """Record what the generation lacked of an earlier log when that was lost. The others of its
+        view have it: they were folded up to the group's own mark."""
+        if all(epoch == self._epoch for epoch, _ in floors.values()):
+            return
+        group = await self._store.get_progress(self._topic, self._group)
+        lost: dict[int, Gap] = {}
+        for partition, floor in floors.items():
+            none = Progress(*floor, 0)
+            epoch, at = max(floor, marks.get(partition, none)[:2])
+            stands = group.get(partition, none)
+            if epoch < self._epoch and (epoch, at) < stands[:2]:
+                lost[partition] = Gap(epoch, at, stands[1] if stands[0] == epoch else END)
+        await record_gaps(self._store, (self._topic, self._group), view, lost)
 
 
 async def record_floors(

@@ -4,27 +4,27 @@ A saved pair (`streams.source_table`) names the generations whose rows hold all 
 One that is published new joins there, which is its floor. One that was filled has a pair of its
 own, of its floor: it lags until what lies between has been folded into it, with the table that
 belongs to its own position; the stream goes on meanwhile (`streams.catching_up` says how and why).
+Where the log does not hold that any more, nothing more is folded into it there (`streams.gaps`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 
+from schemas.errors import NotHeldError
 from schemas.names import generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.catching_up import SLICE_S, beside
 from streams.config import StreamConfig
 from streams.folding import Folder
+from streams.gaps import END, Gap, record_gaps
 from streams.generations import NOTHING, Key, Offsets, record_floors
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.servers import Servers
 from streams.source import Source
 from streams.source_table import Pair, PairStore
-
-log = logging.getLogger("encore.streams")
 
 Place = tuple[Key, int]  # generation, partition
 
@@ -81,10 +81,16 @@ class ItemGenerations:
         for place, own in list(self._lagging.items()):
             _, partition = place
             end = pairs[partition].standing(self._target.epoch)
-            while own.next_offset < end:
-                await self._advance(place, own, end, stream)
-                if self._clock_s() >= until_s:
-                    break
+            try:
+                while own.next_offset < end:
+                    await self._advance(place, own, end, stream)
+                    if self._clock_s() >= until_s:
+                        break
+            except NotHeldError:
+                await self._target.check()  # a log that replaced it would not hold it either
+                await self._lose(place, own, end)
+                arrived = True
+                continue
             if own.next_offset >= end:
                 del self._lagging[place]
                 arrived = True
@@ -105,18 +111,22 @@ class ItemGenerations:
         filled = {p: pair for p, pair in zip(unnamed, own, strict=True) if pair.version > 0}
         for partition, pair in filled.items():
             if pair.epoch != epoch:
-                self._lost.add((view.key, partition))
-                log.error(
-                    "%s@%d: the broker lost the re-keyed log of partition %d before the generation"
-                    " had caught up; nothing more is folded into it: fill another one",
-                    *(*view.key, partition),
-                )
+                await self._lose((view.key, partition), pair, END)
             elif pair.next_offset < pairs[partition].standing(epoch):
                 self._lagging[view.key, partition] = pair
         floors = {p: (epoch, pairs[p].standing(epoch)) for p in unnamed if p not in filled}
         topic, group = self._config.item_topic, self._config.item_group
         await record_floors(self._store, topic, group, view, floors)
         self._known |= {(view.key, partition) for partition in pairs}
+
+    async def _lose(self, place: Place, own: Pair, end: int) -> None:
+        """Nothing more is folded into the generation there: what it lacks next is in no log."""
+        key, partition = place
+        reader = self._config.item_topic, self._config.item_group
+        gap = Gap(own.epoch, own.next_offset, end)
+        await record_gaps(self._store, reader, self._views[key], {partition: gap})
+        self._lagging.pop(place, None)
+        self._lost.add(place)
 
     def _pairs_of(self, view: ViewPlan) -> PairStore:
         name = generation_group(self._config.item_group, view.name, view.generation)

@@ -20,6 +20,7 @@ from store.base import AsyncRowStore, Progress
 from streams.admin import Admin, TopicFacts
 from streams.config import StreamConfig
 from streams.ends import Place, read_ends
+from streams.gaps import Lack, known_gaps
 from streams.heartbeat import FRESH_MS, Counts, parse_beat
 from streams.item_worker import rekey_group
 from streams.ship import shipped_to
@@ -60,11 +61,13 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
     """lines: of the topics that exist. aside: messages in each dead-letter and late topic.
-    unshipped_bytes: of the rank log in this machine's spool that are not in Kafka yet."""
+    unshipped_bytes: of the rank log in this machine's spool that are not in Kafka yet. lacks: what
+    generations that are folded now lack for good."""
 
     lines: tuple[Line, ...]
     aside: dict[str, int]
     unshipped_bytes: int
+    lacks: tuple[Lack, ...] = ()
 
     @property
     def lag(self) -> int:
@@ -103,7 +106,8 @@ async def read_status(config: StreamConfig, store: AsyncRowStore, now_ms: int) -
         for partition in range(group.topic.partitions)
     ]
     counts = {name: ends[name, 0] for name in aside}
-    return StreamStatus(tuple(lines), counts, unshipped_bytes(config.spool))
+    lacks = await known_gaps(store, config)
+    return StreamStatus(tuple(lines), counts, unshipped_bytes(config.spool), lacks)
 
 
 async def wait_settled(

@@ -94,6 +94,7 @@ def _status_data(found: StreamStatus) -> dict[str, object]:
         "partitions": [asdict(line) | {"lag": line.lag} for line in found.lines],
         "aside": found.aside,
         "unshipped_bytes": found.unshipped_bytes,
+        "lacks": [asdict(lack) | {"do": lack.do} for lack in found.lacks],
     }
 
 
@@ -121,6 +122,8 @@ def _put_status(found: StreamStatus) -> None:
     put("")
     aside = {name: f"{count} messages" for name, count in found.aside.items() if count}
     put_facts({**aside, "spool": f"{found.unshipped_bytes} bytes not in Kafka yet"})
+    for lack in found.lacks:
+        put(str(lack))
 
 
 def items(context: typer.Context) -> None:
