@@ -21,6 +21,7 @@ from encore.lookup import published_plan
 from schemas.errors import PlanError
 from schemas.names import (
     floors_keys,
+    gaps_keys,
     generation_group,
     parse_row_key,
     progress_key,
@@ -209,7 +210,11 @@ def _marks(config: StreamConfig, key: Key) -> list[str]:
     )
     for topic, group in readers:
         own = generation_group(group, *key)
-        keys += (progress_key(topic, own), *floors_keys(topic, group, *key))
+        keys += (
+            progress_key(topic, own),
+            *floors_keys(topic, group, *key),
+            *gaps_keys(topic, group, *key),
+        )
         for partition in range(config.partitions):
             place = topic, own, partition
             keys += (source_table_key(*place), source_table_version_key(*place))

@@ -74,7 +74,7 @@ def wait_begun(stack: Running) -> None:
     """Until both workers have stored rows: what lies before a floor is then not nothing."""
     keys = {name: row_keys(name, 1, list(range(1, 90))) for name in (VIEW, ITEM_VIEW)}
     with RedisRowStore(stack.settings.store_url) as store:
-        wait_until(lambda: all(any(store.read(each)) for each in keys.values()), 30)
+        wait_until(lambda: all(any(store.read(each)) for each in keys.values()), 60)
 
 
 def log_of(stack: Running, load: Load) -> list[tuple[Any, int]]:
@@ -95,12 +95,13 @@ def caught_up(stack: Running, store: RedisRowStore, sent: Sequence[tuple[Any, in
 
     def equal() -> bool:
         try:
+            assert_rows_equal_oracle(store, plan_view(stack, VIEW), sent)
             assert_item_rows(store, plan_view(stack, ITEM_VIEW), sent)
         except AssertionError:
             return False
         return True
 
-    wait_until(equal, 20)
+    wait_until(equal, 60)
     assert_rows_equal_oracle(store, plan_view(stack, VIEW), sent)
     assert_item_rows(store, plan_view(stack, ITEM_VIEW), sent)
 
@@ -239,4 +240,4 @@ def wait_folded(settings: Settings, ends: dict[int, int]) -> None:
         return all(p in marks and marks[p].next_offset >= end for p, end in ends.items())
 
     with RedisRowStore(settings.store_url) as store:
-        wait_until(there, 30)
+        wait_until(there, 60)

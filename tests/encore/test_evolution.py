@@ -82,7 +82,7 @@ class Load:
     def go_on(self, ticks: int) -> None:
         """Return once so many more ticks are done."""
         target = self.ticks + ticks
-        wait_until(lambda: self.ticks >= target or self.failure is not None, 30)
+        wait_until(lambda: self.ticks >= target or self.failure is not None, 60)
         assert self.failure is None, self.failure
 
     def wait_served(self, version: int) -> None:
@@ -92,7 +92,7 @@ class Load:
                 self.failure is not None
                 or int(self.replies[-1].parameters["plan_version"]) == version
             ),
-            30,
+            60,
         )
 
 
@@ -210,7 +210,7 @@ def test_a_feature_added_changed_and_removed_under_load(stack: Running) -> None:
             assert applied["difference"] == beforehand
             plan = require_lock(stack.project / "feature_repo" / LOCK_NAME)
             load.wait_served(plan.version)
-            wait_until(partial(folds, stack.settings, plan), 30)
+            wait_until(partial(folds, stack.settings, plan), 60)
             assert stack.served()["fingerprint"] == beforehand["services"][0]["after"]
             load.go_on(5)
             assert {each["name"]: each["what"] for each in beforehand["features"]} == features

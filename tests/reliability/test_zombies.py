@@ -82,9 +82,9 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
     ensure_topics(broker, stack.config.topics)
     feeder, seen = Feeder(stack), [[0] * PARTITIONS]
     with running("worker", stack) as zombie, feeder.feeding():
-        wait_until(lambda: sum(stored(stack)) > 5)
+        wait_until(lambda: sum(stored(stack)) > 5, 60)
         with running("worker", stack) as heir:
-            wait_until(lambda: "reading" in heir.text())
+            wait_until(lambda: "reading" in heir.text(), 60)
             os.kill(zombie.popen.pid, signal.SIGSTOP)
             deadline_s = time.monotonic() + STOPPED_S
             while time.monotonic() < deadline_s:
@@ -115,7 +115,7 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
     ensure_topics(broker, config.topics)
     feeder = Feeder(stack)
     with running("items", stack) as zombie, feeder.feeding():
-        wait_until(lambda: folded_messages(stack) > 5)
+        wait_until(lambda: folded_messages(stack) > 5, 60)
         os.kill(zombie.popen.pid, signal.SIGSTOP)
         with Admin(broker) as admin:
             before = admin.describe(config.item_topic)
@@ -123,7 +123,7 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
             after = admin.ensure_topics(config.topics)[config.item_topic]
         assert before is not None and before.topic_id != after.topic_id
         with running("items", stack) as heir:
-            wait_until(lambda: "folding" in heir.text())
+            wait_until(lambda: "folding" in heir.text(), 60)
             wait_items(stack, dict(feeder.ends))
             os.kill(zombie.popen.pid, signal.SIGCONT)
             assert zombie.wait() == 1

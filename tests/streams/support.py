@@ -220,7 +220,8 @@ class Process:
     log: Path
 
     def terminate(self, timeout_s: float = 30.0) -> int:
-        """SIGTERM, then its exit code."""
+        """SIGTERM, then its exit code. A process that did not listen yet would be killed by it."""
+        wait_until(lambda: self.popen.poll() is not None or hears(self.popen.pid, signal.SIGTERM))
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(timeout_s)
 
@@ -238,6 +239,13 @@ class Process:
 def working_directory(stack: Stack) -> Path:
     """Where the stack's processes are started."""
     return stack.config.data_dir / "cwd"
+
+
+def hears(pid: int, number: signal.Signals) -> bool:
+    """The process has a handler for that signal."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 @contextmanager
@@ -276,14 +284,14 @@ def start(kind: str, stack: Stack, fault: str = "") -> Process:
     return Process(popen, log)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
 
-def wait_stored(stack: Stack, ends: dict[int, int], group: str = "", timeout_s: float = 30) -> None:
+def wait_stored(stack: Stack, ends: dict[int, int], group: str = "", timeout_s: float = 60) -> None:
     """Until the progress marks reach these offsets."""
     with stack.store() as store:
         wait_until(

@@ -164,7 +164,7 @@ def test_a_filled_generation_whose_log_is_lost_takes_nothing_more(
         assert not await made.step(pairs, folder)
 
     asyncio.run(scenario())
-    assert "lost the re-keyed log of partition 0" in caplog.text
+    assert "lacks what lies from offset 8 on in epoch 1 of t.by-item/0" in caplog.text
 
 
 class Nobody:
