@@ -47,6 +47,7 @@ PARTITIONS: Final = 4
 FILE_ACTIONS: Final = 50_000  # as the sink rolls them
 BATCH_ACTIONS: Final = 20_000  # as workers take them
 TURNS, QUICK_TURNS = 9, 3
+SHARES: Final = 16
 EPOCH: Final = 1
 
 Actions = NDArray[np.void]
@@ -89,8 +90,9 @@ def run(options: Options) -> Report:
             contenders = {
                 name: partial(_fill_turn, view, archive, store) for name, view in views.items()
             }
-            read = partial(_read_turn, views["windows"], archive)
-            timings = take_turns(contenders | {"read": read}, turns, warm=1)
+            contenders["read"] = partial(_read_turn, views["windows"], archive)
+            contenders["share"] = partial(_share_turn, items, archive, store)
+            timings = take_turns(contenders, turns, warm=1)
     return _report(len(actions), found, timings)
 
 
@@ -171,6 +173,12 @@ def _fill_turn(view: ViewPlan, archive: Archive, store: RowStore, turn: int) -> 
         fill(task, store, _say_nothing)
 
 
+def _share_turn(view: ViewPlan, archive: Archive, store: RowStore, turn: int) -> None:
+    """What one of SHARES processes does of an item view: it reads all, and folds its items."""
+    for task in archive.tasks(replace(view, generation=view.generation + 1_000 + turn)):
+        fill(replace(task, ways=SHARES), store, _say_nothing)
+
+
 def _read_turn(view: ViewPlan, archive: Archive, _: int) -> None:
     for files in archive.files.values():
         for _chunk in read_chunks(files, columns_of(view)):
@@ -204,6 +212,11 @@ def _report(count: int, found: Mapping[str, tuple[int, int]], timings: Timings) 
         f"Reading the files takes {share:.0%} of the core's time for the windows; a fold, encoding "
         "and sending the rows the rest."
     )
+    part = float(np.median(timings.cpu_seconds["share"] / timings.cpu_seconds["items"]))
+    report.note(
+        f"One of {SHARES} processes that fill the item view needs {part:.0%} of the time of one that "
+        "does it alone: each reads all files."
+    )
     report.note(
         "The last column counts this process's own time: what the store and others take is not in."
     )
@@ -215,6 +228,7 @@ def _report(count: int, found: Mapping[str, tuple[int, int]], timings: Timings) 
         "per_cpu_s_whole": of_core["whole"],
         "per_cpu_s_items": of_core["items"],
         "read_share": share,
+        "item_share": part,
         "rows": sum(rows for rows, _ in found.values()),
         "equal_rows": sum(rows - unequal for rows, unequal in found.values()),
     }
