@@ -60,6 +60,21 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what long-running processes write to their logs"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="lines for people, or one JSON object a line for collectors"
+    )
+    trace_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+",
+        description="OpenTelemetry collector that takes OTLP over HTTP, http://host:4318; no traces"
+        " when unset",
+    )
+    trace_share: Share = Field(
+        0.01, description="part of the requests that are traced where the caller decided nothing"
+    )
+    slow_ms: int = Field(
+        0, ge=0, description="requests that take longer get a log line; 0: degraded ones alone"
+    )
 
     # --- streams
     partitions: Count = Field(4, description="partitions of each topic; never changed afterwards")

@@ -50,6 +50,7 @@ def serve_config(settings: Settings) -> ServeConfig:
     from predictor.limits import Limits
     from predictor.server import ServeConfig
     from predictor.spool import SpoolConfig
+    from predictor.watch import WatchRequests
     from store.wire import StoreConfig
 
     return ServeConfig(
@@ -73,4 +74,5 @@ def serve_config(settings: Settings) -> ServeConfig:
         timeout_ms=settings.timeout_ms,
         allow_now_ms=settings.allow_now_ms,
         version=version("encore"),
+        watch=WatchRequests(settings.trace_endpoint, settings.trace_share, settings.slow_ms),
     )

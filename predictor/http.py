@@ -28,13 +28,12 @@ from starlette.exceptions import HTTPException
 
 from predictor.features import parse_features, read_features
 from predictor.limits import Limits
-from predictor.metrics import Metrics
 from predictor.models import ServedModel, metadata, serve, served_model
 from predictor.protocol import encode_error, parse_infer
 from predictor.push import PushedRows, parse_push, parse_write, write_pushed
 from predictor.rank import Ranker
 from predictor.timeline import Timeline
-from predictor.watch import Watched
+from predictor.watch import Observer, Watched
 from predictor.watcher import Watcher
 from schemas.errors import EncoreError, RequestError
 from schemas.plan import Plan
@@ -50,7 +49,7 @@ class Service:
 
     ranker: Ranker
     watcher: Watcher
-    metrics: Metrics
+    observer: Observer
     store: AsyncRowStore
     version: str
     limits: Limits = field(default_factory=Limits)
@@ -153,7 +152,9 @@ async def write_to_online_store(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """The service's counts."""
-    return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4")
+    return Response(
+        _service(request).observer.metrics.text(), media_type="text/plain; version=0.0.4"
+    )
 
 
 async def _counted(
@@ -162,9 +163,9 @@ async def _counted(
     """The answer to a body, counted under a name."""
     service = _service(request)
     timeline = Timeline(name, "http", request.headers.get("traceparent", ""))
-    with Watched(service.metrics, timeline):
+    with Watched(service.observer, timeline) as watched:
         body = await _body(request, service.limits.body_bytes)
-        timeline.restart()
+        watched.begin()
         reply = await answer(service, body)
     return Response(reply, media_type="application/json")
 

@@ -11,10 +11,12 @@ from typing import Final
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
+from aggregation.program import Assembled, ServiceProgram
 from predictor.rank import Ranker
 from predictor.tallies import Counter, Histogram, Labels, Reading
 from predictor.timeline import Served, Timeline
 from predictor.watcher import Watcher
+from schemas.ranklog import Degraded
 from schemas.status import Status
 
 STATUSES: Final = tuple(status.name.lower() for status in Status)
@@ -61,6 +63,7 @@ class Metrics:
             EVENT_AGES_S,
         )
         self.registry.register(self._ages)
+        self._reasons, self._views = _Reasons(), _Views(None)
         self._read_ranker(ranker, watcher)
 
     def observe(self, timeline: Timeline, status: int, refused: str = "") -> None:
@@ -92,19 +95,14 @@ class Metrics:
     # --- parts ------------------------------------------------------------------------------
 
     def _observe_served(self, served: Served) -> None:
-        program, assembled = served.program, served.assembled
-        for flag in served.degraded:
-            self._degraded.add((str(flag.name).lower(),))
-        for each, found in zip(program.user_views, assembled.user_status.tolist(), strict=True):
-            self._rows.add((each.name, STATUSES[found]))
-        # (Vi, statuses): rows of each item view by status
-        kinds, views = len(STATUSES), len(program.item_views)
-        places = assembled.item_status + np.arange(views, dtype=np.uint8) * np.uint8(kinds)
-        counts = np.bincount(places.ravel(), minlength=views * kinds).tolist()
-        for place, count in enumerate(counts):
-            if count:
-                view = program.item_views[place // kinds].name
-                self._rows.add((view, STATUSES[place % kinds]), count)
+        assembled = served.assembled
+        flags = int(served.degraded)
+        if flags:
+            for labels in self._reasons[flags]:
+                self._degraded.add(labels)
+        if served.program is not self._views.program:
+            self._views = _Views(served.program)
+        self._views.count(assembled, self._rows)
         if assembled.newest_ms:
             self._ages.observe((), max(served.now_ms - assembled.newest_ms, 0) / 1000)
 
@@ -137,6 +135,35 @@ class Metrics:
             one("encore_log_dropped", "Rank-log records dropped", lambda: counts.dropped)
             one("encore_log_failed", "Records that had no encoding", lambda: counts.failed)
             one("encore_log_disk_faults", "Failed spool writes", lambda: counts.faults)
+
+
+class _Views:
+    """The labels of a program's rows, made once a program."""
+
+    def __init__(self, program: ServiceProgram | None) -> None:
+        self.program = program
+        user, item = ((), ()) if program is None else (program.user_views, program.item_views)
+        self._user = [[(view.name, status) for status in STATUSES] for view in user]
+        self._item = [(view.name, status) for view in item for status in STATUSES]
+        starts = np.arange(len(item)) * len(STATUSES)
+        self._starts = starts.astype(np.uint16)  # (Vi,)
+
+    def count(self, assembled: Assembled, rows: Counter) -> None:
+        """A request's rows by view and status."""
+        for labels, found in zip(self._user, assembled.user_status.tolist(), strict=True):
+            rows.add(labels[found])
+        places = (assembled.item_status + self._starts).ravel()  # (N * Vi,)
+        for place, count in enumerate(np.bincount(places).tolist()):
+            if count:
+                rows.add(self._item[place], count)
+
+
+class _Reasons(dict[int, tuple[Labels, ...]]):
+    """Flags → the labels of their reasons: taking an IntFlag apart costs microseconds."""
+
+    def __missing__(self, flags: int) -> tuple[Labels, ...]:
+        self[flags] = tuple((str(flag.name).lower(),) for flag in Degraded(flags))
+        return self[flags]
 
 
 def _root(where: str) -> str:

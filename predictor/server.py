@@ -29,6 +29,7 @@ from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
 from predictor.record import LogEntry, encode_entry
 from predictor.spool import SpoolConfig, SpoolWriter
+from predictor.watch import WatchRequests, open_observer
 from predictor.watcher import WatchConfig, Watcher, read_plan
 from schemas.errors import LocalError, PlanError, StoreError
 from schemas.plan import Plan
@@ -67,6 +68,7 @@ class ServeConfig:
     poll_s: float = 0.5
     plan_wait_s: float = 10.0
     version: str = "0.1.0"
+    watch: WatchRequests = field(default_factory=WatchRequests)
 
 
 def run_server(config: ServeConfig) -> None:
@@ -137,10 +139,12 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         await watcher.look(polite=False)  # models that are there before the first request serve it
         task = asyncio.create_task(watcher.run(), name="watcher")
         stack.push_async_callback(_cancelled, task)
+        observer = open_observer(Metrics(ranker, watcher), config.watch, config.version)
+        stack.push_async_callback(asyncio.to_thread, observer.close)
         service = Service(
             ranker=ranker,
             watcher=watcher,
-            metrics=Metrics(ranker, watcher),
+            observer=observer,
             store=store,
             version=config.version,
             limits=config.limits,

@@ -11,6 +11,7 @@ waiting for work that did not end in time.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from contextvars import ContextVar, Token
@@ -30,6 +31,8 @@ STAGES: Final = (
     "reply",
     "abandoned",
 )
+#: W3C Trace Context: version, trace id, parent id, flags.
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Laps:
@@ -62,16 +65,27 @@ class Timeline(Laps):
     """Laps of a whole request.
 
     name: what was called. protocol: http or grpc. traceparent: the caller's W3C trace context,
-    empty without one. began_ns: wall clock. request_id, served: None until they are known.
+    empty without one. trace_id: 32 hex digits, the caller's or the tracer's, else empty.
+    began_ns: wall clock. request_id, served: None until they are known.
     """
 
-    __slots__ = ("began_ns", "name", "protocol", "request_id", "served", "traceparent")
+    __slots__ = (
+        "began_ns",
+        "name",
+        "protocol",
+        "request_id",
+        "served",
+        "trace_id",
+        "traceparent",
+    )
 
     def __init__(self, name: str = "", protocol: str = "", traceparent: str = "") -> None:
         super().__init__()
         self.name = name
         self.protocol = protocol
         self.traceparent = traceparent
+        found = _TRACEPARENT.match(traceparent) if traceparent else None
+        self.trace_id = found[1] if found else ""
         self.began_ns = time.time_ns()
         self.request_id: uuid.UUID | None = None
         self.served: Served | None = None
@@ -94,7 +108,7 @@ class Timeline(Laps):
     @property
     def total_s(self) -> float:
         """All laps together."""
-        return sum(seconds for _, seconds in self.laps)
+        return sum([seconds for _, seconds in self.laps])  # a list is faster than a generator
 
 
 _CURRENT: Final[ContextVar[Timeline | None]] = ContextVar("timeline", default=None)
@@ -113,3 +127,13 @@ def enter(timeline: Timeline) -> Token[Timeline | None]:
 def leave(token: Token[Timeline | None]) -> None:
     """Undo `enter`."""
     _CURRENT.reset(token)
+
+
+def log_fields() -> dict[str, str]:
+    """What each log line of a request says of it; empty outside of one."""
+    timeline, fields = _CURRENT.get(), {}
+    if timeline is not None and timeline.request_id is not None:
+        fields["request_id"] = str(timeline.request_id)
+    if timeline is not None and timeline.trace_id:
+        fields["trace_id"] = timeline.trace_id
+    return fields

@@ -17,9 +17,10 @@ def serve(context: typer.Context) -> None:
     from encore.logs import start_logging
     from encore.signals import terminate_as_exit
     from encore.wiring import serve_config
+    from predictor.timeline import log_fields
 
     settings = invocation(context).connected
-    start_logging(settings.log_level)
+    start_logging(settings.log_level, settings.log_format, log_fields)
     with terminate_as_exit():
         from predictor.server import run_server  # torch: seconds
 

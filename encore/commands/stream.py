@@ -169,6 +169,6 @@ def _prepare(context: typer.Context) -> StreamConfig:
     from encore.wiring import ensure_topics, stream_config
 
     settings = invocation(context).connected
-    start_logging(settings.log_level)
+    start_logging(settings.log_level, settings.log_format)
     ensure_topics(settings)
     return stream_config(settings)
