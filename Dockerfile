@@ -30,7 +30,7 @@ ENV PATH=/opt/encore/bin:$PATH \
 WORKDIR /srv/encore
 USER encore
 VOLUME /var/lib/encore
-EXPOSE 8080
+EXPOSE 8080 8090
 # Of the ranking service; the other processes end when something is wrong, and are started again.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('ENCORE_HTTP_PORT', '8080') + '/v2/health/ready', timeout=2)"]

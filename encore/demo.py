@@ -78,6 +78,7 @@ def demo_settings(settings: Settings) -> Settings:
             "spool_dir": None,
             "packages_dir": None,
             "http_port": 0,
+            "grpc_port": None,
             "broker_port": 0,
             "store_port": 0,
             "allow_now_ms": True,

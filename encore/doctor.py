@@ -51,6 +51,7 @@ def diagnose(settings: Settings) -> Iterator[Check]:
     yield from binaries()
     yield disk(settings.data_dir)
     yield http_port(settings)
+    yield grpc_port(settings)
     yield from broker(settings)
     yield from store(settings)
 
@@ -103,23 +104,37 @@ def disk(data_dir: Path) -> Check:
 
 def http_port(settings: Settings) -> Check:
     """The ranking service's port is free, or the ranking service is what answers there."""
-    from encore.stack import answers
     from encore.stack_file import running_stack
 
     stack = running_stack(settings.runs)
     if stack is not None and stack.url:
         host, _, port = stack.url.removeprefix("http://").rpartition(":")
         settings = settings.model_copy(update={"http_host": host, "http_port": int(port)})
-    address = f"{settings.http_host}:{settings.http_port}"
-    if not settings.http_port:
-        return Check("http port", "ok", "any free one")
+    return _port("http", settings, settings.http_port)
+
+
+def grpc_port(settings: Settings) -> Check:
+    """The same of its port for gRPC."""
+    from encore.stack_file import running_stack
+
+    stack = running_stack(settings.runs)
+    if stack is not None and stack.url:
+        return Check("grpc port", "ok", "the running stack has one")
+    return _port("grpc", settings, settings.grpc)
+
+
+def _port(protocol: str, settings: Settings, port: int) -> Check:
+    from encore.stack import answers
+
+    name, address = f"{protocol} port", f"{settings.http_host}:{port}"
+    if not port:
+        return Check(name, "ok", "any free one")
+    if not _connects(settings.http_host, port):
+        return Check(name, "ok", f"{address} is free")
     if answers(settings, _CONNECT_TIMEOUT_S):
-        return Check("http port", "ok", f"{address} is a ranking service that is ready")
-    if _connects(settings.http_host, settings.http_port):
-        return Check(
-            "http port", "fail", f"{address} is taken by something else", "set http_port, 0 for any"
-        )
-    return Check("http port", "ok", f"{address} is free")
+        return Check(name, "ok", f"{address} is a ranking service that is ready")
+    do = f"set {protocol}_port, 0 for any"
+    return Check(name, "fail", f"{address} is taken by something else", do)
 
 
 def broker(settings: Settings) -> Iterator[Check]:

@@ -27,6 +27,9 @@ DEFAULT_FILE: Final = Path("encore.toml")
 LOCAL: Final = "local"
 PATH_SETTINGS: Final = ("data_dir", "repo", "spool_dir", "packages_dir")
 
+_PORTS: Final = 1 << 16
+_GRPC_PORT_BEHIND: Final = 10
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[int, Field(ge=1)]
@@ -99,6 +102,11 @@ class Settings(BaseSettings):
     service: str = Field("ranking", min_length=1, description="the feature service that is ranked")
     http_host: str = Field("127.0.0.1", description="address the ranking service listens on")
     http_port: Port = Field(8080, description="port it listens on; 0 takes a free one")
+    grpc_port: Port | None = Field(
+        None,
+        description="port of the same over gRPC; 0 takes a free one, and unset it is http_port + 10"
+        " (8090), or free where that is",
+    )
     page_size: Count = Field(20, description="items of a page unless the request says otherwise")
     fine_limit: Count = Field(1_000, description="most candidates that the fine model scores")
     draw_share: Share = Field(
@@ -135,6 +143,13 @@ class Settings(BaseSettings):
     def packages(self) -> Path:
         """The model package directory in effect."""
         return self.packages_dir if self.packages_dir is not None else self.data_dir / "packages"
+
+    @property
+    def grpc(self) -> int:
+        """The gRPC port in effect, 0 for a free one."""
+        if self.grpc_port is not None:
+            return self.grpc_port
+        return (self.http_port and self.http_port + _GRPC_PORT_BEHIND) % _PORTS
 
     @property
     def runs(self) -> Path:

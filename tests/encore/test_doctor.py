@@ -60,8 +60,10 @@ def test_a_taken_port_fails(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         assert doctor.http_port(Settings(http_port=port)).state == "ok", "bound, but not listening"
         other.listen()
-        check = doctor.http_port(Settings(http_port=port))
-    assert (check.state, check.found) == ("fail", f"127.0.0.1:{port} is taken by something else")
+        unused = Settings(http_port=port, grpc_port=port, data_dir=tmp_path)
+        for check in (doctor.http_port(unused), doctor.grpc_port(unused)):
+            found = f"127.0.0.1:{port} is taken by something else"
+            assert (check.state, check.found) == ("fail", found)
 
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
             data_dir=project / "data",
             repo=project / "feature_repo",
             http_port=free_port(),
+            grpc_port=free_port(),
             allow_now_ms=True,
             partitions=2,
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from store.redis_store import RedisRowStore
+from tests.predictor.support import RunningServer, publish, put_world, server
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -31,3 +32,24 @@ def rows(predictor_url: str) -> Iterator[RedisRowStore]:
     with RedisRowStore(predictor_url) as store:
         store._ask(("FLUSHDB",), "test")
         yield store
+
+
+@pytest.fixture(scope="package")
+def running_url(valkey: str) -> str:
+    """URL of the database of `running`."""
+    return valkey.removesuffix("/0") + "/8"
+
+
+@pytest.fixture(scope="package")
+def running(running_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with rows and both models, for the tests that only ask it."""
+    directory = tmp_path_factory.mktemp("server")
+    with RedisRowStore(running_url) as store:
+        store._ask(("FLUSHDB",), "test")
+        put_world(store)
+        for kind in ("two_tower", "fine"):
+            publish(directory / "packages", kind)
+        options = {"allow_now_ms": True, "timeout_ms": 5000, "page_size": 6}
+        with server(directory, running_url, **options) as started:
+            yield started
+        assert started.child.exit_code == 0

@@ -189,6 +189,7 @@ class RunningServer:
     client: httpx.Client
     packages: Path
     spool: Path
+    grpc_address: str
 
     def infer(self, model: str = "rank", **changes: Any) -> httpx.Response:
         return self.client.post(f"/v2/models/{model}/infer", json=body(**changes))
@@ -202,15 +203,15 @@ class RunningServer:
 @contextmanager
 def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningServer]:
     """A server of its own on a free port, stopped by SIGTERM."""
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     packages, spool = directory / "packages", directory / "spool"
     given = {"store": store_url, "packages": str(packages), "spool": str(spool), "port": port}
-    given |= {"poll_s": 0.05, **options}
+    given |= {"grpc_port": grpc_port, "poll_s": 0.05, **options}
     command = [sys.executable, "-c", _MAIN, json.dumps(given)]
     child = spawn(ChildSpec("serve", command, directory / "serve.log"))
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            running = RunningServer(child, client, packages, spool)
+            running = RunningServer(child, client, packages, spool, f"127.0.0.1:{grpc_port}")
             wait_until(lambda: running.ready() or not child.running, 90)
             assert child.running, (directory / "serve.log").read_text()
             yield running

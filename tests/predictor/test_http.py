@@ -29,10 +29,7 @@ from tests.predictor.support import (
     body,
     new_id,
     outputs_of,
-    publish,
     put_raw,
-    put_world,
-    server,
     wait_until,
     world,
 )
@@ -41,22 +38,6 @@ INFER = "/v2/models/rank/infer"
 CLOCK = {"now_ms": NOW_MS}
 USER_VIEWS = tuple(view.name for view in SERVICE.views(PLAN, "user"))
 ITEM_VIEWS = tuple(view.name for view in SERVICE.views(PLAN, "item"))
-
-
-@pytest.fixture(scope="module")
-def running(
-    predictor_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    directory = tmp_path_factory.mktemp("server")
-    with RedisRowStore(predictor_url) as store:
-        store._ask(("FLUSHDB",), "test")
-        put_world(store)
-        for kind in ("two_tower", "fine"):
-            publish(directory / "packages", kind)
-        options = {"allow_now_ms": True, "timeout_ms": 5000, "page_size": 6}
-        with server(directory, predictor_url, **options) as started:
-            yield started
-        assert started.child.exit_code == 0
 
 
 def assert_error(reply: httpx.Response, status: int, *, where: str = "") -> dict[str, Any]:
@@ -78,7 +59,11 @@ def assert_error(reply: httpx.Response, status: int, *, where: str = "") -> dict
 
 def test_server_and_health(running: RunningServer) -> None:
     get = running.client.get
-    assert get("/v2").json() == {"name": "encore", "version": "0.1.0", "extensions": []}
+    assert get("/v2").json() == {
+        "name": "encore",
+        "version": "0.1.0",
+        "extensions": ["binary_tensor_data"],
+    }
     assert get("/v2/health/live").json() == {"live": True}
     assert get("/v2/health/ready").json() == {"ready": True}
     for name in ("rank", "aggregate"):
@@ -180,9 +165,9 @@ def test_unknown_user_and_candidate_are_valid(running: RunningServer) -> None:
     assert sorted(tensors["page_ids"]) == [-1, 1000, 2**63 - 1]
 
 
-def test_a_corrupt_row_is_said(running: RunningServer, predictor_url: str) -> None:
+def test_a_corrupt_row_is_said(running: RunningServer, running_url: str) -> None:
     key = ServiceProgram(PLAN, "ranking").item_keys([ITEMS[39]])[0]
-    with RedisRowStore(predictor_url) as store:
+    with RedisRowStore(running_url) as store:
         put_raw(store, key, b"noise")
     reply = running.infer(candidates=ITEMS[38:], outputs=("item_status",))
     assert reply.json()["parameters"]["degraded"] == "corrupt_rows"

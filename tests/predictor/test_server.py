@@ -17,7 +17,7 @@ import pytest
 from encore.local import free_port
 from predictor.card import CURRENT, WEIGHTS
 from predictor.limits import Limits
-from predictor.models import query_of
+from predictor.models import Call, query_of
 from predictor.package import publish_package, write_package
 from predictor.protocol import parse_infer
 from schemas.errors import RequestError
@@ -251,7 +251,7 @@ def test_a_request_sets_no_clock_unless_the_server_lets_it() -> None:
 
     given = parse_infer(json.dumps(body(parameters={"now_ms": NOW_MS})).encode(), Limits())
     with pytest.raises(RequestError, match=r"parameters\.now_ms: needs the server's own clock"):
-        query_of(given, Settings(), NOW_MS)
+        query_of(given, Settings(), Call(NOW_MS))
 
 
 def test_a_torn_connection_and_noise_leave_it_serving(

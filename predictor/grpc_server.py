@@ -1,0 +1,177 @@
+"""The ranking service over gRPC: `inference.GRPCInferenceService`, and the health protocol.
+
+It runs in the event loop that serves HTTP, on the same service: what the two protocols answer to a
+request is made by the same code. A call's deadline bounds the request as the parameter `timeout`
+does. Every refusal carries its parts as a `google.rpc.ErrorInfo` in `grpc-status-details-bin`:
+
+    400 INVALID_ARGUMENT     404 NOT_FOUND     413, 503 RESOURCE_EXHAUSTED     500 INTERNAL
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from predictor import grpc_messages as messages
+from predictor.grpc_codec import (
+    decode_message,
+    metadata_message,
+    reply_message,
+    request_of,
+    status_bytes,
+)
+from predictor.models import check_version, served_model
+from predictor.service import Service, defect
+from predictor.timeline import Timeline
+from predictor.watch import Watched
+from schemas.errors import EncoreError, LocalError, RequestError
+
+log: Final = logging.getLogger(__name__)
+#: A message up to so many times the limit is read, to be refused with its reason.
+_REFUSABLE: Final = 4
+_CODES: Final = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class GrpcServer:
+    """A server that listens from `start` on. Create it inside the event loop of the service."""
+
+    def __init__(self, service: Service, host: str, port: int, *, share_port: bool = False) -> None:
+        """port: 0 takes a free one. share_port: other processes may listen on it, too.
+
+        Raises LocalError where the address is taken.
+        """
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", int(share_port)),
+                ("grpc.max_receive_message_length", _REFUSABLE * service.limits.body_bytes),
+                ("grpc.max_send_message_length", -1),
+            ]
+        )
+        calls = _Calls(service)
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(messages.SERVICE, calls.inference()),
+                grpc.method_handlers_generic_handler(messages.HEALTH_SERVICE, calls.health()),
+            )
+        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port: int = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise LocalError(
+                f"grpc {address}",
+                required="an address nobody listens on",
+                got="one that is taken, or not of this machine",
+                do="choose another grpc_port, or stop the server that has it",
+            ) from None
+
+    async def start(self) -> None:
+        """Take calls."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls; those in flight have `grace_s` seconds. May be called again."""
+        await self._server.stop(grace_s)
+
+
+class _Calls:
+    """The methods, each from a message to a message."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def inference(self) -> dict[str, grpc.RpcMethodHandler]:
+        """Of GRPCInferenceService."""
+        return {
+            "ServerLive": self._method(messages.ServerLiveRequest, self._live),
+            "ServerReady": self._method(messages.ServerReadyRequest, self._ready),
+            "ModelReady": self._method(messages.ModelReadyRequest, self._model_ready),
+            "ServerMetadata": self._method(messages.ServerMetadataRequest, self._metadata),
+            "ModelMetadata": self._method(messages.ModelMetadataRequest, self._model_metadata),
+            "ModelInfer": self._method(messages.ModelInferRequest, self._infer),
+        }
+
+    def health(self) -> dict[str, grpc.RpcMethodHandler]:
+        """Of grpc.health.v1.Health."""
+        return {"Check": self._method(messages.HealthCheckRequest, self._check)}
+
+    def _method(self, kind: Any, handle: Handler) -> grpc.RpcMethodHandler:
+        """A method that takes a message of a kind, with refusals as statuses."""
+        most_bytes = self._service.limits.body_bytes
+
+        async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            try:
+                reply = await handle(decode_message(kind, data, most_bytes), context)
+                return bytes(reply.SerializeToString())
+            except RequestError as error:
+                await _abort(context, _CODES[error.status], error)
+            except Exception:
+                log.exception("grpc: %s", kind.DESCRIPTOR.full_name)
+                await _abort(context, grpc.StatusCode.INTERNAL, defect())
+            raise AssertionError("abort raises")
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    async def _live(self, request: Any, context: Any) -> Any:
+        return messages.ServerLiveResponse(live=True)
+
+    async def _ready(self, request: Any, context: Any) -> Any:
+        return messages.ServerReadyResponse(ready=self._service.ready)
+
+    async def _model_ready(self, request: Any, context: Any) -> Any:
+        served_model(request.name)
+        check_version(request.version, self._service.ranker.generations.current)
+        return messages.ModelReadyResponse(ready=self._service.ready)
+
+    async def _metadata(self, request: Any, context: Any) -> Any:
+        return messages.ServerMetadataResponse(**self._service.metadata())
+
+    async def _model_metadata(self, request: Any, context: Any) -> Any:
+        model = served_model(request.name)
+        check_version(request.version, self._service.ranker.generations.current)
+        return metadata_message(self._service.model_metadata(model))
+
+    async def _infer(self, request: Any, context: Any) -> Any:
+        model, service = served_model(request.model_name), self._service
+        left_s = context.time_remaining()  # None where the caller set no deadline
+        remaining_ms = None if left_s is None else left_s * 1000
+        timeline = Timeline(model.name, "grpc", _traceparent(context))
+        with Watched(service.observer, timeline) as watched:
+            watched.begin()
+            parsed = request_of(request, service.limits)
+            reply = await service.infer(model, parsed, request.model_version, remaining_ms)
+            return reply_message(reply)
+
+    async def _check(self, request: Any, context: Any) -> Any:
+        statuses = messages.HealthCheckResponse.ServingStatus
+        if request.service not in ("", messages.SERVICE):
+            required = f'"" or {messages.SERVICE}'
+            got = repr(request.service)[:80]
+            raise RequestError("service", required=required, got=got, status=404)
+        name = "SERVING" if self._service.ready else "NOT_SERVING"
+        return messages.HealthCheckResponse(status=statuses.Value(name))
+
+
+def _traceparent(context: Any) -> str:
+    """The caller's W3C trace context, "" without one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return str(value)
+    return ""
+
+
+async def _abort(context: Any, code: grpc.StatusCode, error: EncoreError) -> None:
+    """End a call with the one line as its message, and the parts in the trailer."""
+    number: int = code.value[0]
+    trailer = ((messages.STATUS_TRAILER, status_bytes(error, number)),)
+    await context.abort(code, str(error), trailer)
