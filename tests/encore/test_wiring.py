@@ -32,6 +32,7 @@ def test_serve_defaults_are_the_rooms() -> None:
     bare = ServeConfig(
         store=wired.store,
         service="ranking",
+        grpc_port=SETTINGS.grpc,
         packages=SETTINGS.packages,
         spool=type(wired.spool)(SETTINGS.spool),
     )
