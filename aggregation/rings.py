@@ -70,7 +70,7 @@ def inside_window(heads: Array, held: Array, now_tile: int, ring_tiles: int, til
     tiles: w <= T. Returns (n, T) bool.
     """
     ahead = np.where(held, heads - now_tile, ring_tiles)  # (n,) tiles from now to the head
-    behind = _behind_head(ring_tiles)[heads % ring_tiles] - ahead[:, None]  # (n, T) from now back
+    behind = behind_head(ring_tiles)[heads % ring_tiles] - ahead[:, None]  # (n, T) from now back
     inside: Array = behind.view(np.uint64) < np.uint64(tiles)  # below 0 is huge
     return inside
 
@@ -92,7 +92,7 @@ def held_tiles(heads: Array, held: Array, now_tile: int, ring_tiles: int, tiles:
 
 
 @cache
-def _behind_head(ring_tiles: int) -> Array:
+def behind_head(ring_tiles: int) -> Array:
     """How many tiles a slot's tile lies behind the head's, by the head's slot. (T, T) int64."""
     slots = np.arange(ring_tiles)
     return (slots[:, None] - slots) % ring_tiles

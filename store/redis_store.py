@@ -25,7 +25,7 @@ from redis.connection import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from schemas.errors import EncoreError, StoreError
+from schemas.errors import EncoreError
 from schemas.names import epoch_key, progress_key
 from store import wire
 from store.base import (
@@ -61,7 +61,7 @@ class RedisRowStore:
                 driver_info=None,
             )
         except ValueError as error:
-            raise _bad_url(self._config, error) from None
+            raise wire.bad_url(self._config, error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -231,7 +231,7 @@ class AsyncRedisRowStore:
                 driver_info=None,
             )
         except ValueError as error:
-            raise _bad_url(self._config, error) from None
+            raise wire.bad_url(self._config, error) from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -399,12 +399,3 @@ async def _read_many(connection: AsyncConnection, count: int) -> list[Reply]:
 
 def _check_same(config: StoreConfig, known: History, replies: Sequence[Reply]) -> None:
     check_history(str(known), str(wire.parse_history(replies, config.place)), config.place)
-
-
-def _bad_url(config: StoreConfig, error: ValueError) -> StoreError:
-    return StoreError(
-        "store.url",
-        required="redis://, rediss:// or unix:// with host, port and database",
-        got=f"{config.place} ({error})",
-        do="for example redis://127.0.0.1:6379/0",
-    )

@@ -355,6 +355,16 @@ def as_store_error(error: BaseException, where: str, timeout_ms: int) -> StoreEr
     )
 
 
+def bad_url(config: StoreConfig, error: ValueError) -> StoreError:
+    """A URL that no client can be made of."""
+    return StoreError(
+        "store.url",
+        required="redis://, rediss:// or unix:// with host, port and database",
+        got=f"{config.place} ({error})",
+        do="for example redis://127.0.0.1:6379/0",
+    )
+
+
 def _remedy(error: BaseException) -> str:
     said = str(error)
     if "WRONGTYPE" in said:

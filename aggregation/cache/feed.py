@@ -1,0 +1,329 @@
+"""Keeps an item cache at what the store holds: the writer process.
+
+    connect, track, verify everything  →  live  →  apply changes, refresh what ages, beat
+        ↑                                                                            │
+        └── connection lost, store flushed, another plan published ─────────────────┘
+
+- Tracking begins before anything is read, and changes are told in order, so a row in the cache is
+  either what the store holds or about to be read again.
+- Verifying walks over all keys (SCAN). Of a row that is in the cache only the trailer is fetched:
+  its checksum is over the whole row, so an equal trailer is an equal row. So a restart of this
+  process, or of the store, costs a walk and what has changed.
+- A beat is a round trip on the tracking connection. When its answer came and the changes told until
+  then are applied, all that the store had answered when the beat began is in the cache: that moment
+  is what readers see, and they turn to the store where it is too long ago.
+- One writer a service and directory: it holds a lock file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.cache.index import NONE
+from aggregation.cache.memory import W_CAPACITY, CacheMemory, now_ns, usable_here
+from aggregation.cache.reader import cache_path
+from aggregation.cache.record import ItemCodec
+from aggregation.cache.writer import CacheWriter
+from aggregation.program import ServiceProgram
+from schemas.errors import LocalError, PlanError, StoreError
+from schemas.layout import TRAILER_BYTES
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, row_key
+from schemas.plan import load_plan
+from store.changes import ChangingRows
+
+log: Final = logging.getLogger(__name__)
+AT_ONCE: Final = 2_048  # items of one MGET
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """directory: of the cache's files; best in memory (/dev/shm). capacity: most items. beat_ms:
+    between two beats. retry_s: before another try where the store failed."""
+
+    service: str
+    directory: Path
+    capacity: int = 1 << 22
+    beat_ms: float = 50.0
+    retry_s: float = 0.1
+
+
+def run_cache_writer(
+    config: CacheConfig, source: ChangingRows, stop: threading.Event | None = None
+) -> None:
+    """Keep the cache of a service until `stop` is set, or for good. Blocks.
+
+    source: not connected yet; closed at the end. A store that is away is waited for. Raises
+    LocalError where another process keeps this cache, the directory has no room, or the machine
+    cannot do it.
+    """
+    if not usable_here():
+        raise LocalError(
+            "item cache",
+            required="Linux on x86-64, whose processors keep the order of stores and loads",
+            got="another machine",
+            do="set item_cache to false: items are read from the store",
+        )
+    with _locked(config.directory, config.service):
+        feed = ItemFeed(config, source, stop or threading.Event())
+        try:
+            feed.run()
+        finally:
+            feed.close()
+
+
+class ItemFeed:
+    """The writer process without its lock. clock_ms: of the values, the wall clock."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        source: ChangingRows,
+        stop: threading.Event,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._config, self._stop, self._clock_ms = config, stop, clock_ms
+        self._source = source
+        self._writer: CacheWriter | None = None
+        self._publication: str | None = None
+        self._seen = np.zeros((0, 0), bool)  # (slots, V) verified since the last connection
+        self._beat_ns = 0
+
+    def run(self) -> None:
+        """Follow the store until told to stop."""
+        told = ""
+        while not self._stop.is_set():
+            try:
+                self._follow()
+                told = ""
+            except (StoreError, PlanError) as error:
+                if str(error) != told:
+                    log.warning("item cache: %s", error)
+                told = str(error)
+                self._stop.wait(self._config.retry_s)
+            finally:
+                if self._writer is not None:
+                    self._writer.unsure()
+
+    def close(self) -> None:
+        """Nobody keeps the cache any more: readers turn to the store. The file stays."""
+        self._source.close()
+        if self._writer is not None:
+            self._writer.unsure()
+            self._writer.memory.close()
+            self._writer = None
+
+    # --- the cycle ---------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """One connection, until another plan changes the cache. Raises StoreError, PlanError."""
+        self._source.connect()
+        writer = self._open(self._published())
+        views = writer.codec.program.item_views
+        prefixes = [_prefix(view.name, view.generation) for view in views]
+        self._source.track([*prefixes, PLAN_VERSION_KEY])
+        if self._source.get_text(PLAN_VERSION_KEY) != self._publication:
+            return
+        self._verify(writer)
+        while not self._stop.is_set() and self._step(writer):
+            pass
+
+    def _step(self, writer: CacheWriter) -> bool:
+        """Wait for changes until the next beat, apply them. False where a new plan needs a new
+        cache."""
+        beat_s = self._beat_ns / 1e9 + self._config.beat_ms / 1e3 - now_ns() / 1e9
+        due_s = (writer.due_ms - self._clock_ms()) / 1e3
+        changes = self._source.changes(max(0.0, min(beat_s, due_s)))
+        if changes.everything:
+            self._verify(writer)
+            return True
+        if not self._apply(writer, changes.keys):
+            return False
+        writer.refresh(self._clock_ms())
+        if now_ns() - self._beat_ns >= self._config.beat_ms * 1e6:
+            return self._beat(writer)
+        return True
+
+    def _beat(self, writer: CacheWriter) -> bool:
+        began_ns = now_ns()
+        self._source.ping()
+        changes = self._source.changes(0.0)
+        if changes.everything:
+            self._verify(writer)
+            return True
+        if not self._apply(writer, changes.keys):
+            return False
+        writer.live(began_ns)
+        self._beat_ns = began_ns
+        return True
+
+    # --- plans -------------------------------------------------------------------------------
+
+    def _published(self) -> ServiceProgram:
+        """Raises PlanError where no plan with the service is published."""
+        self._publication = self._source.get_text(PLAN_VERSION_KEY)
+        text = self._source.get_text(PLAN_KEY)
+        if text is None:
+            raise PlanError(
+                f"store.{PLAN_KEY}", required="a published plan", got="none", do="run encore apply"
+            )
+        return ServiceProgram(load_plan(text, f"store.{PLAN_KEY}"), self._config.service)
+
+    def _open(self, program: ServiceProgram) -> CacheWriter:
+        """The cache of this program: the one that is open, a file that is there, or a new one."""
+        codec = ItemCodec(program)
+        if self._writer is not None:
+            if self._writer.codec.identity == codec.identity:
+                return self._writer
+            self._writer.retire()
+            self._writer = None
+        path = cache_path(self._config.directory, codec)
+        for other in path.parent.glob(f"{self._config.service}-*.items"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        memory = CacheMemory.open(path, codec, writable=True)
+        if memory is None or int(memory.header[W_CAPACITY]) != self._config.capacity:
+            memory = CacheMemory.create(path, codec, self._config.capacity)
+        self._writer = CacheWriter(memory)
+        self._writer.unsure()
+        return self._writer
+
+    def _same_cache(self, writer: CacheWriter) -> bool:
+        """Whether the plan that is published now has the same cache."""
+        try:
+            return ItemCodec(self._published()).identity == writer.codec.identity
+        except PlanError as error:  # servers go on with the plan they have, and so does this
+            log.warning("item cache: %s", error)
+            return True
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def _apply(self, writer: CacheWriter, keys: Collection[bytes]) -> bool:
+        """Read again what has changed. False where a new plan needs a new cache."""
+        if not keys:
+            return True
+        if PLAN_VERSION_KEY.encode() in keys and not self._same_cache(writer):
+            return False
+        ids: set[int] = set()
+        for view in writer.codec.program.item_views:
+            ids.update(_ids(keys, _prefix(view.name, view.generation)).tolist())
+        self._load(writer, np.fromiter(ids, np.int64, len(ids)))
+        return True
+
+    def _load(self, writer: CacheWriter, item_ids: Ids) -> None:
+        """Read all rows of items into the cache."""
+        if writer.full:
+            item_ids = item_ids[writer.memory.find(item_ids) != NONE]
+        for start in range(0, len(item_ids), AT_ONCE):
+            ids = item_ids[start : start + AT_ONCE]
+            raw = self._source.read(writer.codec.program.item_keys(ids))
+            writer.put(ids, raw, self._clock_ms())
+
+    def _verify(self, writer: CacheWriter) -> None:
+        """Make the cache what the store holds, whatever happened before; then it is live."""
+        writer.unsure()
+        began_s, memory = time.monotonic(), writer.memory
+        while True:
+            views = writer.codec.program.item_views
+            self._seen = np.zeros((memory.count, len(views)), bool)
+            self._load(writer, memory.entities[writer.torn()])
+            for index, view in enumerate(views):
+                for keys in self._source.scan(_prefix(view.name, view.generation)):
+                    self._compare(
+                        writer, index, np.unique(_ids(keys, _prefix(view.name, view.generation)))
+                    )
+            for index in range(len(views)):
+                self._load(writer, memory.entities[self._gone(writer, index)])
+            began_ns = now_ns()
+            self._source.ping()
+            changes = self._source.changes(0.0)
+            if not changes.everything:
+                break
+        if self._apply(writer, changes.keys):
+            while writer.refresh(self._clock_ms()):
+                pass
+            writer.verified()
+            writer.live(began_ns)
+        self._beat_ns = began_ns
+        took_s = time.monotonic() - began_s
+        log.info("item cache: %d items verified in %.2f s", memory.count, took_s)
+
+    def _compare(self, writer: CacheWriter, view: int, item_ids: Ids) -> None:
+        """Load of these items, which have a row of that view, those whose row is another one."""
+        memory, seen = writer.memory, self._seen
+        slots = memory.find(item_ids)  # (n,)
+        known = (slots != NONE) & (slots < len(seen))
+        known[known] = ~seen[slots[known], view]
+        at = np.flatnonzero(known)
+        if len(at):
+            plan = writer.codec.program.item_views[view]
+            keys = [row_key(plan.name, plan.generation, each) for each in item_ids[at].tolist()]
+            stored = b"".join(
+                each.ljust(TRAILER_BYTES, b"\0") for each in self._source.trailers(keys)
+            )
+            kept = writer.codec.trailers(memory.rows[slots[at]], view)  # (k, TRAILER_BYTES)
+            found = np.frombuffer(stored, np.uint8).reshape(kept.shape)
+            equal = (found == kept).all(axis=1)  # (k,)
+            seen[slots[at[equal]], view] = True
+            known[at[equal]] = False
+        stale = known | (slots == NONE)
+        self._load(writer, item_ids[stale])
+        seen[slots[known], :] = True
+
+    def _gone(self, writer: CacheWriter, view: int) -> NDArray[np.intp]:
+        """Slots whose row of a view was there and was not met in the store."""
+        count = len(self._seen)
+        there = writer.codec.there(writer.memory.rows[:count], view)  # (count,)
+        return np.flatnonzero(there & ~self._seen[:, view])
+
+
+def _prefix(view: str, generation: int) -> str:
+    """What all row keys of a generation begin with, and no other key does."""
+    return row_key(view, generation, 0).removesuffix("0}")
+
+
+def _ids(keys: Collection[bytes], prefix: str) -> Ids:
+    """The entities of the keys that are row keys below the prefix. (k,)."""
+    start, front = len(prefix), prefix.encode()
+    found = []
+    for key in keys:
+        if key.startswith(front) and key.endswith(b"}"):
+            text = key[start:-1]
+            if text.isdigit() or (text[:1] == b"-" and text[1:].isdigit()):
+                found.append(int(text))
+    limits = np.iinfo(np.int64)
+    return np.array([each for each in found if limits.min <= each <= limits.max], np.int64)
+
+
+@contextmanager
+def _locked(directory: Path, service: str) -> Iterator[None]:
+    """Be the only writer of a service's cache in a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{service}.lock"
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalError(
+                f"item cache {path}",
+                required="to be the only writer of this cache",
+                got="another process that holds its lock",
+                do="nothing: the cache is kept; or stop that process",
+            ) from None
+        yield
+    finally:
+        os.close(file)

@@ -1,0 +1,168 @@
+"""The one process that writes an item cache: rows into slots, and old values made anew.
+
+It knows no store and no clock; `aggregation.cache.feed` brings rows and time.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.cache.index import NONE, Slots
+from aggregation.cache.memory import (
+    LIVE,
+    LOADING,
+    RETIRED,
+    W_AGED,
+    W_CHANGED,
+    W_COMPLETE,
+    W_STATE,
+    W_SYNCED_NS,
+    W_SYNCS,
+    CacheMemory,
+)
+from aggregation.cache.record import SEQUENCE, UNTIL, Encoded, Raw
+from aggregation.cache.validity import NEVER
+from schemas.errors import LocalError
+
+log: Final = logging.getLogger(__name__)
+AT_ONCE: Final = 1_024  # items encoded together
+_WHILE_ODD: Final = 64  # records written together: readers of these try again
+_ONE: Final = np.uint64(1)
+
+Array = NDArray[Any]
+
+
+class CacheWriter:
+    """Writes one `CacheMemory`. due_ms: when some record is to be made again, NEVER for none.
+
+    full: there is no room for further items, so that what has no slot may still be in the store.
+    """
+
+    def __init__(self, memory: CacheMemory) -> None:
+        self.memory = memory
+        self.codec = memory.codec
+        self.full = False
+        count = memory.count
+        self._due = np.full(max(count, 1), NEVER)  # (slots,) i64
+        if count:
+            lost = memory.lost()
+            memory.index_new(memory.entities[lost], lost)
+            self._due[:count] = memory.words[:count, UNTIL].view(np.int64)
+        self.due_ms = int(self._due.min())
+
+    def torn(self) -> Slots:
+        """Slots whose writing was cut off, by the end of the process that did it."""
+        sequence = self.memory.words[: self.memory.count, SEQUENCE]
+        return np.flatnonzero(sequence & _ONE)
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def put(self, item_ids: NDArray[np.int64], raw: Raw, now_ms: int) -> None:
+        """Rows of n items, all different. raw: (V * n,) as the store holds them now."""
+        views, n = len(self.codec.program.item_views), len(item_ids)
+        for start in range(0, n, AT_ONCE):
+            ids = item_ids[start : start + AT_ONCE]
+            part = [
+                row
+                for view in range(views)
+                for row in raw[view * n + start : view * n + start + len(ids)]
+            ]
+            self._write(ids, self.codec.encode(ids, part, now_ms))
+        self.memory.header[W_CHANGED] += np.uint64(n)
+
+    def rows_of(self, slots: Slots) -> list[bytes | None]:
+        """What the store held of those slots, (V * n,)."""
+        status = self.memory.records["status"][slots]  # (n, V)
+        return self.codec.raw(self.memory.rows[slots], status)
+
+    def refresh(self, now_ms: int, most: int = 4 * AT_ONCE) -> int:
+        """Make records anew whose values have aged, so many at most. Returns how many it made."""
+        if now_ms < self.due_ms:
+            return 0
+        due = np.flatnonzero(self._due[: self.memory.count] <= now_ms)
+        for start in range(0, min(len(due), most), AT_ONCE):
+            slots = due[start : min(start + AT_ONCE, most)]
+            ids = self.memory.entities[slots]
+            self._write(ids, self.codec.encode(ids, self.rows_of(slots), now_ms), slots)
+        if len(due) <= most:
+            self.due_ms = int(self._due[: self.memory.count].min(initial=NEVER))
+        done = min(len(due), most)
+        self.memory.header[W_AGED] += np.uint64(done)
+        return done
+
+    def _write(self, ids: NDArray[np.int64], encoded: Encoded, slots: Slots | None = None) -> None:
+        """slots: of the ids, where they are known."""
+        found = self.memory.find(ids) if slots is None else slots  # (n,)
+        new = found == NONE
+        if new.any():
+            room = self._room(int(new.sum()))
+            fresh = np.flatnonzero(new)
+            found[fresh[:room]] = self.memory.count + np.arange(room)
+            new[fresh[room:]] = False
+        kept = np.flatnonzero(found != NONE)
+        words = encoded.records.view(np.uint64).reshape(len(ids), -1)  # (n, W)
+        for start in range(0, len(kept), _WHILE_ODD):
+            of = kept[start : start + _WHILE_ODD]
+            self._write_some(found[of], words[of], encoded.rows[of])
+        self._note_due(found[kept], encoded.due_ms[kept])
+        if new.any():
+            self.memory.index_new(ids[new], found[new])
+
+    def _write_some(self, slots: Slots, words: Array, rows: Array) -> None:
+        """One after the other in memory: odd, the data, even. words: (n, W). rows: (n, R)."""
+        target = self.memory.words
+        odd = target[slots, SEQUENCE] | _ONE
+        target[slots, SEQUENCE] = odd
+        target[slots, SEQUENCE + 1 :] = words[:, SEQUENCE + 1 :]
+        self.memory.rows[slots] = rows
+        target[slots, SEQUENCE] = odd + _ONE
+
+    def _room(self, wanted: int) -> int:
+        """How many new slots there are, at most `wanted`."""
+        count = self.memory.count
+        try:
+            self.memory.reserve(count + wanted)
+        except LocalError as error:
+            if not self.full:
+                log.warning("%s; further items are read from the store", error)
+            self.full = True
+            self.memory.header[W_COMPLETE] = 0
+            return 0
+        return wanted
+
+    def _note_due(self, slots: Slots, due_ms: Array) -> None:
+        if not len(slots):
+            return
+        needed = int(slots.max()) + 1
+        if needed > len(self._due):
+            grown = np.full(max(needed, 2 * len(self._due)), NEVER)
+            grown[: len(self._due)] = self._due
+            self._due = grown
+        self._due[slots] = due_ms
+        self.due_ms = min(self.due_ms, int(due_ms.min()))
+
+    # --- what readers are told ---------------------------------------------------------------
+
+    def live(self, synced_ns: int) -> None:
+        """All that the store had answered by then is in the cache."""
+        self.memory.header[W_SYNCED_NS] = synced_ns
+        self.memory.header[W_STATE] = LIVE
+
+    def verified(self) -> None:
+        """Everything was compared with the store; an item without a slot has no rows there."""
+        self.memory.header[W_COMPLETE] = 0 if self.full else 1
+        self.memory.header[W_SYNCS] += _ONE
+
+    def unsure(self) -> None:
+        """What changed meanwhile is not known: nobody may read."""
+        self.memory.header[W_STATE] = LOADING
+        self.memory.header[W_COMPLETE] = 0
+
+    def retire(self) -> None:
+        """Nobody shall read this file any more."""
+        self.memory.header[W_STATE] = RETIRED
+        self.memory.close()
