@@ -214,8 +214,8 @@ def _report(count: int, found: Mapping[str, tuple[int, int]], timings: Timings) 
     )
     part = float(np.median(timings.cpu_seconds["share"] / timings.cpu_seconds["items"]))
     report.note(
-        f"One of {SHARES} processes that fill the item view needs {part:.0%} of the time of one that "
-        "does it alone: each reads all files."
+        f"One of {SHARES} processes that fill the item view needs {part:.0%} of the time of one "
+        "that does it alone: each reads all files."
     )
     report.note(
         "The last column counts this process's own time: what the store and others take is not in."
