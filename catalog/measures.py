@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Final
 
 from feast.aggregation import Aggregation
 from feast.types import Float64, Int64
@@ -12,57 +13,21 @@ from catalog.durations import to_ms
 from catalog.selections import Only
 from catalog.sequences import LAST
 from catalog.transforms import Transform
-from catalog.windows import Span, Windowed, new_field, windowed
+from catalog.windows import Measure, Span, Windowed, new_field, windowed
 from catalog.words import Action, ActionColumn
 
+mean: Final = Measure("mean", Float64)
+"""The mean of an action's column over the window; null of an empty one."""
 
-def mean(
-    name: str,
-    column: ActionColumn | Only,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """The mean of an action's column ("play.value") over the window; null of an empty one."""
-    return windowed(name, column, Span("mean", window, hop), transform, Float64)
+std: Final = Measure("std", Float64)
+"""The standard deviation of a column over the window, of all its actions rather than a sample: 0 of
+one, null of none."""
 
+smallest: Final = Measure("min")
+"""The smallest value of a column over the window; null of an empty one."""
 
-def std(
-    name: str,
-    column: ActionColumn | Only,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """The standard deviation of a column over the window, of all its actions rather than a sample:
-    0 of one, null of none."""
-    return windowed(name, column, Span("std", window, hop), transform, Float64)
-
-
-def smallest(
-    name: str,
-    column: ActionColumn | Only,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """The smallest value of a column over the window; null of an empty one."""
-    return windowed(name, column, Span("min", window, hop), transform)
-
-
-def greatest(
-    name: str,
-    column: ActionColumn | Only,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """The greatest value of a column over the window; null of an empty one."""
-    return windowed(name, column, Span("max", window, hop), transform)
+greatest: Final = Measure("max")
+"""The greatest value of a column over the window; null of an empty one."""
 
 
 def distinct(

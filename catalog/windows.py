@@ -47,6 +47,56 @@ class Sequenced:
     columns: tuple[Windowed, ...]
 
 
+@dataclass(frozen=True)
+class Span:
+    """A function of a window. function: as a Feast Aggregation holds it. hop: the default one
+    unless given."""
+
+    function: str
+    window: timedelta
+    hop: timedelta | None = None
+
+
+def windowed(
+    name: str,
+    column: str | Only,
+    span: Span,
+    transform: Transform | None,
+    dtype: FeastType = Int64,
+) -> Windowed:
+    """The feature of a window. column: the action, or a column of it."""
+    hop = span.hop or default_hop(span.window)
+    aggregation = Aggregation(str(column), span.function, span.window, hop, name)
+    return Windowed(new_field(name, dtype, transform, {}), aggregation)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A function of a column's values in a window. Declare a feature of it by calling it."""
+
+    function: str
+    dtype: FeastType = Int64
+
+    def __call__(
+        self,
+        name: str,
+        column: ActionColumn | Only,
+        window: timedelta,
+        transform: Transform | None = None,
+        *,
+        hop: timedelta | None = None,
+    ) -> Windowed:
+        """The feature `name`. column: an action's, such as "play.value", the play's milliseconds.
+
+        hop: the step of the window, by default that of `default_hop`.
+        """
+        return windowed(name, column, Span(self.function, window, hop), transform, self.dtype)
+
+
+total: Final = Measure("sum")
+"""The sum of an action's column over the window."""
+
+
 def count(
     name: str,
     action: Action | Only,
@@ -57,18 +107,6 @@ def count(
 ) -> Windowed:
     """How many actions of that type ("click", or "*" for any) the window holds."""
     return windowed(name, action, Span("count", window, hop), transform)
-
-
-def total(
-    name: str,
-    column: ActionColumn | Only,
-    window: timedelta,
-    transform: Transform | None = None,
-    *,
-    hop: timedelta | None = None,
-) -> Windowed:
-    """The sum of an action's column ("play.value", the play's milliseconds) over the window."""
-    return windowed(name, column, Span("sum", window, hop), transform)
 
 
 def column(
@@ -137,29 +175,6 @@ def _newest(
 ) -> Windowed:
     field = new_field(name, Array(Int64), transform, extra)
     return Windowed(field, Aggregation(column=column, function=function, name=name))
-
-
-@dataclass(frozen=True)
-class Span:
-    """A function of a window. function: as a Feast Aggregation holds it. hop: the default one
-    unless given."""
-
-    function: str
-    window: timedelta
-    hop: timedelta | None = None
-
-
-def windowed(
-    name: str,
-    column: str | Only,
-    span: Span,
-    transform: Transform | None,
-    dtype: FeastType = Int64,
-) -> Windowed:
-    """The feature of a window. column: the action, or a column of it."""
-    hop = span.hop or default_hop(span.window)
-    aggregation = Aggregation(str(column), span.function, span.window, hop, name)
-    return Windowed(new_field(name, dtype, transform, {}), aggregation)
 
 
 def default_hop(window: timedelta) -> timedelta:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+from feast import Entity, FeatureService, FeatureView, Field, FileSource
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
@@ -27,6 +27,7 @@ from feast.value_type import ValueType
 from numpy.typing import NDArray
 
 from aggregation.program import ServiceProgram
+from bench.peers.feast_redis import feast_on_redis
 from schemas.plan import FeaturePlan, Side
 from schemas.values import (
     Block,
@@ -66,19 +67,7 @@ class FeastOnline:
             side: value_features(program.plan, program.service, side) for side in JOIN_KEYS
         }
         host, port = address
-        self._store = FeatureStore(
-            config=RepoConfig(
-                project="bench",
-                provider="local",
-                registry={"path": str(directory / "registry.db"), "cache_ttl_seconds": 0},
-                online_store={
-                    "type": "redis",
-                    "connection_string": f"{host}:{port},db={DATABASE}",
-                    "skip_dedup": True,
-                },
-                entity_key_serialization_version=3,
-            )
-        )
+        self._store = feast_on_redis("bench", f"{host}:{port}", DATABASE, directory)
         entities = {
             side: Entity(name=side, join_keys=[key], value_type=ValueType.INT64)
             for side, key in JOIN_KEYS.items()

@@ -31,10 +31,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaConsumer
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource
 from feast.data_source import PushMode
 from feast.types import Int64
 from feast.value_type import ValueType
+
+from bench.peers.feast_redis import feast_on_redis
 
 HOUR_MS: Final = 3_600_000
 DATABASE: Final = 2
@@ -104,19 +106,7 @@ def _count(actions: list[tuple[int, int]], counts: Counts) -> pd.DataFrame:
 
 
 def _store(address: str, directory: Path) -> FeatureStore:
-    store = FeatureStore(
-        config=RepoConfig(
-            project="bench_push",
-            provider="local",
-            registry={"path": str(directory / "push.db"), "cache_ttl_seconds": 0},
-            online_store={
-                "type": "redis",
-                "connection_string": f"{address},db={DATABASE}",
-                "skip_dedup": True,
-            },
-            entity_key_serialization_version=3,
-        )
-    )
+    store = feast_on_redis("bench_push", address, DATABASE, directory)
     empty = directory / "push.parquet"
     fields = {"user_id": pa.int64(), "hour": pa.int64(), "actions": pa.int64()}
     schema = pa.schema({**fields, "event_timestamp": pa.timestamp("us", "UTC")})

@@ -23,6 +23,7 @@ from tests.streams.support import (
     assert_rows_equal_oracle,
     make_stack,
     running,
+    send_all,
     some_actions,
     wait_stored,
     wait_until,
@@ -106,12 +107,10 @@ def test_a_store_that_stands_still_is_waited_for(
         running("worker", stack) as worker,
         ActionProducer(broker, config.topic, PARTITIONS) as producer,
     ):
-        for part in sent[:10]:
-            ends = producer.send(*part)
+        ends = send_all(producer, sent[:10])
         wait_stored(stack, ends)
         os.kill(own_store.child.pid, signal.SIGSTOP)
-        for part in sent[10:]:
-            ends = producer.send(*part)
+        ends = send_all(producer, sent[10:])
         wait_until(lambda: "failed, again in" in worker.text())
         os.kill(own_store.child.pid, signal.SIGCONT)
         wait_stored(stack, ends)
@@ -130,16 +129,13 @@ def test_a_store_that_went_back_is_folded_again(
     sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(30)]
     with ActionProducer(broker, config.topic, PARTITIONS) as producer:
         with running("worker", stack) as worker:
-            for part in sent[:10]:
-                ends = producer.send(*part)
+            ends = send_all(producer, sent[:10])
             wait_stored(stack, ends)
             earlier = dump_keys(own_store)
-            for part in sent[10:20]:
-                ends = producer.send(*part)
+            ends = send_all(producer, sent[10:20])
             wait_stored(stack, ends)
             restore_keys(own_store, earlier)
-            for part in sent[20:]:
-                ends = producer.send(*part)
+            ends = send_all(producer, sent[20:])
             assert worker.wait() == 1
             assert "the store went back" in worker.text()
         with running("worker", stack) as worker:
@@ -159,16 +155,14 @@ def test_a_store_that_was_wiped_is_told_and_filled_from_what_the_topic_holds(
     sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(20)]
     with ActionProducer(broker, config.topic, PARTITIONS) as producer:
         with running("worker", stack) as worker:
-            for part in sent[:10]:
-                ends = producer.send(*part)
+            ends = send_all(producer, sent[:10])
             wait_stored(stack, ends)
             assert worker.terminate() == 0
             assert "wiped" not in worker.text()
         with Redis(port=own_store.port) as client:
             client.flushall()
         with running("worker", stack) as worker:
-            for part in sent[10:]:
-                ends = producer.send(*part)
+            ends = send_all(producer, sent[10:])
             wait_stored(stack, ends)
             assert "the store was wiped" in worker.text()
             assert worker.terminate() == 0

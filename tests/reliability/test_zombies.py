@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from streams.admin import Admin, ensure_topics
-from streams.producer import ActionProducer
 from tests.streams.support import (
     PARTITIONS,
-    T0,
+    Load,
     Stack,
     assert_rows_equal_oracle,
     make_stack,
     running,
-    some_actions,
     wait_stored,
     wait_until,
 )
@@ -35,32 +29,8 @@ pytestmark = pytest.mark.kill
 
 #: Longer than the group's session: the partitions are someone else's by then.
 STOPPED_S = 3.5
-
-
-class Feeder:
-    """Actions, twenty messages a second, until it is stopped."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.sent: list[tuple[NDArray[np.void], int]] = []
-        self.ends: dict[int, int] = {}
-        self._stack, self._enough = stack, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    @contextmanager
-    def feeding(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._enough.set()
-            self._thread.join()
-
-    def _run(self) -> None:
-        config = self._stack.config
-        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
-            while not self._enough.wait(0.05):
-                self.sent.append((some_actions(50, 60, len(self.sent)), T0 + 20_000))
-                self.ends.update(producer.send(*self.sent[-1]))
+#: Between two messages.
+PAUSE_S = 0.05
 
 
 def item_stack(stack: Stack) -> Stack:
@@ -80,8 +50,8 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
 ) -> None:
     stack = make_stack(broker, valkey, tmp_path / "data", batch_actions=200)
     ensure_topics(broker, stack.config.topics)
-    feeder, seen = Feeder(stack), [[0] * PARTITIONS]
-    with running("worker", stack) as zombie, feeder.feeding():
+    load, seen = Load(stack, PAUSE_S), [[0] * PARTITIONS]
+    with running("worker", stack) as zombie, load:
         wait_until(lambda: sum(stored(stack)) > 5, 60)
         with running("worker", stack) as heir:
             wait_until(lambda: "reading" in heir.text(), 60)
@@ -95,15 +65,15 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
             while time.monotonic() < deadline_s:
                 seen.append(stored(stack))
                 time.sleep(0.05)
-            ends = dict(feeder.ends)
+            ends = dict(load.ends)
             wait_stored(stack, ends, timeout_s=60)
     back = [(a, b) for a, b in pairwise(seen) if any(np.less(b, a))]
     assert back == []
     with running("worker", stack) as worker:
-        wait_stored(stack, feeder.ends, timeout_s=60)
+        wait_stored(stack, load.ends, timeout_s=60)
         assert worker.terminate() == 0
     with stack.store() as store:
-        assert_rows_equal_oracle(store, stack.view, feeder.sent)
+        assert_rows_equal_oracle(store, stack.view, load.sent)
 
 
 def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
@@ -113,8 +83,8 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
     stack = item_stack(make_stack(broker, valkey, tmp_path / "data", batch_actions=200))
     config = stack.config
     ensure_topics(broker, config.topics)
-    feeder = Feeder(stack)
-    with running("items", stack) as zombie, feeder.feeding():
+    load = Load(stack, PAUSE_S)
+    with running("items", stack) as zombie, load:
         wait_until(lambda: folded_messages(stack) > 5, 60)
         os.kill(zombie.popen.pid, signal.SIGSTOP)
         with Admin(broker) as admin:
@@ -124,12 +94,12 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
         assert before is not None and before.topic_id != after.topic_id
         with running("items", stack) as heir:
             wait_until(lambda: "folding" in heir.text(), 60)
-            wait_items(stack, dict(feeder.ends))
+            wait_items(stack, dict(load.ends))
             os.kill(zombie.popen.pid, signal.SIGCONT)
             assert zombie.wait() == 1
-            wait_items(stack, dict(feeder.ends))
+            wait_items(stack, dict(load.ends))
     with running("items", stack) as items:
-        wait_items(stack, feeder.ends)
+        wait_items(stack, load.ends)
         assert items.terminate() == 0
     with stack.store() as store:
-        assert_item_rows(store, stack.view, feeder.sent)
+        assert_item_rows(store, stack.view, load.sent)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -31,7 +34,7 @@ from store.base import RowStore
 from store.redis_store import RedisRowStore
 from streams.clients import KafkaProducer
 from streams.config import StreamConfig
-from streams.producer import producer_settings
+from streams.producer import ActionProducer, producer_settings
 from tests.aggregation.plans import small_view
 from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
 
@@ -209,6 +212,47 @@ async def _read_topic(bootstrap: str, topic: str, partitions: int, count: int) -
         await consumer.stop()
 
 
+class Load:
+    """Actions of sixty users from a thread, message after message. Use as a context manager.
+
+    sent: (actions, sent_ms) of each message. ends: {partition: the offset after the last}; complete
+    once the load has ended.
+    """
+
+    def __init__(self, stack: Stack, pause_s: float) -> None:
+        self.sent: list[tuple[NDArray[np.void], int]] = []
+        self.ends: dict[int, int] = {}
+        self._config, self._pause_s = stack.config, pause_s
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        config = self._config
+        with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
+            while not self._enough.wait(self._pause_s):
+                part = some_actions(50, 60, len(self.sent))
+                self.sent.append((part, int(part["time_ms"].max())))
+                self.ends |= producer.send(*self.sent[-1])
+
+
+def send_all(
+    producer: ActionProducer, parts: Iterable[tuple[NDArray[np.void], int]]
+) -> dict[int, int]:
+    """Send (actions, sent_ms) each; {partition: the offset after the last}."""
+    ends: dict[int, int] = {}
+    for part, sent_ms in parts:
+        ends |= producer.send(part, sent_ms)
+    return ends
+
+
 # --- processes ------------------------------------------------------------------------------
 
 
@@ -260,6 +304,23 @@ def running(kind: str, stack: Stack, fault: str = "") -> Iterator[Process]:
     finally:
         if process.popen.poll() is None:
             process.kill()
+
+
+def killed_under_load(stack: Stack, kind: str, stored: Callable[[Stack], int], kills: int) -> Load:
+    """Kill a process with SIGKILL again and again, each time a little after `stored` has grown."""
+    dice = random.Random(kills)
+    with Load(stack, 0.01) as load:
+        for _ in range(kills):
+            with running(kind, stack) as process:
+                reached = stored(stack)
+                wait_until(partial(_grown, stored, stack, reached), 60)
+                time.sleep(dice.uniform(0, 0.3))
+                process.kill()
+    return load
+
+
+def _grown(stored: Callable[[Stack], int], stack: Stack, reached: int) -> bool:
+    return stored(stack) > reached
 
 
 def start(kind: str, stack: Stack, fault: str = "") -> Process:

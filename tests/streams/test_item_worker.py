@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import threading
-import time
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ from tests.streams.support import (
     T0,
     Stack,
     assert_rows_equal_oracle,
+    killed_under_load,
     make_stack,
     own_plan,
     raw_producer,
@@ -40,7 +37,6 @@ from tests.streams.support import (
     running,
     some_actions,
     wait_stored,
-    wait_until,
 )
 from tests.streams.test_sink import archive_of
 
@@ -122,42 +118,16 @@ def test_item_rows_of_real_ticks_equal_the_oracle(stack: Stack) -> None:
 @pytest.mark.kill
 @pytest.mark.slow
 def test_killed_while_re_keying_and_folding(stack: Stack) -> None:
-    config, dice = stack.config, random.Random(11)
-    sent: Sent = []
-    ends: dict[int, int] = {}
-    enough = threading.Event()
-
-    def produce() -> None:
-        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
-            while not enough.wait(0.01):
-                sent.append((some_actions(50, 60, len(sent)), T0 + 20_000))
-                ends.update(producer.send(*sent[-1]))
-
-    thread = threading.Thread(target=produce)
-    thread.start()
-    try:
-        for _ in range(KILLS):
-            with running("items", stack) as items:
-                reached = folded_messages(stack)
-                wait_until(partial(folded_more, stack, reached))
-                time.sleep(dice.uniform(0, 0.3))
-                items.kill()
-    finally:
-        enough.set()
-        thread.join()
+    load = killed_under_load(stack, "items", folded_messages, KILLS)
     with running("items", stack) as items:
-        wait_items(stack, ends)
+        wait_items(stack, load.ends, 60)
         assert items.terminate() == 0
     with stack.store() as store:
-        assert_item_rows(store, stack.view, sent)
+        assert_item_rows(store, stack.view, load.sent)
 
 
 def folded_messages(stack: Stack) -> int:
     return sum(next_offset(stack, partition) for partition in range(PARTITIONS))
-
-
-def folded_more(stack: Stack, reached: int) -> bool:
-    return folded_messages(stack) > reached
 
 
 def test_what_is_re_keyed_again_counts_once(stack: Stack) -> None:

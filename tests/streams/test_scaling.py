@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from streams.admin import ensure_topics
 from streams.producer import ActionProducer
 from tests.streams.support import (
+    Load,
     Stack,
     assert_rows_equal_oracle,
     make_stack,
@@ -35,32 +35,6 @@ def started(broker: str, valkey: str, directory: Path, **changes: Any) -> Stack:
     return stack
 
 
-class Load:
-    """Actions from a thread, batch after batch, until told to stop."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.sent: list[tuple[Any, int]] = []
-        self.ends: dict[int, int] = {}
-        self._stack, self._stop = stack, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        config = self._stack.config
-        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
-            while not self._stop.wait(STEP_S):
-                part = some_actions(50, 40, len(self.sent))
-                self.sent.append((part, int(part["time_ms"].max())))
-                self.ends |= producer.send(*self.sent[-1])
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_rows_are_the_same_with_more_workers(
     broker: str, valkey: str, tmp_path: Path, workers: int
@@ -68,7 +42,7 @@ def test_rows_are_the_same_with_more_workers(
     """They join under load, share the partitions, and leave one after the other."""
     stack = started(broker, valkey, tmp_path)
     with ExitStack() as held:
-        with Load(stack) as load:
+        with Load(stack, STEP_S) as load:
             processes = [held.enter_context(running("worker", stack)) for _ in range(workers)]
             pids = {str(each.popen.pid) for each in processes}
             wait_until(lambda: owners(stack) == pids, 90)
