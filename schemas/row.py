@@ -11,6 +11,7 @@ wrong value.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +26,7 @@ from schemas.rows import TOMBSTONE_MS as TOMBSTONE_MS
 from schemas.rows import Rows as Rows
 from schemas.rows import empty_rows as empty_rows
 from schemas.status import Status
+from schemas.stored import ABSENT, Run, StoredRows
 
 FENCE_START: Final = -24  # of the row's bytes: u32 epoch, i64 offset
 FENCE_END: Final = -12
@@ -96,13 +98,12 @@ def decode_rows(
 ) -> tuple[Rows, NDArray[np.uint8]]:
     """Stored values → rows, and the Status of each: PRESENT, NOT_FOUND (None) or CORRUPT.
 
-    raw: n stored values. entity_ids: (n,) i64, whose rows they should be. Rows that are not
-    PRESENT are empty; a tombstone is NOT_FOUND and keeps its fence. The arrays are fresh and may
-    be written to.
+    raw: n stored values, fastest as `StoredRows`. entity_ids: (n,) i64, whose rows they should be.
+    Rows that are not PRESENT are empty; a tombstone is NOT_FOUND and keeps its fence. The arrays
+    are fresh and may be written to.
     """
-    n = len(raw)
-    parts, status, foreign = _triage(layout, raw)
-    out: NDArray[np.void] = np.frombuffer(bytearray().join(parts), layout.record, n)  # (n,)
+    sorted_out = _triage_runs if isinstance(raw, StoredRows) else _triage
+    out, status, foreign = sorted_out(layout, raw)
     other = out["trailer"]["layout"] != layout.layout_id
     if other.any():
         foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
@@ -127,8 +128,8 @@ def decode_rows(
 
 def _triage(
     layout: RowLayout, raw: Sequence[bytes | None]
-) -> tuple[list[bytes], NDArray[np.uint8], list[int]]:
-    """n parts of our own size, the status of each row, and which rows are of another size.
+) -> tuple[NDArray[np.void], NDArray[np.uint8], list[int]]:
+    """n rows of our own size, the status of each, and which rows are of another size.
 
     Almost always all rows that are there are whole: that is asked of all of them in C first.
     """
@@ -138,16 +139,74 @@ def _triage(
     if None in raw:
         status[[row is None for row in raw]] = Status.NOT_FOUND
     foreign: list[int] = []
-    if {*map(len, parts)} <= {size} and {*map(crc32, parts)} <= {CRC_RESIDUE}:
-        return parts, status, foreign
-    for index, row in enumerate(parts):
-        if crc32(row) != CRC_RESIDUE or len(row) < TRAILER_BYTES + 8:
-            status[index] = Status.CORRUPT
+    if not ({*map(len, parts)} <= {size} and {*map(crc32, parts)} <= {CRC_RESIDUE}):
+        for index, row in enumerate(parts):
+            if len(row) == size and crc32(row) == CRC_RESIDUE:
+                continue
             parts[index] = empty
-        elif len(row) != size:
-            foreign.append(index)
-            parts[index] = empty
-    return parts, status, foreign
+            if _is_foreign(row, size):
+                foreign.append(index)
+            else:
+                status[index] = Status.CORRUPT
+    out: NDArray[np.void] = np.frombuffer(bytearray().join(parts), layout.record, len(raw))
+    return out, status, foreign
+
+
+def _is_foreign(row: bytes, size: int) -> bool:
+    """Whether a row of another size than ours is whole."""
+    return len(row) != size and len(row) >= TRAILER_BYTES + 8 and crc32(row) == CRC_RESIDUE
+
+
+def _triage_runs(
+    layout: RowLayout, raw: StoredRows
+) -> tuple[NDArray[np.void], NDArray[np.uint8], list[int]]:
+    """As `_triage`, a run at a time."""
+    n, size = len(raw), layout.size
+    out = np.empty(n, layout.record)  # (n,)
+    whole = out.view(np.uint8).reshape(n, size)  # (n, size)
+    status = np.zeros(n, np.uint8)  # (n,) PRESENT
+    foreign: list[int] = []
+    for run in raw.runs:
+        rows = slice(run.first, run.first + run.count)
+        if run.size == size:
+            whole[rows] = raw.matrix(run)
+            if not _run_is_whole(layout, raw, run):
+                for index in range(rows.start, rows.stop):
+                    if crc32(whole[index]) != CRC_RESIDUE:
+                        status[index], whole[index] = Status.CORRUPT, layout.template
+            continue
+        whole[rows] = layout.template
+        if run.size == ABSENT:
+            status[rows] = Status.NOT_FOUND
+            continue
+        for index in range(rows.start, rows.stop):
+            if _is_foreign(raw[index] or b"", size):
+                foreign.append(index)
+            else:
+                status[index] = Status.CORRUPT
+    return out, status, foreign
+
+
+def _run_is_whole(layout: RowLayout, raw: StoredRows, run: Run) -> bool:
+    """Whether the checksums of a run of our own size are right: one call for all of them.
+
+    A crc is linear, and a row followed by its own crc is a multiple of the polynomial up to a
+    constant. So n whole rows have the crc that n empty rows have, whatever is in them; n rows of
+    which some are damaged have it with a probability of 2^-32, as one damaged row has its own.
+    Damage that is alike in several rows does not cancel either: the polynomial would have to divide
+    a sum of powers of x.
+    """
+    end = run.start + run.stride * (run.count - 1) + run.size
+    if run.count == 1:
+        return crc32(raw.buffer[run.start : end]) == CRC_RESIDUE
+    gap = raw.buffer[run.start + run.size : run.start + run.stride].tobytes()
+    return crc32(raw.buffer[run.start : end]) == _crc_of_empty(layout.empty, gap, run.count)
+
+
+@lru_cache(maxsize=4096)
+def _crc_of_empty(empty: bytes, gap: bytes, count: int) -> int:
+    """The crc of `count` empty rows with a gap between each two."""
+    return crc32((gap + empty) * (count - 1), crc32(empty))
 
 
 def _lengths(layout: RowLayout, out: NDArray[np.void]) -> NDArray[np.uint32]:

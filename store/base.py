@@ -10,7 +10,7 @@ marks        per (topic, group) how far each partition is stored, per topic the 
 
 What a caller may rely on, for every implementation:
 
-- A `read` is one round trip and answers in the order of its keys, duplicates included.
+- A `read`, or `read_rows`, is one round trip and answers in the order of its keys, duplicates included.
 - A compare-and-set write is atomic for its key; the writes of one call are not atomic together.
   After a StoreError or StoreTimeout from `compare_and_set` any subset of the call's writes may have
   landed: read again, the fences tell which.
@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, Protocol
 from schemas.errors import HistoryError, StoreError
 from schemas.layout import TRAILER_BYTES
 from schemas.row import FENCE_SLICE
+from schemas.stored import RowKeys, StoredRows
 
 FENCE_BYTES: Final = FENCE_SLICE.stop - FENCE_SLICE.start  # epoch u32, offset i64
 MAX_VALUE_BYTES: Final = 1 << 20  # a row is a few hundred bytes; a megabyte is a defect
@@ -85,6 +86,13 @@ class RowStore(Protocol):
         """Values in the order of `keys`, None where there is none. No keys: no round trip.
 
         Raises StoreTimeout, StoreError.
+        """
+        ...
+
+    def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `read` of all these keys, the values left in the buffer they came in.
+
+        What requests are read by: nothing is made of a key or a value one at a time.
         """
         ...
 
@@ -174,6 +182,10 @@ class AsyncRowStore(Protocol):
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """As `RowStore.read`."""
+        ...
+
+    async def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `RowStore.read_rows`."""
         ...
 
     async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:

@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from schemas.errors import StoreError
 from schemas.row import FENCE_SLICE
+from schemas.stored import RowKeys, StoredRows
 from store.base import (
     Progress,
     ServerFacts,
@@ -106,6 +107,10 @@ class MemoryRowStore:
         """As `RowStore.read`."""
         with self._call():
             return [self._row(key) for key in keys]
+
+    def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `RowStore.read_rows`."""
+        return StoredRows.of(self.read([name for each in keys for name in each.names()]))
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`."""
@@ -228,6 +233,11 @@ class AsyncMemoryRowStore:
         """As `RowStore.read`."""
         await self._turn()
         return self.store.read(keys)
+
+    async def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `RowStore.read_rows`."""
+        await self._turn()
+        return self.store.read_rows(keys)
 
     async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`."""
