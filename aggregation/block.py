@@ -18,6 +18,7 @@ from schemas.names import row_keys
 from schemas.plan import Plan, ServicePlan, Side
 from schemas.row import FENCE, NO_OFFSET, decode_rows
 from schemas.status import FAILED, Status
+from schemas.stored import RowKeys
 from schemas.values import (
     LENGTH_SUFFIX,
     NULL_FIELD,
@@ -96,6 +97,10 @@ class SideProgram:
         for view in self.views:
             keys += row_keys(view.name, view.generation, entity_ids)
         return keys
+
+    def row_keys(self, entity_ids: NDArray[np.int64]) -> list[RowKeys]:
+        """The same as arrays, one a view: what `read_rows` takes. entity_ids: (n,)."""
+        return [RowKeys(view.name, view.generation, entity_ids) for view in self.views]
 
     def failed(self, n: int, status: Status) -> SideBlock:
         """The block when the rows could not be read: every feature null."""

@@ -26,6 +26,7 @@ from schemas.names import row_keys
 from schemas.plan import TransformPlan, ViewPlan
 from schemas.row import decode_rows
 from schemas.status import FAILED, FieldStatus, Status
+from schemas.stored import RowKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class OnlineView:
     def keys(self, entity_ids: Sequence[int]) -> list[str]:
         """The store keys of the entities' rows."""
         return row_keys(self.view.name, self.view.generation, list(entity_ids))
+
+    def row_keys(self, entity_ids: Sequence[int]) -> RowKeys:
+        """The same for `read_rows`."""
+        ids = np.array(entity_ids, np.int64)  # (n,)
+        return RowKeys(self.view.name, self.view.generation, ids)
 
     def rows(
         self, raw: Sequence[bytes | None], entity_ids: Sequence[int], now_ms: int

@@ -30,6 +30,7 @@ from schemas.errors import PlanError
 from schemas.layout import NUMPY
 from schemas.plan import CrossPlan, Plan, SequenceSlotPlan, Side, SlotPlan
 from schemas.status import Status
+from schemas.stored import RowKeys
 from schemas.values import Block, value_name
 
 Array = NDArray[Any]
@@ -131,6 +132,18 @@ class ServiceProgram:
     def keys(self, user_id: int, item_ids: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """All keys of a request, for one MGET: `user_keys`, then `item_keys`."""
         return self.user_keys(user_id) + self.item_keys(item_ids)
+
+    def user_row_keys(self, user_id: int) -> list[RowKeys]:
+        """`user_keys` for `read_rows`."""
+        return self._user.row_keys(np.array([user_id], np.int64))
+
+    def item_row_keys(self, item_ids: Sequence[int] | NDArray[np.int64]) -> list[RowKeys]:
+        """`item_keys` for `read_rows`."""
+        return self._item.row_keys(np.asarray(item_ids, np.int64))
+
+    def row_keys(self, user_id: int, item_ids: Sequence[int] | NDArray[np.int64]) -> list[RowKeys]:
+        """`keys` for `read_rows`."""
+        return self.user_row_keys(user_id) + self.item_row_keys(item_ids)
 
     # --- rows → values → tensors ------------------------------------------------------------
 

@@ -15,7 +15,7 @@ client infers a value's type from the value and fails on an empty one. Source: F
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -30,6 +30,7 @@ from schemas.errors import PlanError, RequestError
 from schemas.ids import key_id
 from schemas.plan import Plan, ViewPlan
 from schemas.status import FieldStatus, Status
+from schemas.stored import RowKeys
 from schemas.values import value_name
 
 _BODY_KEYS: Final = frozenset(
@@ -58,21 +59,21 @@ class FeatureQuery:
     references: tuple[tuple[str, str, str], ...]
     with_versions: bool
 
-    def keys(self) -> list[str]:
+    def keys(self) -> list[RowKeys]:
         """The store keys of all rows: of the first view, then of the next."""
-        return [key for view, ids in self.views.values() for key in view.keys(ids)]
+        return [view.row_keys(ids) for view, ids in self.views.values()]
 
     def rows(
-        self, raw: list[bytes | None], failed: Status | None, now_ms: int
+        self, raw: Sequence[bytes | None], failed: Status | None, now_ms: int
     ) -> dict[str, OnlineRows]:
         """By view. raw: what `keys` hold, unless `failed`."""
-        left = iter(raw)
-        return {
-            name: view.unread(len(ids))
-            if failed is not None
-            else view.rows([next(left) for _ in ids], ids, now_ms)
-            for name, (view, ids) in self.views.items()
-        }
+        found, first = {}, 0
+        for name, (view, ids) in self.views.items():
+            part = raw[first : first + len(ids)]
+            first += len(ids)
+            unread = failed is not None
+            found[name] = view.unread(len(ids)) if unread else view.rows(part, ids, now_ms)
+        return found
 
 
 def parse_features(body: bytes, plan: Plan, limits: Limits) -> FeatureQuery:

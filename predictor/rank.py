@@ -29,6 +29,7 @@ from predictor.timeline import Laps, Served, current
 from schemas.errors import RequestError, StoreError, StoreTimeout
 from schemas.ranklog import Degraded
 from schemas.status import Status
+from schemas.stored import RowKeys
 from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
@@ -140,8 +141,8 @@ class Ranker:
 
     async def look_up(
         self,
-        keys: Sequence[str],
-        work: Callable[[list[bytes | None], Status | None], T],
+        keys: Sequence[RowKeys],
+        work: Callable[[Sequence[bytes | None], Status | None], T],
         timeout_ms: float,
     ) -> T:
         """Read rows and work on them where requests do: for clients that read features.
@@ -189,13 +190,13 @@ class Ranker:
         return False
 
     async def _read(
-        self, keys: Sequence[str], deadline: float
-    ) -> tuple[list[bytes | None], Status | None]:
+        self, keys: Sequence[RowKeys], deadline: float
+    ) -> tuple[Sequence[bytes | None], Status | None]:
         """The request's rows, or the status that all of them have."""
         budget = (deadline - time.monotonic()) * self.config.store_share
         try:
             async with asyncio.timeout(budget):
-                return await self._store.read(keys), None
+                return await self._store.read_rows(keys), None
         except (TimeoutError, StoreTimeout):
             return [], Status.TIMEOUT
         except StoreError as error:
@@ -228,7 +229,7 @@ class Ranker:
         self,
         generation: ServingGeneration,
         query: Query,
-        raw: list[bytes | None],
+        raw: Sequence[bytes | None],
         failed: Status | None,
         laps: Laps,
     ) -> tuple[Assembled, Ranking]:
@@ -265,8 +266,8 @@ class _InFlight:
         self._ranker.in_flight -= 1
 
 
-def _keys(generation: ServingGeneration, query: Query) -> list[str]:
-    return generation.program.keys(query.user_id, query.candidate_ids)
+def _keys(generation: ServingGeneration, query: Query) -> list[RowKeys]:
+    return generation.program.row_keys(query.user_id, query.candidate_ids)
 
 
 def _deadline(query: Query, reply_ms: float) -> float:
@@ -277,7 +278,7 @@ def _deadline(query: Query, reply_ms: float) -> float:
 def _assemble(
     generation: ServingGeneration,
     query: Query,
-    raw: list[bytes | None],
+    raw: Sequence[bytes | None],
     failed: Status | None,
     laps: Laps,
 ) -> Assembled:

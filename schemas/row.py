@@ -102,8 +102,10 @@ def decode_rows(
     Rows that are not PRESENT are empty; a tombstone is NOT_FOUND and keeps its fence. The arrays
     are fresh and may be written to.
     """
-    sorted_out = _triage_runs if isinstance(raw, StoredRows) else _triage
-    out, status, foreign = sorted_out(layout, raw)
+    if isinstance(raw, StoredRows):
+        out, status, foreign = _triage_runs(layout, raw)
+    else:
+        out, status, foreign = _triage(layout, raw)
     other = out["trailer"]["layout"] != layout.layout_id
     if other.any():
         foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
@@ -167,7 +169,7 @@ def _triage_runs(
     status = np.zeros(n, np.uint8)  # (n,) PRESENT
     foreign: list[int] = []
     for run in raw.runs:
-        rows = slice(run.first, run.first + run.count)
+        rows = slice(run.first, run.first + run.many)
         if run.size == size:
             whole[rows] = raw.matrix(run)
             if not _run_is_whole(layout, raw, run):
@@ -196,11 +198,11 @@ def _run_is_whole(layout: RowLayout, raw: StoredRows, run: Run) -> bool:
     Damage that is alike in several rows does not cancel either: the polynomial would have to divide
     a sum of powers of x.
     """
-    end = run.start + run.stride * (run.count - 1) + run.size
-    if run.count == 1:
+    end = run.start + run.stride * (run.many - 1) + run.size
+    if run.many == 1:
         return crc32(raw.buffer[run.start : end]) == CRC_RESIDUE
     gap = raw.buffer[run.start + run.size : run.start + run.stride].tobytes()
-    return crc32(raw.buffer[run.start : end]) == _crc_of_empty(layout.empty, gap, run.count)
+    return crc32(raw.buffer[run.start : end]) == _crc_of_empty(layout.empty, gap, run.many)
 
 
 @lru_cache(maxsize=4096)

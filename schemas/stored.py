@@ -34,14 +34,14 @@ class RowKeys(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Values first, first + 1, … of a reply, `count` of them.
+    """Values first, first + 1, … of a reply, `many` of them.
 
     Each has `size` bytes, ABSENT where there is none; value i lies at start + i * stride of the
     buffer. The bytes between two values are the same throughout the run.
     """
 
     first: int
-    count: int
+    many: int
     start: int
     stride: int
     size: int
@@ -57,7 +57,7 @@ class StoredRows(Sequence[bytes | None]):
 
     def __init__(self, buffer: NDArray[np.uint8], runs: tuple[Run, ...]) -> None:
         self.buffer, self.runs = buffer, runs
-        self._count = sum(run.count for run in runs)
+        self._count = sum(run.many for run in runs)
 
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> StoredRows:
@@ -77,7 +77,7 @@ class StoredRows(Sequence[bytes | None]):
 
     def __iter__(self) -> Iterator[bytes | None]:
         for run in self.runs:
-            for index in range(run.count):
+            for index in range(run.many):
                 yield self._value(run, index)
 
     @overload
@@ -86,12 +86,12 @@ class StoredRows(Sequence[bytes | None]):
     @overload
     def __getitem__(self, index: slice) -> StoredRows: ...
 
-    def __getitem__(self, index: int | slice) -> bytes | None | StoredRows:
+    def __getitem__(self, index: int | slice) -> bytes | StoredRows | None:
         if isinstance(index, slice):
             return self._part(index)
         place = index + self._count if index < 0 else index
         for run in self.runs:
-            if 0 <= place - run.first < run.count:
+            if 0 <= place - run.first < run.many:
                 return self._value(run, place - run.first)
         raise IndexError(f"value {index} of {self._count}")
 
@@ -108,14 +108,14 @@ class StoredRows(Sequence[bytes | None]):
             raise ValueError(f"stored rows: needs a slice of step 1, got {step}")
         runs = []
         for run in self.runs:
-            begin, stop = max(run.first, first), min(run.first + run.count, end)
+            begin, stop = max(run.first, first), min(run.first + run.many, end)
             if begin < stop:
                 start = run.start + (begin - run.first) * run.stride
                 runs.append(Run(begin - first, stop - begin, start, run.stride, run.size))
         return StoredRows(self.buffer, tuple(runs))
 
     def matrix(self, run: Run) -> NDArray[np.uint8]:
-        """The bytes of a run whose values are there: (count, size) u1, a view of the buffer."""
-        shape, strides = (run.count, run.size), (run.stride, 1)
+        """The bytes of a run whose values are there: (many, size) u1, a view of the buffer."""
+        shape, strides = (run.many, run.size), (run.stride, 1)
         held: NDArray[Any] = np.ndarray(shape, np.uint8, self.buffer, run.start, strides)
         return held

@@ -10,7 +10,8 @@ marks        per (topic, group) how far each partition is stored, per topic the 
 
 What a caller may rely on, for every implementation:
 
-- A `read`, or `read_rows`, is one round trip and answers in the order of its keys, duplicates included.
+- A `read` or `read_rows` is one round trip and answers in the order of its keys, duplicates
+  included.
 - A compare-and-set write is atomic for its key; the writes of one call are not atomic together.
   After a StoreError or StoreTimeout from `compare_and_set` any subset of the call's writes may have
   landed: read again, the fences tell which.

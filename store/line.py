@@ -63,8 +63,7 @@ class RowLine(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Some have come."""
         if self._reply is None or self._answered is None or self._answered.done():
-            self.open = False  # an answer to no question: nothing here can be told apart any more
-            self._transport.abort()
+            self.close()  # an answer to no question: nothing here can be told apart any more
             return
         try:
             self._reply.add(nbytes)
@@ -80,7 +79,7 @@ class RowLine(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more comes."""
-        self.open = False
+        self.close()
         if self._answered is not None and not self._answered.done():
             lost = exc or ConnectionResetError("closed by the server")
             self._answered.set_exception(lost)

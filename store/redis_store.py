@@ -302,7 +302,7 @@ class AsyncRedisRowStore:
             line = self._lines.pop()
             if line.open:
                 return line
-        return await RowLine.opened(self._pool.make_connection())
+        return await RowLine.opened(cast(Any, self._pool).make_connection())
 
     def _hang_up(self) -> None:
         """Those in use are closed when their call ends."""

@@ -14,7 +14,7 @@ Symbols: `n` values, `d` decimal digits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 import numpy as np
@@ -44,7 +44,8 @@ def pack_mget(keys: Sequence[RowKeys]) -> bytes:
         front = f"{each.view}@{each.generation}:{{".encode()
         literal = front.replace(b"%", b"%%")
         form = {d: b"$%d\r\n%b%%d}\r\n" % (len(front) + d + 1, literal) for d in {*digits}}
-        pattern = b"".join([form[d] for d in digits])
+        alike = len(form) == 1
+        pattern = form[digits[0]] * len(ids) if alike else b"".join([form[d] for d in digits])
         parts.append(pattern % tuple(ids))
     return b"".join(parts)
 
@@ -73,7 +74,7 @@ class RowsReply:
         self.complete = False
         self.filled = 0
         self._buffer = np.empty(max(room_bytes, _LEAST_ROOM), np.uint8)
-        self._view = memoryview(self._buffer)
+        self._view = _memory(self._buffer)
         self._wanted = wanted
         self._error: ResponseError | None = None
         self._runs: list[Run] = []
@@ -86,7 +87,7 @@ class RowsReply:
         if self.filled == len(self._buffer):
             wider = np.empty(2 * len(self._buffer), np.uint8)
             wider[: self.filled] = self._buffer
-            self._buffer, self._view = wider, memoryview(wider)
+            self._buffer, self._view = wider, _memory(wider)
         return self._view[self.filled :]
 
     def add(self, count: int) -> None:
@@ -153,7 +154,7 @@ class RowsReply:
         run = Run(self._found, count, self._at + header, stride, size)
         last = self._runs[-1] if self._runs else None
         if last is not None and last.size == size:
-            run = last._replace(count=last.count + count)
+            run = last._replace(many=last.many + count)
             self._runs[-1] = run
         else:
             self._runs.append(run)
@@ -170,6 +171,10 @@ class RowsReply:
         )
         same = (heads == heads[0]).all(axis=1)  # (most,)
         return most if same.all() else int(same.argmin())
+
+
+def _memory(buffer: NDArray[np.uint8]) -> memoryview:
+    return memoryview(cast(Any, buffer))  # numpy's stub does not say that an array is a buffer
 
 
 def _size(line: bytes) -> int:

@@ -6,6 +6,7 @@ import threading
 import time
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from schemas.errors import StoreError
 from schemas.layout import TRAILER_BYTES
 from schemas.row import FENCE_SLICE, fence_bytes, seal
+from schemas.stored import RowKeys
 from store.base import MAX_VALUE_BYTES, Progress, RowStore, Write
 
 INT64_MAX = 2**63 - 1
@@ -64,6 +66,57 @@ class TestRead:
 
     def test_ten_thousand_keys(self, store: RowStore, prefix: str) -> None:
         assert store.read([f"{prefix}:{n}" for n in range(10_000)]) == [None] * 10_000
+
+
+class TestReadRows:
+    """The same by views and ids; what comes is a sequence of the same values."""
+
+    @staticmethod
+    def put(store: RowStore, keys: RowKeys, values: list[bytes | None]) -> None:
+        named = zip(keys.names(), values, strict=True)
+        writes = [Write(key, None, value) for key, value in named if value is not None]
+        assert store.compare_and_set(writes) == [True] * len(writes)
+
+    def test_no_keys(self, store: RowStore, prefix: str) -> None:
+        assert list(store.read_rows([])) == []
+        assert list(store.read_rows([RowKeys(prefix, 1, np.array([], np.int64))])) == []
+
+    def test_order_and_duplicates_of_the_keys(self, store: RowStore, prefix: str) -> None:
+        one, two = row(1, 1), row(1, 2, b"a longer front of a row")
+        self.put(store, RowKeys(prefix, 1, np.array([1, -2, 30])), [one, None, two])
+        self.put(store, RowKeys(prefix, 2, np.array([1])), [two])
+        first, second = np.array([30, -2, 1, 1, 30]), np.array([1, 1])
+        keys = [RowKeys(prefix, 1, first), RowKeys(prefix, 2, second), RowKeys(prefix, 3, second)]
+        found = store.read_rows(keys)
+        assert list(found) == [two, None, one, one, two, two, two, None, None]
+        assert list(found) == store.read([name for each in keys for name in each.names()])
+
+    def test_any_bytes_come_back_as_they_were(self, store: RowStore, prefix: str) -> None:
+        fronts = [bytes(range(256)) * 3, b"\r\n$-1\r\n\x00", b"$84\r\n" * 14]
+        values = [row(1, place, front) for place, front in enumerate(fronts * 2)]
+        keys = RowKeys(prefix, 1, np.arange(len(values)))
+        self.put(store, keys, [*values])
+        assert list(store.read_rows([keys])) == values
+
+    def test_thousands_of_rows_with_gaps(self, store: RowStore, prefix: str) -> None:
+        keys = RowKeys(prefix, 1, np.arange(3_000))
+        values = [row(1, n, b"x" * 400) if n % 97 else None for n in range(3_000)]
+        self.put(store, keys, values)
+        assert list(store.read_rows([keys, keys])) == values * 2
+        assert list(store.read_rows([keys])) == values
+
+    def test_the_longest_value(self, store: RowStore, prefix: str) -> None:
+        keys = RowKeys(prefix, 1, np.array([7, 7]))
+        value = row(1, 1, b"x" * (MAX_VALUE_BYTES - TRAILER_BYTES))
+        assert store.compare_and_set([Write(keys.names()[0], None, value)]) == [True]
+        assert list(store.read_rows([keys])) == [value, value]
+
+    def test_other_calls_between(self, store: RowStore, prefix: str) -> None:
+        keys = RowKeys(prefix, 1, np.arange(3))
+        self.put(store, keys, [row(1, 1)] * 3)
+        for _ in range(3):
+            assert list(store.read_rows([keys])) == store.read(keys.names())
+            store.ping()
 
 
 class TestCompareAndSet:

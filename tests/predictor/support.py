@@ -29,6 +29,7 @@ from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, row_keys
 from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.ranklog import TASKS
 from schemas.row import Rows, empty_rows, encode_rows
+from schemas.stored import RowKeys, StoredRows
 from store.memory import AsyncMemoryRowStore
 from store.redis_store import RedisRowStore
 from tests.aggregation.plans import demo_plan
@@ -105,6 +106,9 @@ class DictStore(AsyncMemoryRowStore):
         if self.before_read is not None:
             await self.before_read()
         return [self.rows.get(key) for key in keys]
+
+    async def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        return StoredRows.of(await self.read([name for each in keys for name in each.names()]))
 
 
 # --- models ---------------------------------------------------------------------------------

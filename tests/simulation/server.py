@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from schemas.errors import StoreError, StoreTimeout
+from schemas.stored import RowKeys, StoredRows
 from store.base import Progress, ServerFacts, Write, check_history
 from store.memory import Image, MemoryRowStore
 from tests.simulation.loop import SimulationError, VirtualLoop
@@ -147,6 +148,10 @@ class VirtualStore:
         """As `AsyncRowStore.read`."""
         keys = list(keys)
         return list(await self._call("read", lambda: self._server.rows.read(keys)))
+
+    async def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `AsyncRowStore.read_rows`."""
+        return StoredRows.of(await self.read([name for each in keys for name in each.names()]))
 
     async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `AsyncRowStore.compare_and_set`."""

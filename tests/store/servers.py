@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -98,8 +99,11 @@ async def slow_wire(target: str, longest_s: float, seed: int = 0) -> AsyncIterat
 
 
 @contextmanager
-def speaking(reply: bytes) -> Iterator[str]:
-    """URL of a server that answers every connection's first bytes with `reply`, then hangs up."""
+def speaking(reply: bytes, later: bytes = b"") -> Iterator[str]:
+    """URL of a server that answers every connection's first bytes with `reply`, then hangs up.
+
+    later: what it says once more before, after a moment.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -109,6 +113,9 @@ def speaking(reply: bytes) -> Iterator[str]:
                     with connection, suppress(OSError):
                         connection.recv(65_536)
                         connection.sendall(reply)
+                        if later:
+                            time.sleep(0.02)
+                            connection.sendall(later)
 
         thread = threading.Thread(target=serve)
         thread.start()

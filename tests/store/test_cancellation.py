@@ -1,6 +1,6 @@
 """A call that was cancelled or timed out never hands its reply to another (redis-py 2624, 2665).
 
-Key `k<n>` holds a row that names n. Whatever is cancelled at whatever moment, on however few
+The row of entity n names n. Whatever is cancelled at whatever moment, on however few
 connections: an answer is that of its own question.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 
+import numpy as np
 import pytest
 
 from schemas.errors import StoreError, StoreTimeout
 from schemas.row import seal
+from schemas.stored import RowKeys
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
@@ -20,6 +22,9 @@ from tests.store.servers import slow_wire
 
 KEYS = 50
 PREFIX = "cancellation"
+
+
+ALL = RowKeys(PREFIX, 1, np.arange(KEYS))
 
 
 def patient(url: str, connections: int) -> StoreConfig:
@@ -33,17 +38,19 @@ def row(number: int) -> bytes:
 @pytest.fixture(autouse=True)
 def filled(valkey: str) -> None:
     with RedisRowStore(valkey) as store:
-        store.compare_and_set([Write(f"{PREFIX}:k{n}", None, row(n)) for n in range(KEYS)])
+        store.compare_and_set([Write(key, None, row(n)) for n, key in enumerate(ALL.names())])
 
 
 async def ask(store: AsyncRedisRowStore, draw: random.Random) -> bool:
-    """Reads a few keys and checks the answer; True unless it timed out."""
+    """Reads a few keys in one of both ways and checks the answer; True unless it timed out."""
     asked = [draw.randrange(KEYS) for _ in range(draw.randint(1, 5))]
+    keys = ALL._replace(entity_ids=np.array(asked))
     try:
-        values = await store.read([f"{PREFIX}:k{n}" for n in asked])
+        together = draw.random() < 0.5
+        values = await (store.read_rows([keys]) if together else store.read(keys.names()))
     except StoreTimeout:
         return False
-    assert values == [row(n) for n in asked]
+    assert list(values) == [row(n) for n in asked]
     return True
 
 
@@ -102,7 +109,10 @@ def test_a_cancellation_is_never_swallowed(valkey: str) -> None:
             for _ in range(5):
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.002):
-                        await store.read([f"{PREFIX}:k{n}" for n in range(KEYS)])
+                        await store.read(ALL.names())
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.002):
+                        await store.read_rows([ALL])
 
     asyncio.run(run())
 

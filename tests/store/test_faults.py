@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from schemas.errors import StoreError, StoreTimeout
 from schemas.row import fence_bytes, seal
+from schemas.stored import RowKeys
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
@@ -24,6 +26,9 @@ SLACK_S = 1.5  # a loaded machine
 def own(tmp_path: Path) -> Iterator[OwnServer]:
     with own_server(tmp_path) as server:
         yield server
+
+
+KEYS = RowKeys("absent", 1, np.array([1, 2]))
 
 
 def config(url: str) -> StoreConfig:
@@ -46,9 +51,11 @@ class TestStopped:
             started = time.monotonic()
             with pytest.raises(StoreTimeout, match=f"needs an answer within {TIMEOUT_MS} ms"):
                 store.read(["a"])
+            with pytest.raises(StoreTimeout, match=f"needs an answer within {TIMEOUT_MS} ms"):
+                store.read_rows([KEYS])
             with pytest.raises(StoreTimeout):
                 store.compare_and_set([Write("a", None, row(1))])
-            assert time.monotonic() - started < 2 * TIMEOUT_MS / 1000 + SLACK_S
+            assert time.monotonic() - started < 3 * TIMEOUT_MS / 1000 + SLACK_S
             own.go_on()
             assert store.get_text("b") is None
 
@@ -58,14 +65,17 @@ class TestStopped:
             async with AsyncRedisRowStore(config(own.url)) as store:
                 if connected:
                     await store.ping()
+                    await store.read_rows([KEYS])
                 own.pause()
                 started = time.monotonic()
-                calls = [store.read([f"{n}"]) for n in range(8)]
-                results = await asyncio.gather(*calls, return_exceptions=True)
+                calls = [store.read([f"{n}"]) for n in range(4)]
+                others = [store.read_rows([KEYS]) for n in range(4)]
+                results = await asyncio.gather(*calls, *others, return_exceptions=True)
                 assert {type(result) for result in results} == {StoreTimeout}
                 assert time.monotonic() - started < TIMEOUT_MS / 1000 + SLACK_S
                 own.go_on()
                 assert await store.read(["a"]) == [None]
+                assert list(await store.read_rows([KEYS])) == [None, None]
 
         asyncio.run(run())
 
@@ -89,7 +99,10 @@ class TestGone:
                     store.read(["a"])
                 assert not isinstance(caught.value, StoreTimeout)
                 assert "start the server" in str(caught.value)
+                with pytest.raises(StoreError, match="needs a connection"):
+                    store.read_rows([KEYS])
             own.restart()
+            assert list(store.read_rows([KEYS])) == [None, None]
             assert store.read(["a"]) in ([row(1)], [None])  # its file may lag by a second
             assert all(store.compare_and_set([Write("b", None, row(1))]))
 
@@ -97,12 +110,15 @@ class TestGone:
         async def run() -> None:
             async with AsyncRedisRowStore(config(own.url)) as store:
                 await store.ping()
+                await store.read_rows([KEYS])
                 own.kill()
                 for _ in range(2):
-                    with pytest.raises(StoreError, match="needs a connection") as caught:
-                        await store.read(["a"])
-                    assert not isinstance(caught.value, StoreTimeout)
+                    for call in (store.read(["a"]), store.read_rows([KEYS])):
+                        with pytest.raises(StoreError, match="needs a connection") as caught:
+                            await call
+                        assert not isinstance(caught.value, StoreTimeout)
                 own.restart()
+                assert list(await store.read_rows([KEYS])) == [None, None]
                 assert await store.compare_and_set([Write("b", None, row(1))]) == [True]
 
         asyncio.run(run())
@@ -116,10 +132,15 @@ class TestGone:
             async with AsyncRedisRowStore(config(url)) as store:
                 with pytest.raises(StoreError):
                     await store.read(["a", "b"])
+                with pytest.raises(StoreError):
+                    await store.read_rows([KEYS])
 
         with speaking(reply) as url:
-            with RedisRowStore(config(url)) as store, pytest.raises(StoreError):
-                store.read(["a", "b"])
+            with RedisRowStore(config(url)) as store:
+                with pytest.raises(StoreError):
+                    store.read(["a", "b"])
+                with pytest.raises(StoreError):
+                    store.read_rows([KEYS])
             asyncio.run(run(url))
 
     @pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://h:port/0"])
@@ -190,21 +211,38 @@ class TestForeignKeys:
 
     def test_a_giant_value(self, own: OwnServer) -> None:
         giant = bytes(64 << 20)
-        own.run("SET", "giant", giant)
+        own.run("SET", "giant@1:{1}", giant)
         with RedisRowStore(StoreConfig(own.url, timeout_ms=10_000)) as store:
-            assert store.read(["giant", "a"]) == [giant, None]
+            assert store.read(["giant@1:{1}", "a"]) == [giant, None]
+            assert list(store.read_rows([RowKeys("giant", 1, np.array([1, 2]))])) == [giant, None]
         asyncio.run(self._giant_in_no_time(own.url))
 
     async def _giant_in_no_time(self, url: str) -> None:
+        giant = RowKeys("giant", 1, np.array([1]))
         hurried = StoreConfig(url, timeout_ms=5, connections=1)
         async with AsyncRedisRowStore(hurried) as store:
-            with pytest.raises(StoreTimeout):
-                await store.read(["giant"])
+            for call in (store.read(giant.names()), store.read_rows([giant])):
+                with pytest.raises(StoreTimeout):
+                    await call
         async with AsyncRedisRowStore(StoreConfig(url, connections=1)) as store:
-            reading = asyncio.create_task(store.read(["giant"]))
-            await asyncio.sleep(0.01)
-            reading.cancel()
-            assert await store.read(["a"]) == [None]
+            for call in (store.read(giant.names()), store.read_rows([giant])):
+                reading = asyncio.ensure_future(call)
+                await asyncio.sleep(0.01)
+                reading.cancel()
+                assert await store.read(["a"]) == [None]
+                assert list(await store.read_rows([KEYS])) == [None, None]
+
+    def test_what_nobody_asked_for_ends_the_connection(self) -> None:
+        """Else it would be taken for the answer to the next question."""
+
+        async def run(url: str) -> None:
+            async with AsyncRedisRowStore(config(url)) as store:
+                for _ in range(3):
+                    assert list(await store.read_rows([KEYS])) == [b"x", b"y"]
+                    await asyncio.sleep(0.05)  # more comes, then the end
+
+        with speaking(b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n", b"$5\r\nextra\r\n") as url:
+            asyncio.run(run(url))
 
     def test_a_malformed_progress_field_is_named(self, own: OwnServer) -> None:
         own.run("HSET", "encore:progress:topic:group", "3", "one,two")
@@ -220,6 +258,7 @@ class TestFull:
         with RedisRowStore(config(own.url)) as store:
             store.compare_and_set([Write("a", None, row(1))])
             own.run("CONFIG", "SET", "maxmemory", "1")
+            assert list(store.read_rows([KEYS])) == [None, None]
             with pytest.raises(StoreError, match="raise its maxmemory"):
                 store.compare_and_set([Write("a", fence_bytes(1, 1), row(2))])
             assert store.read(["a"]) == [row(1)]

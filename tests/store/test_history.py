@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from schemas.errors import HistoryError, StoreError, StoreTimeout
+from schemas.stored import RowKeys
 from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
@@ -51,6 +53,8 @@ def test_a_restart_is_another_history_for_the_event_loop(server: OwnServer) -> N
             await store.confirm()
             server.kill()
             server.restart()
+            with pytest.raises(HistoryError):
+                await store.read_rows([RowKeys("a", 1, np.array([1]))])
             calls = [store.put_text("a", "on top of a gap") for _ in range(20)]
             told = await asyncio.gather(*calls, return_exceptions=True)
             dead, *others = told  # the one connection that was open
