@@ -25,6 +25,7 @@ from bench.server import own_store
 from bench.timing import Timings, take_turns
 from bench.workload import Request, Workload, load_workload
 from store.redis_store import RedisRowStore
+from store.reply import pack_mget
 
 SIZES: Final = (1, 100, 500, 1_000)
 HEADLINE: Final = 500
@@ -44,7 +45,7 @@ class Contenders:
     def ours(self, request: Request) -> Assembled:
         """The store path: nothing cached."""
         program = self.workload.program
-        raw = self.store.read(program.keys(*request))
+        raw = self.store.read_rows(program.row_keys(*request))
         return program.assemble(raw, *request, self.workload.now_ms)
 
     def tensors(self, answer: Answer) -> Tensors:
@@ -113,7 +114,7 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
     requests = contenders.workload.requests(64, size, seed=size)
     program = contenders.workload.program
     packed = [contenders.raw.pack(program.keys(*request)) for request in requests]
-    stored = [contenders.raw.send(request) for request in packed]
+    stored = [contenders.store.read_rows(program.row_keys(*request)) for request in requests]
     blocks = [contenders.ours(request) for request in requests]
     count = len(requests)
     raw, feast = contenders.raw, contenders.feast
@@ -142,8 +143,10 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
     )
     stages = take_turns(
         {
-            "keys": lambda turn: program.keys(*requests[turn % count]),
-            "read": lambda turn: contenders.store.read(program.keys(*requests[turn % count])),
+            "keys": lambda turn: pack_mget(program.row_keys(*requests[turn % count])),
+            "read": lambda turn: contenders.store.read_rows(
+                program.row_keys(*requests[turn % count])
+            ),
             "assemble": lambda turn: program.assemble(
                 stored[turn % count], *requests[turn % count], contenders.workload.now_ms
             ),

@@ -89,11 +89,9 @@ class StoredRows(Sequence[bytes | None]):
     def __getitem__(self, index: int | slice) -> bytes | StoredRows | None:
         if isinstance(index, slice):
             return self._part(index)
-        place = index + self._count if index < 0 else index
-        for run in self.runs:
-            if 0 <= place - run.first < run.many:
-                return self._value(run, place - run.first)
-        raise IndexError(f"value {index} of {self._count}")
+        place = range(self._count)[index]  # IndexError beyond the ends
+        run = next(run for run in self.runs if place < run.first + run.many)
+        return self._value(run, place - run.first)
 
     def _value(self, run: Run, index: int) -> bytes | None:
         if run.size == ABSENT:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Self, cast
 
+from redis.exceptions import ConnectionError as LostConnection
+
 from store.reply import RowsReply
 
 
@@ -36,10 +38,10 @@ class RowLine(asyncio.BufferedProtocol):
         return line
 
     async def ask(self, question: bytes, reply: RowsReply) -> None:
-        """Returns when the reply is complete. Raises OSError where the connection is lost, and what
-        `RowsReply.add` does."""
+        """Returns when the reply is complete. Raises redis-py's ConnectionError where it is lost,
+        and what `RowsReply.add` does."""
         if not self.open:
-            raise ConnectionResetError("closed by the server")
+            raise LostConnection("closed by the server")
         self._reply = reply
         self._answered = asyncio.get_running_loop().create_future()
         try:
@@ -81,5 +83,5 @@ class RowLine(asyncio.BufferedProtocol):
         """Nothing more comes."""
         self.close()
         if self._answered is not None and not self._answered.done():
-            lost = exc or ConnectionResetError("closed by the server")
+            lost = exc or LostConnection("closed by the server")
             self._answered.set_exception(lost)

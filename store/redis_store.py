@@ -22,6 +22,7 @@ from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
+from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
@@ -89,7 +90,7 @@ class RedisRowStore:
                 while not reply.complete:
                     count = connection._sock.recv_into(reply.room())
                     if count == 0:
-                        raise ConnectionResetError("closed by the server")
+                        raise LostConnection("closed by the server")
                     reply.add(count)
             self._room_bytes = reply.filled + 1
             return reply.rows()

@@ -123,7 +123,7 @@ class StoreConfig:
     """How to reach a store.
 
     timeout_ms: the blocking client waits that long for each socket operation, the async one for a
-        whole call, its wait for a free connection included. connections: most open at once.
+        whole call, its wait for a free connection included. connections: most in use at once.
     """
 
     url: str

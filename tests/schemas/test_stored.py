@@ -52,7 +52,7 @@ def test_it_is_the_sequence_of_its_values(
     assert list(part) == values[first:end]
     assert list(part[1:]) == values[first:end][1:]
     for beyond in (len(values), -len(values) - 1):
-        with pytest.raises(IndexError, match=f"of {len(values)}"):
+        with pytest.raises(IndexError, match="out of range"):
             rows[beyond]
     with pytest.raises(ValueError, match="step 1, got 2"):
         rows[::2]
