@@ -12,7 +12,6 @@ the store knows less than was committed, it lost what it had confirmed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Container, Iterable, Mapping
 
@@ -22,6 +21,7 @@ from schemas.errors import StoreError
 from store.base import AsyncRowStore
 from streams.config import StreamConfig
 from streams.patience import patiently
+from streams.trailing import Trailing
 from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
@@ -67,44 +67,29 @@ class Confirmations:
     ) -> None:
         self._store, self._marks, self._patience_ms = store, marks, patience_ms
         self._wanted = wanted
-        self._stored: dict[TP, int] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._trailing = Trailing(self._confirm)
 
     def stored(self, upto: Mapping[TP, int]) -> None:
         """All before these offsets is in the store, marks included. Returns at once.
 
         Raises what an earlier confirmation failed with: HistoryError, StreamError.
         """
-        self.check()
-        self._stored |= upto
-        if not self._wanted:
-            self._advance(self._taken())
-        elif self._task is None:
-            self._task = asyncio.ensure_future(self._confirm())
+        if self._wanted:
+            self._trailing.add(upto)
+        else:
+            self._advance(upto)
 
     def check(self) -> None:
         """Raises what a confirmation failed with."""
-        if self._task is not None and self._task.done():
-            task, self._task = self._task, None
-            task.result()
+        self._trailing.check()
 
     async def settle(self) -> None:
         """Return once all that was stored is confirmed. Raises HistoryError, StreamError."""
-        if self._task is not None:
-            await self._task
-        self.check()
+        await self._trailing.settle()
 
-    async def _confirm(self) -> None:
-        while upto := self._taken():
-            await patiently(
-                "the store's disk", self._store.confirm, self._patience_ms, (StoreError,)
-            )
-            self._advance(upto)
-        self._task = None
-
-    def _taken(self) -> dict[TP, int]:
-        upto, self._stored = self._stored, {}
-        return upto
+    async def _confirm(self, upto: Mapping[TP, int]) -> None:
+        await patiently("the store's disk", self._store.confirm, self._patience_ms, (StoreError,))
+        self._advance(upto)
 
     def _advance(self, upto: Mapping[TP, int]) -> None:
         for tp, next_offset in upto.items():

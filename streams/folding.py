@@ -6,8 +6,10 @@ it read. So any batch may be folded again, by this process or another, and chang
 
 Rows depend on nobody but themselves, so a run is folded in parts of ROWS_AT_ONCE rows, which fit
 the processor's cache, and some parts are under way at once: while the store writes one, another is
-read and a third is folded. What this process wrote is kept in `streams.hot_rows` and need not be
-read again: where another writer came in between, the fence is another and the write fails.
+read and a third is folded. The next run may be begun meanwhile; its parts go behind those of this
+one that may hold the same rows (`streams.lanes`). What this process wrote is kept in
+`streams.hot_rows` and need not be read again: where another writer came in between, the fence is
+another and the write fails.
 
 Symbols: a actions, n rows (entities of one view in one micro-batch).
 """
@@ -15,7 +17,7 @@ Symbols: a actions, n rows (entities of one view in one micro-batch).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -33,15 +35,16 @@ from schemas.row import Rows, decode_rows, encode_rows, fence_bytes, read_fence
 from schemas.status import Status
 from store.base import AsyncRowStore, Write
 from streams.hot_rows import HotRows
+from streams.lanes import LANES, Lanes, lanes_of
 from streams.messages import ActionRun
-from streams.overlap import overlapped
+from streams.overlap import ended
 from streams.patience import patiently
 
 #: Another writer of the same rows is a worker about to lose its partition: it wins a few times.
 MAX_ROUNDS: Final = 50
 #: Rows of a part: some 5 MB of them. Fewer pay numpy's cost a call, more the memory's.
 ROWS_AT_ONCE: Final = 2_048
-#: Parts under way at once.
+#: Parts of a run under way at once.
 OVERLAP: Final = 3
 
 
@@ -91,7 +94,8 @@ class FoldCounts:
 
 @dataclass(slots=True)
 class Folder:
-    """Folds runs into the rows of some views, of users or of items. Not for two calls at once.
+    """Folds runs into the rows of some views, of users or of items, each row's in the order in
+    which they were begun. Used by one event loop.
 
     epoch: of the topic that the runs are read from. patience_ms: how long a failing store is tried
     again. views may be replaced between two calls. floors: (view, generation) → {partition: the
@@ -112,36 +116,41 @@ class Folder:
     counts: FoldCounts = field(default_factory=FoldCounts)
     hot: HotRows = field(default_factory=HotRows)
     retention_ms: int = 0
+    _lanes: Lanes = field(default_factory=Lanes, init=False)
+
+    def begin(self, run: ActionRun, allow: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Begin to fold; the task ends once every action of the run is in its rows.
+
+        allow: called at once and awaited before the first write; what it raises prevents the write
+        and is raised by the task, even where there was nothing to write.
+
+        The task raises StreamError when the store fails for longer than patience_ms, went back, or
+        another writer never lets go; RowError for a damaged row. Runs that were begun later then
+        fail where they may hold the same rows: the folder is of no use any more.
+        """
+        permitted = asyncio.ensure_future(allow())
+        gate = asyncio.Semaphore(OVERLAP)
+        parts = [
+            self._lanes.enter(view.key, lanes, partial(_fold_part, part, gate, permitted))
+            for view, lanes, part in self._parts(run)
+        ]
+        return asyncio.create_task(_all_of([permitted, *parts]))
 
     async def apply(self, run: ActionRun, allow: Callable[[], Awaitable[None]]) -> None:
-        """Returns once every action of the run is in its rows.
+        """Returns once every action of the run is in its rows. Raises as the task of `begin`."""
+        await self.begin(run, allow)
 
-        allow: started beside the first read and awaited before the first write; what it raises
-        prevents the write and is raised here, even where there was nothing to write.
-
-        Raises StreamError when the store fails for longer than patience_ms, went back, or another
-        writer never lets go; RowError for a damaged row.
-        """
-        if len(run.actions) == 0:
-            await allow()
+    def _parts(self, run: ActionRun) -> Iterator[tuple[ViewPlan, range, Callable[[], _ViewFold]]]:
+        """The run by entities, about ROWS_AT_ONCE of a view at a time: which rows' lanes it has,
+        and what makes it."""
+        if len(run) == 0:
             return
-        permitted = asyncio.ensure_future(allow())
-        try:
-            await overlapped((fold.settle(permitted) for fold in self._parts(run)), OVERLAP)
-            await permitted
-        finally:
-            permitted.cancel()
-            await asyncio.gather(permitted, return_exceptions=True)
-
-    def _parts(self, run: ActionRun) -> Iterator[_ViewFold]:
-        """The run by entities, ROWS_AT_ONCE of a view at a time."""
         for entity in dict.fromkeys(view.entity for view in self.views):
             ids, which = np.unique(run.actions[entity], return_inverse=True)  # (n,), (a,)
-            for part, start, at in _split(which, len(ids)):
-                mine, some = run if at is None else run.at(at), ids[start : start + ROWS_AT_ONCE]
+            for part in _split(ids, which):
                 for view in self.views:
                     if view.entity == entity:
-                        yield _ViewFold(self, view, mine, some, part)
+                        yield view, part.lanes, partial(_ViewFold, self, view, run, part)
 
     def above_floor(self, view: ViewPlan, run: ActionRun) -> NDArray[np.bool_]:
         """(a,) bool: the view's generation takes the action, for its place in the topic."""
@@ -162,23 +171,56 @@ class Folder:
             )
 
 
-def _split(
-    which: NDArray[np.intp], rows: int
-) -> Iterator[tuple[NDArray[np.intp], int, NDArray[np.intp] | None]]:
-    """Parts of ROWS_AT_ONCE rows. which: (a,) the row of each action, in [0, rows).
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some entities of a run. lanes: theirs. ids: (n,) i64. which: (a,) the entity of each of its
+    actions, in [0, n). at: (a,) their places in the run, ascending; None for all of them."""
 
-    Yields the row of each action of the part counted from its first one, that first row, and the
-    places of those actions, ascending; None for all of them.
-    """
-    if rows <= ROWS_AT_ONCE:
-        yield which, 0, None
+    lanes: range
+    ids: NDArray[np.int64]
+    which: NDArray[np.intp]
+    at: NDArray[np.intp] | None
+
+
+def _split(ids: NDArray[np.int64], which: NDArray[np.intp]) -> Iterator[_Part]:
+    """Parts of about ROWS_AT_ONCE rows, by lanes. ids: (n,). which: (a,) the row of each action."""
+    count = min(LANES, -(-len(ids) // ROWS_AT_ONCE))
+    if count == 1:
+        yield _Part(range(LANES), ids, which, None)
         return
-    part_of = (which // ROWS_AT_ONCE).astype(np.int32)  # (a,)
-    order = np.argsort(part_of, kind="stable")
-    ends = np.cumsum(np.bincount(part_of))
-    for number, (begin, end) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
-        at = order[begin:end]
-        yield which[at] - number * ROWS_AT_ONCE, number * ROWS_AT_ONCE, at
+    part_of = (lanes_of(ids).astype(np.intp) * count // LANES).astype(np.uint8)  # (n,)
+    rows, of_action = np.argsort(part_of, kind="stable"), part_of[which]  # (n,), (a,)
+    actions = np.argsort(of_action, kind="stable")  # (a,)
+    place = np.empty(len(ids), np.intp)
+    place[rows] = np.arange(len(ids))
+    row_ends = np.cumsum(np.bincount(part_of, minlength=count)).tolist()
+    action_ends = np.cumsum(np.bincount(of_action, minlength=count)).tolist()
+    row = action = 0
+    for number, (row_end, action_end) in enumerate(zip(row_ends, action_ends, strict=True)):
+        # Lane l is of part l * count // LANES.
+        lanes = range(-(-number * LANES // count), -(-(number + 1) * LANES // count))
+        at = actions[action:action_end]
+        if len(at):
+            yield _Part(lanes, ids[rows[row:row_end]], place[which[at]] - row, at)
+        row, action = row_end, action_end
+
+
+async def _fold_part(
+    make: Callable[[], _ViewFold], gate: asyncio.Semaphore, permitted: asyncio.Future[None]
+) -> None:
+    async with gate:
+        await make().settle(permitted)
+
+
+async def _all_of(tasks: Sequence[asyncio.Future[None]]) -> None:
+    """Wait for all; raise what the first failed with, once the others are cancelled."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        await ended(*tasks)
 
 
 class _ViewFold:
@@ -189,11 +231,11 @@ class _ViewFold:
         folder: Folder,
         view: ViewPlan,
         run: ActionRun,
-        ids: NDArray[np.int64],
-        which: NDArray[np.intp],
+        part: _Part,
     ) -> None:
-        self.folder, self.view, self.run = folder, view, run
-        self.ids, self.which = ids, which
+        self.folder, self.view = folder, view
+        self.run = run = run if part.at is None else run.at(part.at)
+        self.ids, self.which = ids, which = part.ids, part.which
         self.layout: RowLayout = layout_of(view)
         self.keys = row_keys(view.name, view.generation, ids.tolist())
         self.takes = folder.above_floor(view, run)  # (a,)

@@ -97,14 +97,12 @@ class Positions:
         Raises StreamError where a mark this process wrote is not there any more: the store went
         back, by what was written after the last mark it still has at least.
         """
+        marks = self.with_watermarks(upto)  # as they are now: more may come by meanwhile
         await patiently(
-            f"progress of {self._topic}",
-            lambda: self._put({tp.partition: offset for tp, offset in upto.items()}),
-            patience_ms,
-            (StoreError,),
+            f"progress of {self._topic}", lambda: self._put(marks), patience_ms, (StoreError,)
         )
 
-    async def _put(self, upto: dict[int, int]) -> None:
+    async def _put(self, marks: Mapping[int, tuple[int, int]]) -> None:
         there = await self.marks()
         for partition, written in self._stored.items():
             if there.get(partition, -1) < written:
@@ -114,9 +112,6 @@ class Positions:
                     got=f"{there.get(partition)}: the store went back",
                     do="restart this process: it reads again from the mark that is there",
                 )
-        progress = {
-            partition: (self._epoch, offset, self._watermark_ms.get(partition, 0))
-            for partition, offset in upto.items()
-        }
+        progress = {partition: (self._epoch, *mark) for partition, mark in marks.items()}
         await self._store.put_progress(self._topic, self._group, progress)
-        self._stored |= upto
+        self._stored |= {partition: offset for partition, (offset, _) in marks.items()}

@@ -6,6 +6,11 @@ then the progress mark, and once the store's disk has it, the commit (`streams.d
 letters and late actions are confirmed before the messages they came from count as stored, so a
 crash repeats them and never loses one; their `encore-source` header tells repetitions.
 
+Two micro-batches are under way at once (`streams.pipeline`), each row's actions in the order of the
+log (`streams.lanes`). Marks and commits trail behind (`streams.trailing`): one of each is on its
+way, and speaks of all that was stored when it was sent. Whatever asks where the stream stands, a
+rebalance or a new plan, waits until nothing is under way.
+
 Reading starts at the progress mark, which the store keeps beside the rows: a store that went back
 takes its mark with it, and the worker reads again from there. A topic id that changed under the
 worker (the broker lost its log) ends the process before anything of the new log is written.
@@ -19,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from faust.types import TP
@@ -34,15 +39,19 @@ from streams.generations import Generations
 from streams.heartbeat import Heartbeat
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.overlap import ended
+from streams.pipeline import Pipeline
 from streams.positions import Positions
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
+from streams.trailing import Trailing
 from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
 REPORT_EVERY_S: Final = 10.0
+#: Micro-batches under way at once: one is written, one is folded.
+UNDER_WAY: Final = 2
 
 #: Decoded lists, what was refused of them, and the next offset of each partition.
 Batch = tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]
@@ -59,6 +68,7 @@ class Worker:
     def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
         self._config, self._servers = config, servers
         self._reported_s = self._servers.clock_s()
+        self._under_way, self._marking = Pipeline(UNDER_WAY), Trailing(self._mark)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -96,6 +106,7 @@ class Worker:
 
         The plan is looked at first: whoever had a partition before may have followed a newer one.
         """
+        await self._all_marked()
         self._folder.hot.clear()
         if await self._plan.look():
             self._tell_views()
@@ -109,14 +120,16 @@ class Worker:
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether log and plan are still the same."""
-        self._confirmations.check()
+        for part in (self._under_way, self._marking, self._confirmations):
+            part.check()
         await self._source.watch()
         await self._follow()
         await self._beat.now_and_then()
         self._report()
 
     async def close(self) -> None:
-        """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
+        """What is under way is stored; the store's disk is waited for."""
+        await self._all_marked()
         self._report(now=True)
         await self._catch_up.close()
         await self._confirmations.settle()
@@ -127,27 +140,20 @@ class Worker:
     # --- work -------------------------------------------------------------------------------
 
     async def handle(self, lists: list[Fetched]) -> None:
-        """Micro-batches of whole lists; each is stored and marked before the next is written.
+        """Micro-batches of whole lists; returns when there is room for another.
 
-        The next one is decoded meanwhile. The log is looked at once for all: they were fetched
-        before.
+        The log is looked at once for all: they were fetched before.
         """
         if any(self._positions.goes_back(fetched) for fetched in lists):
             await self._source.check()
         await self._follow()
         same_log = asyncio.ensure_future(self._source.check())
-        storing: asyncio.Future[None] | None = None
         try:
             for batch in self._batches(lists):
-                if storing is not None:
-                    await storing
-                storing = asyncio.ensure_future(self._store_batch(batch, same_log))
-                await asyncio.sleep(0)  # it sends before the next is decoded
-            if storing is not None:
-                await storing
+                await self._store_batch(batch, same_log)
             await same_log
         finally:
-            await ended(storing, same_log)
+            await ended(same_log)
         await self._beat.now_and_then()
         self._report()
 
@@ -171,26 +177,54 @@ class Worker:
             yield runs, dead, upto
 
     async def _store_batch(self, batch: Batch, same_log: asyncio.Future[None]) -> None:
+        """Begin to store it; the rows' order is settled at once."""
         runs, dead, upto = batch
-        await self._aside.send_dead(dead)
-        await self._folder.apply(join_runs(runs), lambda: asyncio.shield(same_log))
+        folding = self._folder.begin(join_runs(runs), lambda: asyncio.shield(same_log))
+
+        async def store() -> None:
+            try:
+                await self._aside.send_dead(dead)
+                await folding
+            finally:
+                await ended(folding)
+
+        try:
+            await self._under_way.enter(store, lambda: self._stored(runs, upto))
+        except BaseException:
+            await ended(folding)
+            raise
+
+    def _stored(self, runs: list[ActionRun], upto: dict[TP, int]) -> None:
+        """A micro-batch and all before it are in their rows."""
         for run in runs:
             if len(run):
                 partition, newest = int(run.partition[0]), int(run.sent_ms.max())
                 self._positions.saw(partition, newest)
                 self._aside.tally.of(partition).actions += len(run)
+        self._marking.add(upto)
+
+    async def _mark(self, upto: Mapping[TP, int]) -> None:
+        """What is stored is marked: of each generation first, then of the group."""
         await self._generations.store(self._positions.with_watermarks(upto))
         await self._positions.store(upto, self._config.patience_ms)
         self._confirmations.stored(upto)
 
+    async def _all_marked(self) -> None:
+        """Nothing is under way any more, but confirmations."""
+        await self._under_way.settle()
+        await self._marking.settle()
+
     async def _follow(self) -> None:
-        """Take over a newly published plan, then catch up. All that was read is stored."""
+        """Take over a newly published plan, then catch up. All that was read is stored then."""
         if await self._plan.look_now_and_then():
+            await self._all_marked()
             await self._generations.change(self._plan.views, self._positions.standing())
             self._use_views()
             self._tell_views()
-        if await self._catch_up.step(self._positions.standing(), self._folder):
-            self._use_views()
+        if self._generations.lagging():
+            await self._all_marked()
+            if await self._catch_up.step(self._positions.standing(), self._folder):
+                self._use_views()
 
     def _use_views(self) -> None:
         self._folder.views, self._folder.silent = self._plan.views, self._plan.silent

@@ -5,8 +5,9 @@ A simulation that did not notice one of them would not notice the mistake either
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
@@ -19,7 +20,7 @@ from schemas.errors import EncoreError
 from store import memory
 from store.base import Progress, Write
 from store.memory import MemoryRowStore
-from streams import folding, item_messages
+from streams import folding, item_messages, lanes, pipeline
 from streams.durability import Confirmations
 from streams.folding import Folder
 from streams.messages import ActionRun
@@ -29,17 +30,20 @@ from streams.source_table import Pair, SourceTable
 from tests.simulation import server
 
 Allow = Callable[[], Awaitable[None]]
-apply: Final = Folder.apply
+Task = asyncio.Task[None]
+begin: Final = Folder.begin
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """rule: what it breaks. target.attribute: what is replaced by `by`."""
+    """rule: what it breaks. target.attribute: what is replaced by `by`. first: the seed to begin
+    with; where most histories keep the rule by chance, one that is known to break it."""
 
     rule: str
     target: Any
     attribute: str
     by: Any
+    first: int = 0
 
     def applied(self) -> AbstractContextManager[Any]:
         """While it is open, the rule is broken."""
@@ -69,23 +73,23 @@ def fold_the_newest_again(self: Any, rows: Any, place: Any) -> Any:
     return self.takes & (row >= 0) & (newer | (same & (self.run.offset >= rows.offset[row])))
 
 
-async def judge_by_the_batch(self: Folder, run: ActionRun, allow: Allow) -> None:
+def judge_by_the_batch(self: Folder, run: ActionRun, allow: Allow) -> Task:
     newest = np.full(len(run), run.sent_ms.max(initial=0))
-    await apply(self, replace(run, sent_ms=newest), allow)
+    return begin(self, replace(run, sent_ms=newest), allow)
 
 
-async def go_on_after_failure(self: Folder, run: ActionRun, allow: Allow) -> None:
-    try:
-        await apply(self, run, allow)
-    except EncoreError:
-        return
+def go_on_after_failure(self: Folder, run: ActionRun, allow: Allow) -> Task:
+    async def apply() -> None:
+        with suppress(EncoreError):
+            await begin(self, run, allow)
+
+    return asyncio.ensure_future(apply())
 
 
-async def answer_before_it_is_done(self: Folder, run: ActionRun, allow: Allow) -> None:
+def answer_before_it_is_done(self: Folder, run: ActionRun, allow: Allow) -> Task:
     waiting = LATE.pop(id(self), None)
     LATE[id(self)] = run
-    if waiting is not None:
-        await apply(self, waiting, allow)
+    return begin(self, run.at(np.zeros(0, np.intp)) if waiting is None else waiting, allow)
 
 
 LATE: Final[dict[int, ActionRun]] = {}
@@ -116,6 +120,17 @@ async def number_a_lost_log(cls: Any, admin: Any, facts: Any, store: Any, *rest:
 
 def trust_any_history(known: str, found: str, place: str = "") -> None:
     return
+
+
+def begin_at_once(before: list[Task], work: Callable[[], Awaitable[None]]) -> Awaitable[None]:
+    return work()
+
+
+async def finish_in_any_order(
+    before: Task | None, work: Callable[[], Awaitable[None]], done: Callable[[], None]
+) -> None:
+    await work()
+    done()
 
 
 # --- items -----------------------------------------------------------------------------------
@@ -162,11 +177,13 @@ MUTANTS: Final = (
     Mutant(
         "at the fence is not beyond it", folding._ViewFold, "_beyond_fence", fold_the_newest_again
     ),
-    Mutant("fences have epochs", folding._ViewFold, "_beyond_fence", forget_epochs),
-    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly),
-    Mutant("late is judged by each message", Folder, "apply", judge_by_the_batch),
-    Mutant("nothing is acked after a failure", Folder, "apply", go_on_after_failure),
-    Mutant("rows come before their mark", Folder, "apply", answer_before_it_is_done),
+    Mutant("fences have epochs", folding._ViewFold, "_beyond_fence", forget_epochs, 36),
+    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly, 25),
+    Mutant("late is judged by each message", Folder, "begin", judge_by_the_batch),
+    Mutant("nothing is acked after a failure", Folder, "begin", go_on_after_failure),
+    Mutant("rows come before their mark", Folder, "begin", answer_before_it_is_done),
+    Mutant("a row's messages come in order", lanes, "_behind", begin_at_once),
+    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 59),
     Mutant("a deletion empties its row", deletion, "deletions", keep_what_was_deleted),
     Mutant("marks never move back", memory, "merge_progress", overwrite_marks),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered),

@@ -17,6 +17,7 @@ from schemas.names import row_key
 from schemas.row import empty_rows, encode_rows, read_fence
 from store.base import Write
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
+from streams import folding
 from streams.folding import Folder, OutsideActions, physical_ttl_ms
 from streams.generations import NOTHING
 from streams.messages import ActionRun
@@ -349,3 +350,55 @@ def test_a_generation_that_takes_nothing_is_not_read() -> None:
     assert folder.counts.folded == 0
     with pytest.raises(StoreError, match="no call"):
         bench.store.read([])
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 1_000])
+def test_runs_begun_at_once_make_the_rows_that_one_after_the_other_makes(
+    monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    """Whatever the store takes for each call: it answers the first ones last."""
+    monkeypatch.setattr(folding, "ROWS_AT_ONCE", rows_at_once)
+    bench, sent = Bench(), messages(12, users=30)
+
+    class Slow(AsyncMemoryRowStore):
+        calls = 0
+
+        async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
+            self.calls += 1
+            await asyncio.sleep(0.004 / self.calls)
+            return await super().compare_and_set(writes)
+
+    async def run() -> None:
+        folder = bench.folder()
+        folder.store = Slow(bench.store)
+        parts = [folder.begin(run_of(sent[at : at + 3], at), allowed) for at in range(0, 12, 3)]
+        await asyncio.gather(*parts)
+        assert folder.counts.conflicts == folder.counts.repeated == 0
+
+    asyncio.run(run())
+    assert_rows_equal_oracle(bench.store, VIEW, sent)
+
+
+def test_a_run_behind_one_that_failed_writes_none_of_its_rows() -> None:
+    bench, sent = Bench(), messages(8)
+
+    class Failing(AsyncMemoryRowStore):
+        async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
+            raise ZeroDivisionError
+
+    async def run() -> None:
+        folder = bench.folder()
+        folder.store = Failing(bench.store)
+        first = folder.begin(run_of(sent[:4]), allowed)
+        second = folder.begin(run_of(sent[4:6], 4), allowed)
+        with pytest.raises(ZeroDivisionError):
+            await first
+        folder.store = AsyncMemoryRowStore(bench.store)
+        for late in (second, folder.begin(run_of(sent[6:], 6), allowed)):
+            with pytest.raises(ZeroDivisionError):
+                await late
+
+    asyncio.run(run())
+    assert bench.store.facts().keys == 0
+    bench.apply(bench.folder(), run_of(sent))
+    assert_rows_equal_oracle(bench.store, VIEW, sent)
