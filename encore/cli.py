@@ -96,6 +96,7 @@ app.command()(stream.items)
 app.command()(stream.sink)
 app.command()(stream.ship)
 app.command()(serving.serve)
+app.command()(serving.cache)
 app.command(epilog=model.TRAIN_EPILOG)(model.train)
 app.command()(diagnose.doctor)
 

@@ -25,7 +25,7 @@ ENV_PREFIX: Final = "ENCORE_"
 CONFIG_VARIABLE: Final = "ENCORE_CONFIG"
 DEFAULT_FILE: Final = Path("encore.toml")
 LOCAL: Final = "local"
-PATH_SETTINGS: Final = ("data_dir", "repo", "spool_dir", "packages_dir")
+PATH_SETTINGS: Final = ("data_dir", "repo", "spool_dir", "packages_dir", "item_cache_dir")
 
 _PORTS: Final = 1 << 16
 _GRPC_PORT_BEHIND: Final = 10
@@ -130,6 +130,24 @@ class Settings(BaseSettings):
         "drop", description="when that queue is full: drop and count the record, or refuse requests"
     )
 
+    # --- item cache
+    item_cache: bool = Field(
+        True,
+        description="keep all item rows of the service in shared memory, finalised: `encore serve`"
+        " starts the process that does it. Linux on x86-64; elsewhere items come from the store",
+    )
+    item_cache_dir: Path | None = Field(
+        None,
+        description="where its file lies, data_dir/cache when unset; for many items best in memory:"
+        " /dev/shm/encore",
+    )
+    item_cache_items: Count = Field(
+        4_194_304, description="most items in it; it takes room for those that are there"
+    )
+    item_cache_max_age_ms: Milliseconds = Field(
+        1_000, description="not known to hold all within this time, it is not read, but the store"
+    )
+
     # --- the embedded stack of `encore up`
     broker_port: Port = Field(0, description="port of the embedded broker; 0 takes a free one")
     store_port: Port = Field(0, description="port of the embedded store; 0 takes a free one")
@@ -143,6 +161,11 @@ class Settings(BaseSettings):
     def packages(self) -> Path:
         """The model package directory in effect."""
         return self.packages_dir if self.packages_dir is not None else self.data_dir / "packages"
+
+    @property
+    def cache(self) -> Path:
+        """The item cache's directory in effect."""
+        return self.item_cache_dir if self.item_cache_dir is not None else self.data_dir / "cache"
 
     @property
     def grpc(self) -> int:

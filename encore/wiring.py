@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from encore.settings import Settings
 
 if TYPE_CHECKING:
+    from aggregation.cache.feed import CacheConfig
     from predictor.server import ServeConfig
     from streams.config import StreamConfig
 
@@ -42,6 +43,18 @@ def ensure_topics(settings: Settings) -> None:
     from streams.admin import ensure_topics as ensure
 
     ensure(settings.bootstrap, topics(settings))
+
+
+def cache_config(settings: Settings, *, standby: bool = False) -> CacheConfig:
+    """Of the process that keeps the item cache."""
+    from aggregation.cache.feed import CacheConfig
+
+    return CacheConfig(
+        service=settings.service,
+        directory=settings.cache,
+        capacity=settings.item_cache_items,
+        standby=standby,
+    )
 
 
 def serve_config(settings: Settings) -> ServeConfig:

@@ -45,6 +45,7 @@ from store.changes import ChangingRows
 
 log: Final = logging.getLogger(__name__)
 AT_ONCE: Final = 2_048  # items of one MGET
+_STANDBY_S: Final = 0.25
 
 Ids = NDArray[np.int64]
 
@@ -52,13 +53,15 @@ Ids = NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
     """directory: of the cache's files; best in memory (/dev/shm). capacity: most items. beat_ms:
-    between two beats. retry_s: before another try where the store failed."""
+    between two beats. retry_s: before another try where the store failed. standby: wait where
+    another process keeps the cache, and take over when it ends."""
 
     service: str
     directory: Path
     capacity: int = 1 << 22
     beat_ms: float = 50.0
     retry_s: float = 0.1
+    standby: bool = False
 
 
 def run_cache_writer(
@@ -77,8 +80,9 @@ def run_cache_writer(
             got="another machine",
             do="set item_cache to false: items are read from the store",
         )
-    with _locked(config.directory, config.service):
-        feed = ItemFeed(config, source, stop or threading.Event())
+    stop = stop or threading.Event()
+    with _locked(config, stop):
+        feed = ItemFeed(config, source, stop)
         try:
             feed.run()
         finally:
@@ -309,21 +313,29 @@ def _ids(keys: Collection[bytes], prefix: str) -> Ids:
 
 
 @contextmanager
-def _locked(directory: Path, service: str) -> Iterator[None]:
-    """Be the only writer of a service's cache in a directory."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{service}.lock"
+def _locked(config: CacheConfig, stop: threading.Event) -> Iterator[None]:
+    """Be the only writer of a service's cache in a directory. On standby, wait for it."""
+    config.directory.mkdir(parents=True, exist_ok=True)
+    path = config.directory / f"{config.service}.lock"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LocalError(
-                f"item cache {path}",
-                required="to be the only writer of this cache",
-                got="another process that holds its lock",
-                do="nothing: the cache is kept; or stop that process",
-            ) from None
+        while not _taken(file) and not stop.is_set():
+            if not config.standby:
+                raise LocalError(
+                    f"item cache {path}",
+                    required="to be the only writer of this cache",
+                    got="another process that holds its lock",
+                    do="nothing: the cache is kept; or stop that process",
+                )
+            stop.wait(_STANDBY_S)
         yield
     finally:
         os.close(file)
+
+
+def _taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,8 +1,8 @@
 """What a serving process asks before the store: items as the cache holds them.
 
     found = source.look_up(program, item_ids, now_ms)      None: nothing may be taken from the cache
-    raw   = store.read(user keys + found.keys())           one round trip: the user, and what is not
-                                                           in the cache
+    ids   = found.missing_ids()
+    raw   = store.read(keys of the user and of ids)        one round trip
     item  = found.completed(raw, status)                   all N items, exactly as from the store
 
 A record that is being written is read again, a few times; then it counts as not cached. Records
@@ -54,11 +54,14 @@ class ItemSide:
 class FoundItems(Protocol):
     """What a source has of N items."""
 
-    def keys(self) -> list[str]:
-        """The store keys of what it does not have."""
+    def missing_ids(self) -> NDArray[np.int64]:
+        """The items that it does not have, (m,)."""
+        ...
 
     def completed(self, raw: Raw, failed: Status | None = None) -> ItemSide:
-        """All N. raw: what `keys` hold; not looked at when `failed` says that the read failed."""
+        """All N. raw: (V * m,) rows of the missing ones, as `ServiceProgram.item_keys` orders them;
+        not looked at when `failed` says that the read failed."""
+        ...
 
 
 class ItemSource(Protocol):
@@ -68,6 +71,7 @@ class ItemSource(Protocol):
         self, program: ServiceProgram, item_ids: NDArray[np.int64], now_ms: int
     ) -> FoundItems | None:
         """What it has of (N,) items; None where it can say nothing."""
+        ...
 
 
 @dataclass(slots=True)
@@ -97,17 +101,15 @@ class CachedItems:
     records: Records
     missing: Places
 
-    def keys(self) -> list[str]:
-        """As `FoundItems.keys`."""
-        if not len(self.missing):
-            return []
-        return self.codec.program.item_keys(self.item_ids[self.missing])
+    def missing_ids(self) -> NDArray[np.int64]:
+        """As `FoundItems.missing_ids`."""
+        return self.item_ids[self.missing]
 
     def completed(self, raw: Raw, failed: Status | None = None) -> ItemSide:
         """As `FoundItems.completed`."""
         if len(self.missing):
-            ids = self.item_ids[self.missing]
-            self._fill(self.missing, self.codec.program.item_block(raw, ids, self.now_ms, failed))
+            block = self.codec.program.item_block(raw, self.missing_ids(), self.now_ms, failed)
+            self._fill(self.missing, block)
         return ItemSide(self.codec.block(self.records), self.codec.own_ids(self.records))
 
     def renew(self, which: Places, raw: Raw) -> None:

@@ -84,7 +84,7 @@ class World:
         """Whether the cache says what the store says, without asking it."""
         ids = IDS if asked is None else asked
         found = self.cache.look_up(program, ids, T0)
-        if found is None or found.keys():
+        if found is None or len(found.missing_ids()):
             return False
         try:
             side = looked_up(self.cache, program, self.stored, ids, T0)
@@ -241,6 +241,20 @@ def test_there_is_one_writer(world: World) -> None:
         wait_until(world.settled)
         with pytest.raises(LocalError, match="holds its lock"):
             run_cache_writer(world.config, world.source)
+
+
+def test_one_on_standby_takes_over(world: World) -> None:
+    world.write(1)
+    stop, config = threading.Event(), replace(world.config, standby=True)
+    second = threading.Thread(target=run_cache_writer, args=(config, world.source, stop))
+    with keeping(world):
+        wait_until(world.settled)
+        second.start()
+    try:
+        wait_until(world.settled)
+    finally:
+        stop.set()
+        second.join(60)
 
 
 def test_a_machine_that_cannot_do_it_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

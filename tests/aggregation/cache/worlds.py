@@ -129,8 +129,7 @@ def looked_up(
 ) -> ItemSide:
     found = cache.look_up(program, ids, now_ms)
     assert found is not None
-    keys = found.keys()
-    return found.completed([stored.get(key) for key in keys])
+    return found.completed(raw_of(program, stored, found.missing_ids()))
 
 
 def assert_as_stored(

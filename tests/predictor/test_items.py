@@ -1,0 +1,75 @@
+"""The item cache in front of the store: what is asked of whom, and that answers are the same."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregation.cache.memory import CacheMemory, now_ns
+from aggregation.cache.reader import ItemCache, cache_path
+from aggregation.cache.record import ItemCodec
+from aggregation.cache.writer import CacheWriter
+from aggregation.program import Assembled, ServiceProgram
+from predictor.items import Asked, ask
+from predictor.record import Query
+from schemas.status import Status
+from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, world
+
+PROGRAM = ServiceProgram(PLAN, "ranking")
+STORED = world()
+CANDIDATES = np.array(ITEMS, np.int64)
+QUERY = Query(uuid.UUID(int=1), USERS[0], CANDIDATES, NOW_MS, NOW_MS, 5, 500.0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ItemCache:
+    """Of all candidates but two, for which it has no room."""
+    codec = ItemCodec(PROGRAM)
+    memory = CacheMemory.create(cache_path(tmp_path, codec), codec, len(ITEMS) - 2)
+    writer = CacheWriter(memory)
+    for ids in (CANDIDATES[2:], CANDIDATES[:2]):
+        raw = [STORED.get(key) for key in PROGRAM.item_keys(ids)]
+        writer.put(ids, raw, NOW_MS)
+    writer.verified()
+    writer.live(now_ns())
+    return ItemCache(tmp_path, max_age_ms=600_000)
+
+
+def rows(asked: Asked) -> list[bytes | None]:
+    return [STORED.get(key) for key in asked.keys()]
+
+
+def assert_same(one: Assembled, other: Assembled) -> None:
+    assert one.item_values.tobytes() == other.item_values.tobytes()
+    assert one.user_values.tobytes() == other.user_values.tobytes()
+    assert one.item_status.tolist() == other.item_status.tolist()
+    assert one.item_fences.tolist() == other.item_fences.tolist()
+    assert one.tensors.item_slots.tolist() == other.tensors.item_slots.tolist()
+    assert one.newest_ms == other.newest_ms
+
+
+def test_only_the_user_and_what_is_not_cached_is_read(cache: ItemCache) -> None:
+    asked, plain = ask(PROGRAM, QUERY, cache), ask(PROGRAM, QUERY, None)
+    assert asked.item_ids.tolist() == list(ITEMS[:2])
+    assert len(asked.keys()) == len(PROGRAM.user_views) + 2 * len(PROGRAM.item_views)
+    assert len(plain.keys()) == len(PROGRAM.keys(QUERY.user_id, CANDIDATES))
+    assert_same(asked.assemble(rows(asked)), plain.assemble(rows(plain)))
+
+
+def test_items_are_served_although_the_store_is_not(cache: ItemCache) -> None:
+    failed = ask(PROGRAM, QUERY, cache).assemble([], Status.TIMEOUT)
+    assert set(failed.user_status.tolist()) == {Status.TIMEOUT}
+    assert set(failed.item_status[:2].ravel().tolist()) == {Status.TIMEOUT}
+    assert not (failed.item_status[2:] == Status.TIMEOUT).any()
+
+
+def test_a_clock_of_ones_own_is_answered_from_the_store(cache: ItemCache, tmp_path: Path) -> None:
+    asked = ask(PROGRAM, replace(QUERY, now_ms=NOW_MS - 1), cache)
+    assert asked.found is None
+    assert asked.item_ids.tolist() == list(ITEMS)
+    assert cache.counts.requests == 0
+    assert ask(PROGRAM, QUERY, ItemCache(tmp_path / "nothing")).found is None
