@@ -16,6 +16,7 @@ from aggregation.cache.reader import FoundItems, ItemSource
 from aggregation.program import Assembled, ServiceProgram
 from predictor.record import Query
 from schemas.status import Status
+from schemas.stored import RowKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,12 @@ class Asked:
     found: FoundItems | None
     item_ids: NDArray[np.int64]
 
-    def keys(self) -> list[str]:
-        """The store keys to read, in one round trip."""
-        return self.program.keys(self.query.user_id, self.item_ids)
+    def row_keys(self) -> list[RowKeys]:
+        """The rows to read, in one round trip."""
+        return self.program.row_keys(self.query.user_id, self.item_ids)
 
     def assemble(self, raw: Sequence[bytes | None], failed: Status | None = None) -> Assembled:
-        """raw: what `keys` hold; not looked at when `failed` says that the read failed."""
+        """raw: what `row_keys` hold; not looked at when `failed` says that the read failed."""
         program, query = self.program, self.query
         if self.found is None:
             return program.assemble(raw, query.user_id, self.item_ids, query.now_ms, failed)

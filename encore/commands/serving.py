@@ -41,9 +41,10 @@ def cache(
 ) -> None:
     """Keep the item cache that serving processes share.
 
-    All item rows of the service, finalised, in a mapped file. Loads what the store holds, is told by it of every change, makes anew what ages. Servers find
-    the cache in item_cache_dir and read the store while it is not there or not fresh. One process
-    a machine and service; SIGTERM ends it, and its file makes the next start quick.
+    All item rows of the service, finalised, in a mapped file. Loads what the store holds, is told
+    by it of every change, makes anew what ages. Servers find the cache in item_cache_dir and read
+    the store while it is not there or not fresh. One process a machine and service; SIGTERM ends
+    it, and its file makes the next start quick.
     """
     from aggregation.cache.feed import run_cache_writer
     from encore.logs import start_logging

@@ -17,6 +17,7 @@ from aggregation.program import Assembled, ServiceProgram
 from predictor.items import Asked, ask
 from predictor.record import Query
 from schemas.status import Status
+from schemas.stored import StoredRows
 from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, world
 
 PROGRAM = ServiceProgram(PLAN, "ranking")
@@ -39,8 +40,12 @@ def cache(tmp_path: Path) -> ItemCache:
     return ItemCache(tmp_path, max_age_ms=600_000)
 
 
-def rows(asked: Asked) -> list[bytes | None]:
-    return [STORED.get(key) for key in asked.keys()]
+def rows(asked: Asked) -> StoredRows:
+    return StoredRows.of([STORED.get(key) for key in names(asked)])
+
+
+def names(asked: Asked) -> list[str]:
+    return [name for keys in asked.row_keys() for name in keys.names()]
 
 
 def assert_same(one: Assembled, other: Assembled) -> None:
@@ -55,8 +60,8 @@ def assert_same(one: Assembled, other: Assembled) -> None:
 def test_only_the_user_and_what_is_not_cached_is_read(cache: ItemCache) -> None:
     asked, plain = ask(PROGRAM, QUERY, cache), ask(PROGRAM, QUERY, None)
     assert asked.item_ids.tolist() == list(ITEMS[:2])
-    assert len(asked.keys()) == len(PROGRAM.user_views) + 2 * len(PROGRAM.item_views)
-    assert len(plain.keys()) == len(PROGRAM.keys(QUERY.user_id, CANDIDATES))
+    assert len(names(asked)) == len(PROGRAM.user_views) + 2 * len(PROGRAM.item_views)
+    assert len(names(plain)) == len(PROGRAM.keys(QUERY.user_id, CANDIDATES))
     assert_same(asked.assemble(rows(asked)), plain.assemble(rows(plain)))
 
 
