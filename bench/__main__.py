@@ -20,6 +20,7 @@ BENCHMARKS: Final = (
     Benchmark("stream", "actions into rows, and how soon a request reads them", "bench.stream"),
     Benchmark("backfill", "history from Parquet into rows of a new generation", "bench.backfill"),
     Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
+    Benchmark("serve", "the service under open-loop load over gRPC and HTTP", "bench.serve"),
     Benchmark("chaos", "processes and servers killed under load, then every row", "bench.chaos"),
 )
 

@@ -53,11 +53,13 @@ class Benchmark:
 def show(cell: Cell) -> str:
     """A cell as text: three significant digits, "-" for what was not measured.
 
-    >>> show(1234.5), show(0.01234), show(None), show(7)
-    ('1,234', '0.0123', '-', '7')
+    >>> show(1234.5), show(0.01234), show(None), show(7), show(math.inf)
+    ('1,234', '0.0123', '-', '7', 'inf')
     """
     if cell is None:
         return "-"
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return str(cell)
     if isinstance(cell, float):
         digits = 0 if cell == 0 else max(0, 2 - math.floor(math.log10(abs(cell))))
         return f"{cell:,.{digits}f}"

@@ -1,0 +1,292 @@
+"""The ranking service under open-loop load: 500 candidates a request, gRPC and HTTP.
+
+`encore serve` is a process of its own, the store another; requests leave at Poisson times whatever
+became of those before them, and latency counts from the intended time. Both protocols carry binary
+tensors and take turns at each rate. Client, service and store share the machine's cores.
+
+`aggregate` answers the tensors that models would read; `rank` scores all 500 with the coarse model
+and the best of them with the fine one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from bench.open_loop import NO_REPLY, Measured, arrivals
+from bench.report import Cell, Options, Report
+from bench.serve_world import (
+    CANDIDATES,
+    PROTOCOLS,
+    Model,
+    Prepared,
+    Protocol,
+    ServeWorld,
+    reply_of,
+    serve_world,
+)
+
+DEADLINE_MS: Final = 200.0
+BOUND_MS: Final = 10.0
+FINE_LIMIT: Final = 100
+OVERLOAD: Final = 5
+REQUESTS: Final = 256
+#: A service that answers less than this part of what is offered is past its peak.
+_SATURATED: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """samples: at least so many requests a rate. tail: the percentile that they can tell.
+    rates: the first is the steady one, with `steady` requests; the others climb while the service
+    keeps up. overload_s: length of an overload."""
+
+    samples: int
+    steady: int
+    tail: float
+    rates: dict[Model, tuple[float, ...]]
+    overload_s: float
+
+
+QUICK: Final = Scale(
+    samples=400,
+    steady=400,
+    tail=95,
+    rates={"aggregate": (100, 200, 400, 800), "rank": (100,)},
+    overload_s=3.0,
+)
+FULL: Final = Scale(
+    samples=2_000,
+    steady=10_000,
+    tail=99,
+    rates={
+        "aggregate": (100, 150, 200, 250, 300, 350, 400, 500, 600, 800, 1_000),
+        "rank": (50, 75, 100, 125, 150, 175, 200, 250, 300),
+    },
+    overload_s=10.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What became of one rate. whole: replies in time that are not degraded, a second. refused,
+    degraded: parts of the requests. late: replies after the deadline, counted from when the request
+    left, and requests without one. cpu_us: of the service's processor, a request."""
+
+    rate: float
+    p50_ms: float
+    tail_ms: float
+    p999_ms: float | None
+    whole: float
+    refused: float
+    degraded: float
+    late: int
+    latest_ms: float
+    generator_ms: float
+    cpu_us: float
+    n: int
+
+    @property
+    def keeps_up(self) -> bool:
+        """It answered most of what was offered."""
+        return self.whole >= _SATURATED * self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """One protocol and model at all rates, and under OVERLOAD × its best."""
+
+    steps: tuple[Step, ...]
+    overload: Step | None
+
+    @property
+    def peak(self) -> float:
+        """Most whole replies a second."""
+        return max(step.whole for step in self.steps)
+
+    @property
+    def kept(self) -> float | None:
+        """Part of the peak that is left under overload."""
+        return None if self.overload is None else self.overload.whole / self.peak
+
+
+def run(options: Options) -> Report:
+    """Raises LocalError, StoreError when the servers do not come up."""
+    scale = QUICK if options.quick else FULL
+    report = Report()
+    climbs: dict[tuple[Protocol, Model], Climb] = {}
+    with serve_world(FINE_LIMIT) as world:
+        requests = world.workload.requests(REQUESTS, CANDIDATES, seed=options.seed)
+        for model in scale.rates:
+            prepared = {
+                each: world.prepare(each, model, requests, DEADLINE_MS) for each in PROTOCOLS
+            }
+            for each in prepared.values():
+                _measure(world, each, 50, 50, seed=0)  # warm
+            found = _climb(world, prepared, scale, options)
+            climbs |= {(protocol, model): climb for protocol, climb in found.items()}
+            stages = world.stage_ms(model)
+            report.line |= {f"stages_ms_{model}": _means(stages)}
+    _describe(report, climbs, scale)
+    report.line |= _keys(climbs, scale)
+    return report
+
+
+def _climb(
+    world: ServeWorld, prepared: dict[Protocol, Prepared], scale: Scale, options: Options
+) -> dict[Protocol, Climb]:
+    steps: dict[Protocol, list[Step]] = {protocol: [] for protocol in prepared}
+    model = prepared["grpc"].model
+    for at, rate in enumerate(scale.rates[model]):
+        for protocol, each in prepared.items():
+            if steps[protocol] and not steps[protocol][-1].keeps_up:
+                continue
+            n = max(scale.steady if at == 0 else scale.samples, int(2 * rate))
+            step = _measure(world, each, rate, n, options.seed + at, scale.tail)
+            steps[protocol].append(step)
+            options.say(f"{model} {protocol} {rate:g}/s: {step.tail_ms:.1f} ms, {step.whole:.0f}/s")
+    overloads: dict[Protocol, Step | None] = dict.fromkeys(prepared)
+    if len(scale.rates[model]) > 1:
+        for protocol, each in prepared.items():
+            rate = OVERLOAD * max(step.whole for step in steps[protocol])
+            n = int(rate * scale.overload_s)
+            overloads[protocol] = _measure(world, each, rate, n, options.seed, scale.tail)
+    return {each: Climb(tuple(steps[each]), overloads[each]) for each in prepared}
+
+
+def _measure(
+    world: ServeWorld, prepared: Prepared, rate: float, n: int, seed: int, tail: float = 99
+) -> Step:
+    """About n requests at a rate."""
+    before_s, seconds = world.cpu_s(), n / rate
+    measured = prepared.drive(arrivals(rate, seconds, seed))
+    return _judge(measured, prepared.protocol, (rate, seconds, tail), world.cpu_s() - before_s)
+
+
+def _judge(
+    measured: Measured, protocol: Protocol, load: tuple[float, float, float], cpu_s: float
+) -> Step:
+    rate, seconds, tail = load
+    n = len(measured.answers)
+    replies = [reply_of(protocol, answer) for answer in measured.answers]
+    status = measured.status  # (n,)
+    degraded = np.array([bool(reply.degraded) for reply in replies])  # (n,)
+    since_sent_ms = (measured.latency_s - measured.late_s) * 1e3  # (n,)
+    in_time = since_sent_ms <= DEADLINE_MS  # (n,)
+    answered = status != NO_REPLY
+    rare = int(0.001 * n) >= 5
+    return Step(
+        rate=rate,
+        p50_ms=measured.percentile_ms(50),
+        tail_ms=measured.percentile_ms(tail),
+        p999_ms=measured.percentile_ms(99.9) if rare else None,
+        whole=float(((status == 200) & ~degraded & in_time).sum()) / seconds,
+        refused=float(np.isin(status, (503, 504)).mean()),
+        degraded=float(degraded.mean()),
+        late=int((~in_time).sum()),
+        latest_ms=float(since_sent_ms[answered].max(initial=0.0)),
+        generator_ms=float(np.percentile(measured.late_s, tail)) * 1e3,
+        cpu_us=cpu_s / n * 1e6,
+        n=n,
+    )
+
+
+def rate_at(steps: Sequence[Step], bound_ms: float) -> float | None:
+    """The rate at which the tail passes the bound, between the last rate below it and the next one
+    above, on a line through the logarithms of their tails; None where no rate passes it, 0 where
+    the first does."""
+    below: Step | None = None
+    for step in sorted(steps, key=lambda step: step.rate):
+        if step.tail_ms <= bound_ms:
+            below = step
+        elif below is None:
+            return 0.0
+        elif not np.isfinite(step.tail_ms):
+            return below.rate
+        else:
+            part = np.log(bound_ms / below.tail_ms) / np.log(step.tail_ms / below.tail_ms)
+            return float(below.rate + part * (step.rate - below.rate))
+    return None
+
+
+def _means(stages: dict[str, tuple[float, float]]) -> dict[str, float]:
+    return {stage: ms / count for stage, (count, ms) in stages.items() if count}
+
+
+# --- what is told -----------------------------------------------------------------------------
+
+
+def _keys(climbs: dict[tuple[Protocol, Model], Climb], scale: Scale) -> dict[str, Any]:
+    def of(protocol: Protocol, model: Model) -> dict[str, Any]:
+        climb = climbs[protocol, model]
+        steady, tail = climb.steps[0], f"p{scale.tail:g}"
+        return {
+            "rate": steady.rate,
+            "p50_ms": steady.p50_ms,
+            "p99_ms": None,
+            f"{tail}_ms": steady.tail_ms,
+            "p999_ms": steady.p999_ms,
+            f"rate_at_{tail}_10ms": rate_at(climb.steps, BOUND_MS),
+            "peak_per_s": climb.peak,
+            "overload_goodput": climb.kept,
+            "late_replies": None if climb.overload is None else climb.overload.late,
+            "steps": {str(step.rate): [step.p50_ms, step.tail_ms] for step in climb.steps},
+        }
+
+    overloads = [climb for climb in climbs.values() if climb.overload is not None]
+    kept = [climb.kept for climb in overloads if climb.kept is not None]
+    late = [climb.overload.late for climb in overloads if climb.overload is not None]
+    return {
+        "candidates": CANDIDATES,
+        "deadline_ms": DEADLINE_MS,
+        **{protocol: of(protocol, "aggregate") for protocol in PROTOCOLS},
+        "rank": {protocol: of(protocol, "rank") for protocol in PROTOCOLS},
+        "overload_goodput": min(kept, default=None),
+        "late_replies": sum(late),
+    }
+
+
+def _describe(report: Report, climbs: dict[tuple[Protocol, Model], Climb], scale: Scale) -> None:
+    tail = f"p{scale.tail:g}"
+    head = ["a second", "requests", "p50", tail, "p99.9", "whole/s", "refused", "degraded", "late"]
+    head += ["latest", f"client {tail}", "CPU µs"]
+    for (protocol, model), climb in climbs.items():
+        rows = [_row(f"{step.rate:,.0f}", step) for step in climb.steps]
+        if climb.overload is not None:
+            rows.append(_row(f"{OVERLOAD} × peak: {climb.overload.rate:,.0f}", climb.overload))
+        report.table(f"{model} over {protocol}, ms", head, rows)
+    report.note("")
+    for (protocol, model), climb in climbs.items():
+        passes = rate_at(climb.steps, BOUND_MS)
+        told = "at no rate that was tried" if passes is None else f"at {passes:,.0f}/s"
+        kept = "" if climb.kept is None else f"; {climb.kept:.0%} of the peak at {OVERLOAD} × it"
+        report.note(
+            f"{model} over {protocol}: {tail} passes {BOUND_MS:g} ms {told}; at most "
+            f"{climb.peak:,.0f} whole replies a second{kept}."
+        )
+    report.note(
+        f"{CANDIDATES} candidates, deadline {DEADLINE_MS:g} ms, binary tensors; `rank` scores the "
+        f"best {FINE_LIMIT} with the fine model. Whole: in time and not degraded. Late: after the "
+        "deadline, from when the request left. Client: how much later than meant requests left. "
+        "CPU: of the service, a request. Client, service and store share the cores."
+    )
+
+
+def _row(title: str, step: Step) -> list[Cell]:
+    return [
+        title,
+        step.n,
+        step.p50_ms,
+        step.tail_ms,
+        step.p999_ms,
+        step.whole,
+        f"{step.refused:.1%}",
+        f"{step.degraded:.1%}",
+        step.late,
+        step.latest_ms,
+        step.generator_ms,
+        step.cpu_us,
+    ]
