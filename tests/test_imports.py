@@ -40,7 +40,7 @@ HOMES = {
     "uvicorn": {"predictor"},
     "uvloop": {"predictor"},
     "opentelemetry": {"predictor"},
-    "prometheus_client": {"predictor", "encore"},
+    "prometheus_client": {"predictor", "encore", "bench"},
     "grpc": {"predictor", "bench"},
     "duckdb": {"audit"},
     "typer": {"encore"},
