@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -103,13 +104,21 @@ def test_a_connection_that_breaks_fails_its_calls() -> None:
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(24)
         writer.write(struct.pack(">BHBBI", 0, 8, 7, 0, 0) + bytes(8))  # GOAWAY
-        await writer.drain()
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        closed.set()
+
+    closed = asyncio.Event()
 
     async def go() -> Measured:
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         async with server:
             address = server.sockets[0].getsockname()[:2]
-            return await over_grpc(address, [call(METHOD, b"?", "x", 1_000)], np.zeros(5))
+            calls = [call(METHOD, b"?", "x", 1_000)]
+            measured = await over_grpc(address, calls, np.zeros(5), connections=1)
+            await closed.wait()
+            return measured
 
     assert set(asyncio.run(go()).status) == {NO_REPLY}
 
