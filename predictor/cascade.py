@@ -1,12 +1,15 @@
 """The cascade: coarse over all candidates, fine over the best, a page of the best of those.
 
-Pure: equal tensors, models and settings give an equal result. Ties go to the caller's order.
+Pure: equal tensors, models and settings give an equal result, in the time there is. A stage that
+would not end by a request's deadline is left out before it begins: without the fine model the
+coarse score decides the page, without any the caller's order. Ties go to the caller's order.
 
 Symbols: N candidates, M most candidates of the fine stage, K page size, T tasks.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from aggregation.tensors import Tensors
+from predictor.budget import Budget, Stage, StageCosts
 from predictor.networks import Inputs
 from predictor.package import Model
 from predictor.spec import InputSpec
-from predictor.timeline import Laps
 from schemas.ranklog import Degraded
 
 F32 = NDArray[np.float32]
@@ -77,34 +80,65 @@ class Cascade:
     config: CascadeConfig
 
     def rank(
-        self, tensors: Tensors, page_size: int, seed: int, laps: Laps | None = None
+        self, tensors: Tensors, page_size: int, seed: int, budget: Budget | None = None
     ) -> Ranking:
-        """Rank the candidates of one request. seed: of the draw of rejects, the request id."""
-        laps = laps or Laps()
-        n, degraded = len(tensors.item_slots), Degraded(0)
-        if self.fine is None:
-            degraded |= Degraded.NO_FINE_MODEL if self.coarse else Degraded.NO_MODEL
-        elif self.coarse is None:
-            degraded |= Degraded.NO_COARSE_MODEL
+        """Rank the candidates of one request. seed: of the draw of rejects, the request id.
+
+        budget: the request's time, None for as much as it takes.
+        """
+        budget = budget or Budget(StageCosts(), math.inf)
+        n = len(tensors.item_slots)
         coarse = np.full(n, np.nan, np.float32)  # (N,)
         if self.coarse is not None:
+            if not budget.affords("coarse", n):
+                return self._unscored(n, page_size)
             coarse = self.coarse.logits(inputs_of(tensors, self.coarse.network.spec.inputs))
+            budget.done("coarse", n)
         ranked = self._best(coarse)  # (M,)
         drawn, chance = self._draw(n, ranked, seed)
+        if self.fine is None:
+            return self._by_coarse(ranked, coarse, page_size, self._lacking())
+        if not budget.affords("fine", len(ranked) + len(drawn)):
+            if self.coarse is None:
+                return self._unscored(n, page_size)
+            return self._by_coarse(ranked, coarse, page_size, Degraded.FINE_SKIPPED)
         fine = np.sort(np.concatenate([ranked, drawn]))  # (Nf,)
-        laps.lap("coarse")
+        logits = self.fine.logits(inputs_of(tensors, self.fine.network.spec.inputs, fine))
+        tasks = sigmoid(logits)  # (Nf, T)
+        final = tasks @ self.fine.weights  # (Nf,)
         is_drawn = np.isin(fine, drawn)  # (Nf,)
-        tasks = np.zeros((len(fine), 0), np.float32)  # (Nf, T)
-        final = coarse[fine]  # (Nf,)
-        if self.fine is not None:
-            logits = self.fine.logits(inputs_of(tensors, self.fine.network.spec.inputs, fine))
-            tasks = sigmoid(logits)
-            final = tasks @ self.fine.weights
         order = _order(final)
         page = order[~is_drawn[order]][:page_size]  # (K,)
         probability = np.where(is_drawn, np.float32(chance), np.float32(1))  # (Nf,)
-        laps.lap("fine")
-        return Ranking(fine, coarse, tasks, final, probability, page, degraded)
+        budget.done("fine", len(fine))
+        return Ranking(fine, coarse, tasks, final, probability, page, self._lacking())
+
+    def stages(self, n: int) -> tuple[tuple[Stage, int], ...]:
+        """What ranking n candidates in full consists of, each with its units."""
+        coarse: tuple[tuple[Stage, int], ...] = (("coarse", n),) if self.coarse else ()
+        return (*coarse, ("fine", min(n, self.config.fine_limit))) if self.fine else coarse
+
+    def _lacking(self) -> Degraded:
+        """What every request lacks under these models."""
+        if self.fine is None:
+            return Degraded.NO_FINE_MODEL if self.coarse else Degraded.NO_MODEL
+        return Degraded(0) if self.coarse else Degraded.NO_COARSE_MODEL
+
+    def _unscored(self, n: int, page_size: int) -> Ranking:
+        return callers_order(n, page_size, self.config.fine_limit, Degraded.DEADLINE)
+
+    def _by_coarse(self, ranked: I64, coarse: F32, page_size: int, degraded: Degraded) -> Ranking:
+        """The page without a fine score: the best of the coarse stage."""
+        fine = np.sort(ranked)  # (M,)
+        return Ranking(
+            fine=fine,
+            coarse=coarse,
+            tasks=np.zeros((len(fine), 0), np.float32),
+            final=coarse[fine],
+            draw_probability=np.ones(len(fine), np.float32),
+            page=_order(coarse[fine])[:page_size],
+            degraded=degraded,
+        )
 
     def _best(self, coarse: F32) -> I64:
         """Places of the candidates for the fine stage, at most M."""

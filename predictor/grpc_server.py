@@ -148,6 +148,7 @@ class _Calls:
         timeline = Timeline(model.name, "grpc", _traceparent(context))
         with Watched(service.observer, timeline) as watched:
             watched.begin()
+            service.ranker.admission.check()  # before more is spent on it
             parsed = request_of(request, service.limits)
             reply = await service.infer(model, parsed, request.model_version, remaining_ms)
             return reply_message(reply)

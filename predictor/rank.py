@@ -1,9 +1,10 @@
 """The request path: keys → one MGET → tensors → coarse → fine → page → log.
 
 The event loop does the I/O; assembling and scoring run on one inference thread, so requests never
-compete for the interpreter lock with each other. Every request is answered by its deadline: a
-store that does not answer costs the features (statuses TIMEOUT), a queue that is too long costs
-the scores (the caller's order); `degraded` says which.
+compete for the interpreter lock with each other. Every request is answered by its deadline: who
+would wait too long is refused at once (`predictor.admission`), a store that does not answer costs
+the features (statuses TIMEOUT), time that does not suffice for a stage costs that stage: the fine
+model first, then the coarse one (`predictor.budget`); `degraded` says which.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -21,12 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.program import Assembled
+from predictor.admission import Admission, AdmissionConfig
+from predictor.breaker import Read, StoreReader
+from predictor.budget import Budget, Stage, StageCosts
 from predictor.cascade import Cascade, CascadeConfig, Ranking, callers_order
 from predictor.generation import Generations, ServingGeneration
 from predictor.record import LogEntry, Query
 from predictor.spool import SpoolWriter
 from predictor.timeline import Laps, Served, current
-from schemas.errors import RequestError, StoreError, StoreTimeout
+from schemas.errors import RequestError
 from schemas.ranklog import Degraded
 from schemas.status import Status
 from schemas.stored import RowKeys
@@ -35,17 +40,27 @@ from store.base import AsyncRowStore
 log: Final = logging.getLogger(__name__)
 F32 = NDArray[np.float32]
 T = TypeVar("T")
+Stages = tuple[tuple[Stage, int], ...]
+
+#: Part of what a request could wait that it is let wait: those before it may take longer.
+_TRUST: Final = 0.8
+#: Part of its time that a request may wait which cannot be served in full anyway.
+_CHANCE: Final = 0.25
+#: Part of its time that a request has for reading and scoring, however busy the event loop is.
+_LEAST: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class RankConfig:
-    """cascade: limits of the stages. in_flight: requests served at once. store_share: part of a
-    request's time that the store read may take. reply_ms: kept back for writing the reply."""
+    """cascade: limits of the stages. in_flight: requests served at once. reply_ms: kept back for
+    writing the reply, at least. least_store, most_store: parts of a request's time that the store
+    read may take; between them, what scoring will probably leave."""
 
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     in_flight: int = 256
-    store_share: float = 0.7
     reply_ms: float = 2.0
+    least_store: float = 0.3
+    most_store: float = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class Ranker:
 
     def __init__(
         self,
-        store: AsyncRowStore,
+        store: AsyncRowStore | StoreReader,
         generations: Generations,
         spool: SpoolWriter[LogEntry] | None,
         config: RankConfig,
@@ -92,21 +107,28 @@ class Ranker:
         self.generations = generations
         self.spool = spool
         self.config = config
-        self.in_flight = 0
-        self._store = store
+        self.admission = Admission(AdmissionConfig(config.in_flight))
+        self.costs = StageCosts()
+        self.reader = store if isinstance(store, StoreReader) else StoreReader(store)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being served."""
+        return self.admission.in_flight
 
     async def rank(self, query: Query) -> RankReply:
         """Rank and log one request. Raises RequestError (503) when overloaded."""
-        deadline = _deadline(query, self.config.reply_ms)
-        generation = self.generations.current
+        generation, n = self.generations.current, len(query.candidate_ids)
         current().begin(query.request_id)
-        with self._admitted():
+        budget = self._budget(query.timeout_ms)
+        stages = (("assemble", n), *self._cascade(generation).stages(n))
+        with self._admitted(budget, stages):
             reserved = self._reserve()
             try:
-                raw, failed = await self._read(_keys(generation, query), deadline)
+                read = await self._read(_keys(generation, query), budget, stages)
                 scored = await self._infer(
-                    lambda laps: self._score(generation, query, raw, failed, laps), deadline
+                    lambda: self._score(generation, query, read, budget), budget, stages[0]
                 )
                 assembled, ranking = scored or self._unscored(generation, query)
             except BaseException:
@@ -123,19 +145,20 @@ class Ranker:
 
     async def aggregate(self, query: Query) -> AggregateReply:
         """Tensors of one request; nothing is logged. Raises RequestError (503) when overloaded."""
-        deadline = _deadline(query, self.config.reply_ms)
         generation = self.generations.current
         current().begin(query.request_id)
-        with self._admitted():
-            raw, failed = await self._read(_keys(generation, query), deadline)
+        budget = self._budget(query.timeout_ms)
+        stages: Stages = (("assemble", len(query.candidate_ids)),)
+        with self._admitted(budget, stages):
+            read = await self._read(_keys(generation, query), budget, stages)
             assembled = await self._infer(
-                lambda laps: _assemble(generation, query, raw, failed, laps), deadline
+                lambda: _assemble(generation, query, read, budget), budget, stages[0]
             )
         degraded = Degraded.DEADLINE
         if assembled is None:
-            assembled = _assemble(generation, query, [], Status.TIMEOUT, current())
+            assembled = _too_late(generation, query)
         else:
-            degraded = _row_flags(assembled, failed)
+            degraded = _row_flags(assembled, read.failed)
         _tell(generation, query, assembled, degraded)
         return AggregateReply(generation, assembled, degraded)
 
@@ -150,10 +173,17 @@ class Ranker:
         `work` takes the rows, or none and the status that all of them have; it raises nothing.
         Raises RequestError (503) when overloaded.
         """
-        deadline = time.monotonic() + (timeout_ms - self.config.reply_ms) / 1000
-        with self._admitted():
-            raw, failed = await self._read(keys, deadline)
-            done = await self._infer(lambda laps: (_lapped(work(raw, failed), laps),), deadline)
+        budget = self._budget(timeout_ms)
+        stages: Stages = (("look_up", sum(len(each.entity_ids) for each in keys)),)
+
+        def timed() -> tuple[T]:
+            done = work(read.rows, read.failed)
+            budget.done(*stages[0])
+            return (done,)
+
+        with self._admitted(budget, stages):
+            read = await self._read(keys, budget, stages)
+            done = await self._infer(timed, budget, stages[0])
         return work([], Status.TIMEOUT) if done is None else done[0]
 
     def close(self) -> None:
@@ -162,16 +192,24 @@ class Ranker:
 
     # --- stages -----------------------------------------------------------------------------
 
-    def _admitted(self) -> _InFlight:
-        if self.in_flight >= self.config.in_flight:
-            raise RequestError(
-                "request",
-                required=f"at most {self.config.in_flight} requests at once",
-                got="one more",
-                do="try again later, or add a server",
-                status=503,
-            )
-        return _InFlight(self)
+    def _budget(self, timeout_ms: float) -> Budget:
+        """A request's time, without what its reply will need. A busy event loop keeps it waiting
+        before it is seen about as long as it will keep its reply."""
+        lag_s = self.costs.likely_s("reply", 0)
+        kept_s = current().total_s + lag_s + max(self.config.reply_ms / 1000, lag_s)
+        most_s = timeout_ms / 1000
+        return Budget(self.costs, time.monotonic() + max(most_s - kept_s, most_s * _LEAST))
+
+    def _admitted(self, budget: Budget, stages: Stages) -> AbstractContextManager[None]:
+        """Counted while it is served. It may wait as long as it then still can be served in full;
+        one that could not be, even alone, takes its chance."""
+        left_s = budget.left_s()
+        likely_s = sum(self.costs.likely_s(*stage) for stage in stages)
+        patience_s = max((left_s - likely_s) * _TRUST, left_s * _CHANCE)
+        return self.admission.admitted(self._expected_s(stages), patience_s)
+
+    def _expected_s(self, stages: Stages) -> float:
+        return sum(self.costs.expected_s(*stage) for stage in stages)
 
     def _reserve(self) -> bool:
         """Room in the log queue; False where the record will be missing."""
@@ -189,103 +227,86 @@ class Ranker:
             )
         return False
 
-    async def _read(
-        self, keys: Sequence[RowKeys], deadline: float
-    ) -> tuple[Sequence[bytes | None], Status | None]:
+    async def _read(self, keys: Sequence[RowKeys], budget: Budget, stages: Stages) -> Read:
         """The request's rows, or the status that all of them have."""
-        budget = (deadline - time.monotonic()) * self.config.store_share
-        try:
-            async with asyncio.timeout(budget):
-                return await self._store.read_rows(keys), None
-        except (TimeoutError, StoreTimeout):
-            return [], Status.TIMEOUT
-        except StoreError as error:
-            log.warning("rank: %s", error)
-            return [], Status.STORE_ERROR
-        finally:
-            current().lap("store")
+        timeline, left_s, config = current(), budget.left_s(), self.config
+        limit_s = max(left_s - self._expected_s(stages), left_s * config.least_store)
+        read = await self.reader.read(keys, min(limit_s, left_s * config.most_store))
+        timeline.lap("store")
+        self.admission.took_to_read(timeline.laps[-1][1])
+        return read
 
-    async def _infer(self, work: Callable[[Laps], T], deadline: float) -> T | None:
-        """Run on the inference thread; None where it did not end in time."""
-        timeline, laps = current(), Laps()
+    async def _infer(
+        self, work: Callable[[], T], budget: Budget, first: tuple[Stage, int]
+    ) -> T | None:
+        """Run on the inference thread; None where it did not end in time, or could not have.
+
+        first: what `work` begins with. Laps of the budget are the thread's.
+        """
+        timeline, budget.laps = current(), Laps()
 
         def unless_late() -> T | None:
-            laps.lap("queue")
-            return work(laps) if time.monotonic() < deadline else None
+            budget.laps.lap("queue")
+            return work() if budget.affords(*first) else None
 
         context = contextvars.copy_context()  # log lines of the work name the request
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._inference, context.run, unless_late)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(budget.left_s()):
                 done = await future  # cancelled on timeout: dropped if it still waits in the queue
         except TimeoutError:
             timeline.lap("abandoned")
             return None
-        timeline.take_back(laps)
+        timeline.take_back(budget.laps)
+        self.costs.observe("reply", 0, time.perf_counter() - budget.laps.last_s)
         return done
 
+    def _cascade(self, generation: ServingGeneration) -> Cascade:
+        return Cascade(generation.coarse, generation.fine, self.config.cascade)
+
     def _score(
-        self,
-        generation: ServingGeneration,
-        query: Query,
-        raw: Sequence[bytes | None],
-        failed: Status | None,
-        laps: Laps,
+        self, generation: ServingGeneration, query: Query, read: Read, budget: Budget
     ) -> tuple[Assembled, Ranking]:
-        assembled = _assemble(generation, query, raw, failed, laps)
-        cascade = Cascade(generation.coarse, generation.fine, self.config.cascade)
+        assembled = _assemble(generation, query, read, budget)
         try:
             seed = query.request_id.int
-            ranking = cascade.rank(assembled.tensors, query.page_size, seed, laps)
+            ranking = self._cascade(generation).rank(
+                assembled.tensors, query.page_size, seed, budget
+            )
         except (RuntimeError, IndexError, ValueError):
             log.exception("rank: a model of generation %d failed", generation.number)
             ranking = self._in_callers_order(query, Degraded.MODEL_ERROR)
-        return assembled, ranking.but(_row_flags(assembled, failed))
+        return assembled, ranking.but(_row_flags(assembled, read.failed))
 
     def _unscored(self, generation: ServingGeneration, query: Query) -> tuple[Assembled, Ranking]:
         """The answer when the deadline came first."""
-        assembled = _assemble(generation, query, [], Status.TIMEOUT, current())
-        return assembled, self._in_callers_order(query, Degraded.DEADLINE)
+        return _too_late(generation, query), self._in_callers_order(query, Degraded.DEADLINE)
 
     def _in_callers_order(self, query: Query, why: Degraded) -> Ranking:
         n, limit = len(query.candidate_ids), self.config.cascade.fine_limit
         return callers_order(n, query.page_size, limit, why)
 
 
-class _InFlight:
-    """Counts a request while it is served."""
-
-    def __init__(self, ranker: Ranker) -> None:
-        self._ranker = ranker
-
-    def __enter__(self) -> None:
-        self._ranker.in_flight += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._ranker.in_flight -= 1
-
-
 def _keys(generation: ServingGeneration, query: Query) -> list[RowKeys]:
     return generation.program.row_keys(query.user_id, query.candidate_ids)
 
 
-def _deadline(query: Query, reply_ms: float) -> float:
-    """When scoring must be over, on the monotonic clock in seconds."""
-    return time.monotonic() + (query.timeout_ms - reply_ms) / 1000
-
-
-def _assemble(
-    generation: ServingGeneration,
-    query: Query,
-    raw: Sequence[bytes | None],
-    failed: Status | None,
-    laps: Laps,
-) -> Assembled:
+def _assemble(generation: ServingGeneration, query: Query, read: Read, budget: Budget) -> Assembled:
     assembled = generation.program.assemble(
-        raw, query.user_id, query.candidate_ids, query.now_ms, failed
+        read.rows, query.user_id, query.candidate_ids, query.now_ms, read.failed
     )
-    return _lapped(assembled, laps)
+    budget.done("assemble", len(query.candidate_ids))
+    return assembled
+
+
+def _too_late(generation: ServingGeneration, query: Query) -> Assembled:
+    """No row came into the reply in time."""
+    assembled = generation.program.assemble(
+        [], query.user_id, query.candidate_ids, query.now_ms, Status.TIMEOUT
+    )
+    current().lap("assemble")
+    return assembled
 
 
 def _tell(
@@ -293,12 +314,6 @@ def _tell(
 ) -> None:
     """What the request is answered from, to whoever watches it."""
     current().served = Served(generation.program, assembled, degraded, query.now_ms)
-
-
-def _lapped(done: T, laps: Laps) -> T:
-    """The same, once the time of making it is known."""
-    laps.lap("assemble")
-    return done
 
 
 def _row_flags(assembled: Assembled, failed: Status | None) -> Degraded:

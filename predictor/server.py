@@ -21,7 +21,9 @@ import torch
 import uvicorn
 import uvloop
 
+from predictor.breaker import BreakerConfig, StoreReader
 from predictor.cascade import CascadeConfig
+from predictor.front import Front
 from predictor.generation import Generations
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
@@ -92,7 +94,7 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
     async with serving(config) as service:
         server = _Server(
             uvicorn.Config(
-                create_app(service),
+                Front(create_app(service), service.ranker, service.observer.metrics),
                 http="httptools",
                 lifespan="off",
                 log_config=None,
@@ -168,7 +170,10 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             spool = SpoolWriter(config.spool, encode_entry)
             stack.push_async_callback(asyncio.to_thread, spool.close)
         rank_config = RankConfig(config.cascade, config.limits.in_flight)
-        ranker = Ranker(store, generations, spool, rank_config)
+        timeout_s = config.store.timeout_ms / 1000
+        reader = StoreReader(store, BreakerConfig(timeout_s=timeout_s), store.reconnect)
+        stack.push_async_callback(reader.close)
+        ranker = Ranker(reader, generations, spool, rank_config)
         stack.callback(ranker.close)
         watcher = Watcher(generations, store, WatchConfig(config.packages, config.poll_s))
         await watcher.look(polite=False)  # models that are there before the first request serve it

@@ -50,6 +50,8 @@ class Degraded(IntFlag):
     CORRUPT_ROWS = 32  # at least one row was damaged
     DEADLINE = 64  # scoring did not end in time: the caller's order
     MODEL_ERROR = 128  # a model raised: the caller's order
+    FINE_SKIPPED = 256  # no time for the fine model: the coarse score decides the page
+    STALE_ROWS = 512  # at least one view lags behind its stream
 
 
 def degraded_text(flags: int) -> str:

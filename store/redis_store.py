@@ -389,6 +389,10 @@ class AsyncRedisRowStore:
         self._hang_up()
         await self._pool.disconnect()
 
+    async def reconnect(self) -> None:
+        """Close the connections that nobody uses: the next calls open new ones."""
+        await self._pool.disconnect(inuse_connections=False)
+
     async def _greet(self, connection: Any) -> None:
         """What a new connection begins with: it must reach the history that was fixed."""
         await connection.on_connect()

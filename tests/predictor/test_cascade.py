@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aggregation.program import ServiceProgram
 from aggregation.tensors import Tensors
+from predictor.budget import Budget, Stage, StageCosts
 from predictor.cascade import Cascade, CascadeConfig, inputs_of
 from predictor.generation import Generations
 from predictor.package import Model, load_package
@@ -132,3 +133,49 @@ def test_swaps_keep_what_fits(models: Models, tmp_path: Path) -> None:
     assert generations.current.coarse is coarse
     same = generations.use_plan(PLAN)
     assert (same.coarse, same.fine) == (coarse, fine)
+
+
+class Hurry(Budget):
+    """Affords only what it is told."""
+
+    def __init__(self, *affordable: Stage) -> None:
+        super().__init__(StageCosts(), 0.0)
+        self.affordable = affordable
+
+    def affords(self, stage: Stage, units: int) -> bool:
+        return stage in self.affordable
+
+
+def test_without_time_for_the_fine_model_the_coarse_score_decides(
+    models: Models, tensors: Tensors
+) -> None:
+    coarse, fine = models
+    cascade = Cascade(coarse, fine, CascadeConfig(fine_limit=7, draw_share=1.0, draw_count=2))
+    hurried, alone = (
+        cascade.rank(tensors, 5, 0, Hurry("coarse")),
+        Cascade(coarse, None, cascade.config),
+    )
+    expected = alone.rank(tensors, 5, 0)
+    assert hurried.degraded == Degraded.FINE_SKIPPED
+    assert hurried.tasks.shape == (7, 0)
+    assert (hurried.draw_probability == 1).all()
+    for name in ("fine", "coarse", "final", "page"):
+        np.testing.assert_array_equal(getattr(hurried, name), getattr(expected, name))
+
+
+def test_without_time_for_any_model_the_callers_order(models: Models, tensors: Tensors) -> None:
+    coarse, fine = models
+    neither = Cascade(coarse, fine, CascadeConfig()).rank(tensors, 5, 0, Hurry("fine"))
+    no_coarse = Cascade(None, fine, CascadeConfig()).rank(tensors, 5, 0, Hurry())
+    for ranking in (neither, no_coarse):
+        assert ranking.degraded == Degraded.DEADLINE
+        assert ranking.page.tolist() == [0, 1, 2, 3, 4]
+        assert np.isnan(ranking.final).all()
+
+
+def test_stages_are_what_a_full_ranking_takes(models: Models) -> None:
+    coarse, fine = models
+    config = CascadeConfig(fine_limit=30)
+    assert Cascade(coarse, fine, config).stages(50) == (("coarse", 50), ("fine", 30))
+    assert Cascade(None, fine, config).stages(20) == (("fine", 20),)
+    assert Cascade(None, None, config).stages(20) == ()

@@ -76,7 +76,7 @@ ITEMS_ARRAY = np.array(ITEMS)
 @pytest.mark.parametrize(
     ("method", "stages"),
     [
-        ("rank", ["parse", "store", "queue", "assemble", "coarse", "fine"]),
+        ("rank", ["parse", "store", "queue", "assemble"]),  # there is no model
         ("aggregate", ["parse", "store", "queue", "assemble"]),
     ],
 )

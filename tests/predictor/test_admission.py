@@ -1,0 +1,124 @@
+"""Who is refused: by count, by the own deadline, by a queue that stands; in simulated time."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from contextlib import ExitStack
+
+import pytest
+
+from predictor.admission import Admission, AdmissionConfig
+from schemas.errors import RequestError
+
+COST_S = 0.01
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def admission(**changes: float) -> tuple[Admission, Clock]:
+    clock = Clock()
+    given = {"in_flight": 256, "interval_s": 0.3, "target_s": 0.02, "at_least": 3.0} | changes
+    return Admission(AdmissionConfig(**given), clock), clock  # type: ignore[arg-type]
+
+
+def test_a_count_that_is_reached_refuses_the_next() -> None:
+    door, _ = admission(in_flight=2)
+    with door.admitted(COST_S, 9.0), door.admitted(COST_S, 9.0):
+        assert (door.in_flight, door.wait_s) == (2, 2 * COST_S)
+        with pytest.raises(RequestError, match="at most 2 requests at once") as refused:
+            door.check()
+        assert refused.value.status == 503
+    assert (door.in_flight, door.wait_s, door.refused.in_flight) == (0, 0.0, 1)
+
+
+def test_who_would_wait_past_its_deadline_is_refused_at_once() -> None:
+    door, _ = admission()
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(door.admitted(COST_S, 9.0))
+        with pytest.raises(RequestError, match="a wait of at most 40 ms, got 50 ms") as refused:
+            stack.enter_context(door.admitted(COST_S, 0.04))
+        assert refused.value.status == 503
+        assert door.in_flight == 5
+        stack.enter_context(door.admitted(COST_S, 0.06))
+    assert door.refused.deadline == 1
+
+
+def test_a_failed_request_gives_its_place_back() -> None:
+    door, _ = admission()
+    with pytest.raises(ZeroDivisionError), door.admitted(COST_S, 9.0):
+        raise ZeroDivisionError
+    assert (door.in_flight, door.wait_s) == (0, 0.0)
+
+
+def test_a_burst_is_served_and_a_queue_that_stands_is_not() -> None:
+    door, clock = admission()
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(door.admitted(COST_S, 9.0))  # at once: a burst
+        clock.now_s += 0.31
+        with pytest.raises(RequestError, match="got 100 ms"):
+            door.check()
+        assert door.refused.standing == 1
+    door.check()  # short again
+
+
+def simulate(load: float, seconds: float = 20.0, timeout_s: float = 0.2) -> dict[str, float]:
+    """One server, Poisson arrivals at `load` times what it can serve, costs that vary by half."""
+    door, clock = admission(at_least=5.0)
+    draw, start_s = random.Random(7), clock.now_s
+    free_s, arrival_s = start_s, start_s
+    ends: list[tuple[float, int, ExitStack]] = []
+    waits, counts = [], {"good": 0, "late": 0, "refused": 0, "count": 0}
+    while arrival_s < start_s + seconds:
+        arrival_s += draw.expovariate(load / COST_S)
+        while ends and ends[0][0] <= arrival_s:
+            clock.now_s, _, held = heapq.heappop(ends)
+            held.close()
+        clock.now_s = arrival_s
+        counts["count"] += 1
+        held = ExitStack()
+        try:
+            held.enter_context(door.admitted(COST_S, 0.8 * (timeout_s - 1.5 * COST_S)))
+        except RequestError:
+            counts["refused"] += 1
+            continue
+        begin_s = max(free_s, arrival_s)
+        free_s = begin_s + COST_S * draw.uniform(0.5, 1.5)
+        waits.append(free_s - arrival_s)
+        counts["good" if waits[-1] <= timeout_s else "late"] += 1
+        heapq.heappush(ends, (free_s, counts["count"], held))
+    waits.sort()
+    return {
+        "goodput": counts["good"] / (seconds / COST_S),
+        "late": counts["late"],
+        "refused": counts["refused"] / counts["count"],
+        "p95_s": waits[len(waits) * 95 // 100],
+    }
+
+
+def test_overload_keeps_the_goodput_and_the_queue_short() -> None:
+    busy, over = simulate(0.8), simulate(5.0)
+    assert busy["refused"] < 0.02
+    assert busy["late"] == over["late"] == 0
+    assert over["goodput"] > 0.97
+    assert over["p95_s"] < 0.1  # half of the deadline: the queue does not stand at its bound
+    assert over["refused"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_reading_rows_is_no_queue() -> None:
+    """Requests whose rows are on the way count, but only beyond what reading takes."""
+    door, clock = admission()
+    for _ in range(100):
+        door.took_to_read(0.1)
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(door.admitted(COST_S, 9.0))
+        clock.now_s += 0.4
+        door.check()
