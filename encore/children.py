@@ -16,8 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from schemas.errors import LocalError
 
@@ -29,11 +31,12 @@ _LOG_TAIL_LINES = 3
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run. `log` is appended to; `environment` replaces the parent's when given."""
+    """What to run. `log` is appended to, None shares the parent's output; `environment` replaces
+    the parent's when given."""
 
     name: str
     command: Sequence[str]
-    log: Path
+    log: Path | None
     directory: Path | None = None
     environment: Mapping[str, str] | None = None
 
@@ -72,6 +75,8 @@ class Child:
 
     def log_tail(self) -> str:
         """The last lines that it logged, as one line for an error message; empty for none."""
+        if self.spec.log is None:
+            return ""
         try:
             with self.spec.log.open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
@@ -85,6 +90,10 @@ class Child:
         """Send a signal to the child itself; nothing happens when it has ended."""
         if self.running:
             os.kill(self.pid, number)  # not reaped yet, so the id is still its own
+
+    def terminate(self) -> None:
+        """Send SIGTERM and do not wait."""
+        self.signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> int | None:
         """Its exit code once it has ended, None when it still runs after `timeout_s`."""
@@ -146,16 +155,15 @@ def spawn(spec: ChildSpec) -> Child:
             required="to be started from the main thread, whose death ends it",
             got=threading.current_thread().name,
         )
-    spec.log.parent.mkdir(parents=True, exist_ok=True)
     guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *spec.command]
     try:
-        with spec.log.open("ab") as log:
-            log_start_bytes = log.tell()
+        with _output(spec.log) as log:
+            log_start_bytes = 0 if log is None else log.tell()
             process = subprocess.Popen(
                 guarded,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=None if log is None else subprocess.STDOUT,
                 cwd=spec.directory,
                 env=None if spec.environment is None else dict(spec.environment),
                 process_group=0,
@@ -165,6 +173,14 @@ def spawn(spec: ChildSpec) -> Child:
             f"local.{spec.name}", required="a program that can be run", got=str(error)
         ) from error
     return Child(spec, process, log_start_bytes)
+
+
+def _output(log: Path | None) -> AbstractContextManager[IO[bytes] | None]:
+    """Where its output goes; None: where the parent's goes."""
+    if log is None:
+        return nullcontext()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("ab")
 
 
 def wait_ready(child: Child, ready: Callable[[], bool], timeout_s: float) -> None:

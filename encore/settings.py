@@ -29,6 +29,7 @@ PATH_SETTINGS: Final = ("data_dir", "repo", "spool_dir", "packages_dir", "item_c
 
 _PORTS: Final = 1 << 16
 _GRPC_PORT_BEHIND: Final = 10
+_METRICS_PORT_BEHIND: Final = 20
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -107,6 +108,14 @@ class Settings(BaseSettings):
         description="port of the same over gRPC; 0 takes a free one, and unset it is http_port + 10"
         " (8090), or free where that is",
     )
+    workers: Count = Field(
+        1, description="serving processes of `encore serve`, all on the same ports"
+    )
+    metrics_port: Port | None = Field(
+        None,
+        description="where several of them are looked at together: /metrics, /v2/health/ready."
+        " Unset it is http_port + 20 (8100), or free where that is",
+    )
     page_size: Count = Field(20, description="items of a page unless the request says otherwise")
     fine_limit: Count = Field(1_000, description="most candidates that the fine model scores")
     draw_share: Share = Field(
@@ -170,9 +179,12 @@ class Settings(BaseSettings):
     @property
     def grpc(self) -> int:
         """The gRPC port in effect, 0 for a free one."""
-        if self.grpc_port is not None:
-            return self.grpc_port
-        return (self.http_port and self.http_port + _GRPC_PORT_BEHIND) % _PORTS
+        return _port_behind(self.http_port, _GRPC_PORT_BEHIND, self.grpc_port)
+
+    @property
+    def metrics(self) -> int:
+        """The supervisor's port in effect, 0 for a free one."""
+        return _port_behind(self.http_port, _METRICS_PORT_BEHIND, self.metrics_port)
 
     @property
     def runs(self) -> Path:
@@ -187,6 +199,13 @@ class Settings(BaseSettings):
                 text = str(value.absolute()) if isinstance(value, Path) else str(value)
                 variables[variable(name)] = text
         return variables
+
+
+def _port_behind(port: int, behind: int, given: int | None) -> int:
+    """The port that is given, or so many behind another one; 0 where that is, too."""
+    if given is not None:
+        return given
+    return (port and port + behind) % _PORTS
 
 
 def variable(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encore.settings import Settings
@@ -57,8 +58,9 @@ def cache_config(settings: Settings, *, standby: bool = False) -> CacheConfig:
     )
 
 
-def serve_config(settings: Settings) -> ServeConfig:
-    """Of the ranking service."""
+def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
+    """Of a serving process. socket: where its supervisor asks it, for one of several that share
+    their ports."""
     from predictor.cascade import CascadeConfig
     from predictor.limits import Limits
     from predictor.server import ServeConfig
@@ -72,6 +74,8 @@ def serve_config(settings: Settings) -> ServeConfig:
         host=settings.http_host,
         port=settings.http_port,
         grpc_port=settings.grpc,
+        share_ports=socket is not None,
+        socket=socket,
         packages=settings.packages,
         spool=SpoolConfig(
             settings.spool,

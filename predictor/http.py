@@ -149,10 +149,17 @@ async def write_to_online_store(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """The service's counts."""
-    return Response(
-        _service(request).observer.metrics.text(), media_type="text/plain; version=0.0.4"
-    )
+    """The service's counts; of one of several processes only where that one alone is asked."""
+    service, address = _service(request), request.scope.get("server")
+    if service.shares_ports and address is not None and address[1] is not None:
+        raise RequestError(
+            "metrics",
+            required="the port that has those of all serving processes",
+            got="one that any of them answers on",
+            do="ask on metrics_port",
+            status=404,
+        )
+    return Response(service.observer.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 async def _counted(

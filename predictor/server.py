@@ -53,10 +53,11 @@ KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections, so that t
 class ServeConfig:
     """Everything a serving process is told.
 
-    port, grpc_port: 0 takes a free one (logged); grpc_port None serves HTTP alone. packages: None
-    serves no models. spool: None logs nothing. timeout_ms: a request's time unless it says
-    otherwise. allow_now_ms: take a request's clock (replays only). plan_wait_s: how long to wait at
-    the start for a published plan.
+    port, grpc_port: 0 takes a free one (logged); grpc_port None serves HTTP alone. share_ports:
+    other processes listen on them, too. socket: a Unix socket where it answers HTTP as well, for
+    who looks after it. packages: None serves no models. spool: None logs nothing. timeout_ms: a
+    request's time unless it says otherwise. allow_now_ms: take a request's clock (replays only).
+    plan_wait_s: how long to wait at the start for a published plan.
     """
 
     store: StoreConfig
@@ -64,6 +65,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int | None = None
+    share_ports: bool = False
+    socket: Path | None = None
     packages: Path | None = None
     spool: SpoolConfig | None = None
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
@@ -85,12 +88,16 @@ def run_server(config: ServeConfig) -> None:
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
-    listener = _listen(config)
-    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(config, listener))
+    with contextlib.ExitStack() as held:
+        listeners = [held.enter_context(_listen(config))]
+        if config.socket is not None:
+            listeners.append(held.enter_context(socket.socket(socket.AF_UNIX)))
+            listeners[-1].bind(str(config.socket))
+        runner = held.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        runner.run(_run(config, listeners))
 
 
-async def _run(config: ServeConfig, listener: socket.socket) -> None:
+async def _run(config: ServeConfig, listeners: list[socket.socket]) -> None:
     async with serving(config) as service:
         server = _Server(
             uvicorn.Config(
@@ -117,8 +124,8 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        log.info("serving on http://%s:%d", *listener.getsockname()[:2])
-        await server.serve(sockets=[listener])
+        log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
+        await server.serve(sockets=listeners)
         await calls.stopped()
 
 
@@ -129,7 +136,9 @@ class _Grpc:
         self._host = config.host
         self._server: GrpcServer | None = None
         if config.grpc_port is not None:
-            self._server = GrpcServer(service, config.host, config.grpc_port)
+            self._server = GrpcServer(
+                service, config.host, config.grpc_port, share_port=config.share_ports
+            )
         self._stops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -191,6 +200,7 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             page_size=config.page_size,
             timeout_ms=config.timeout_ms,
             allow_now_ms=config.allow_now_ms,
+            shares_ports=config.share_ports,
         )
         try:
             yield service
@@ -220,6 +230,8 @@ def _listen(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if config.share_ports:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((config.host, config.port))
     except OSError as error:

@@ -22,7 +22,8 @@ EXTENSIONS: Final = ("binary_tensor_data",)
 
 @dataclass(slots=True)
 class Service:
-    """A running service. `ready` is False before the first plan and while draining."""
+    """A running service. `ready` is False before the first plan and while draining. shares_ports:
+    it is one of several processes, and whoever asks on their ports gets any of them."""
 
     ranker: Ranker
     watcher: Watcher
@@ -34,6 +35,7 @@ class Service:
     timeout_ms: float = 500.0
     allow_now_ms: bool = False
     ready: bool = True
+    shares_ports: bool = False
 
     def metadata(self) -> dict[str, Any]:
         """Of the server."""

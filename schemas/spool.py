@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Final
 
 from schemas.errors import RecordError
@@ -16,6 +17,7 @@ from schemas.errors import RecordError
 HEADER: Final = struct.Struct("<II")
 MAX_PAYLOAD_BYTES: Final = 1 << 28
 SEGMENT_SUFFIX: Final = ".spool"
+_WORKER: Final = "worker-"
 
 
 def segment_name(sequence: int) -> str:
@@ -25,6 +27,20 @@ def segment_name(sequence: int) -> str:
     '00000000000000000007.spool'
     """
     return f"{sequence:020d}{SEGMENT_SUFFIX}"
+
+
+def worker_directory(spool: Path, number: int) -> Path:
+    """The spool of one of several serving processes of a machine, below theirs all.
+
+    >>> str(worker_directory(Path("spool"), 3))
+    'spool/worker-3'
+    """
+    return spool / f"{_WORKER}{number}"
+
+
+def worker_directories(spool: Path) -> list[Path]:
+    """Those that are there, of processes that run or ran."""
+    return sorted(path for path in spool.glob(f"{_WORKER}*") if path.is_dir())
 
 
 def frame(payload: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
     <spool_dir>/<sequence>.spool   segments of frames (`schemas.spool`); the newest still grows
     <spool_dir>/SHIPPED            "<sequence> <byte>": all before is confirmed by the broker
+    <spool_dir>/worker-<n>/        the same, of each of several serving processes
 
 A batch of frames is sent keyed by user id, acks=all, and confirmed; then the position is replaced
 durably; then a finished segment that lies before it is deleted. So a crash sends the last batch
@@ -28,7 +29,7 @@ from schemas.errors import EncoreError, RecordError, StreamError
 from schemas.ids import partition_of
 from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE, dead_letter_topic
 from schemas.ranklog import decode_record
-from schemas.spool import SEGMENT_SUFFIX, read_frames, segment_name
+from schemas.spool import SEGMENT_SUFFIX, read_frames, segment_name, worker_directories
 from streams.clients import KafkaError, KafkaProducer, require_broker
 from streams.config import StreamConfig
 from streams.producer import CONNECT_TIMEOUT_MS, SEND_TIMEOUT_S, producer_settings
@@ -95,18 +96,25 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Shipper:
-    """Ships one spool directory. One process at a time."""
+    """Ships a spool directory, and those of serving processes below it. One process at a time."""
 
-    def __init__(self, config: StreamConfig) -> None:
-        """Raises StreamError where the broker does not answer."""
-        self._config, self._directory = config, config.spool
+    def __init__(
+        self, config: StreamConfig, directory: Path | None = None, producer: Any = None
+    ) -> None:
+        """directory, producer: of a serving process below; the spool and one of its own unless
+        given. Raises StreamError where the broker does not answer."""
+        self._config, self._directory = config, directory or config.spool
+        self._below: dict[Path, Shipper] = {}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._place = shipped_to(self._directory)
         self._remove_shipped()
         self.shipped = 0
+        if producer is not None:
+            self._producer: Any = producer
+            return
         require_broker(config.bootstrap, CONNECT_TIMEOUT_MS)
         try:
-            self._producer: Any = KafkaProducer(**producer_settings(config.bootstrap))
+            self._producer = KafkaProducer(**producer_settings(config.bootstrap))
         except (KafkaError, OSError) as error:
             raise self._failed(error) from error
 
@@ -139,12 +147,17 @@ class Shipper:
 
     def ship_available(self) -> int:
         """Ship every whole frame there is now. Returns how many records. Raises StreamError."""
-        total = 0
-        while True:
+        total, more = 0, True
+        while more:
             sent, more = self._step()
             total += sent
-            if not more:
-                return total
+        for directory in worker_directories(self._directory):
+            if directory not in self._below:
+                self._below[directory] = Shipper(self._config, directory, self._producer)
+            sent = self._below[directory].ship_available()
+            self.shipped += sent
+            total += sent
+        return total
 
     # --- one step ---------------------------------------------------------------------------
 

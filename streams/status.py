@@ -15,7 +15,7 @@ from typing import Final
 
 from schemas.errors import StreamError
 from schemas.names import dead_letter_topic, late_topic, worker_key
-from schemas.spool import SEGMENT_SUFFIX
+from schemas.spool import SEGMENT_SUFFIX, worker_directories
 from store.base import AsyncRowStore, Progress
 from streams.admin import Admin, TopicFacts
 from streams.config import StreamConfig
@@ -107,7 +107,8 @@ async def read_status(config: StreamConfig, store: AsyncRowStore, now_ms: int) -
     ]
     counts = {name: ends[name, 0] for name in aside}
     lacks = await known_gaps(store, config)
-    return StreamStatus(tuple(lines), counts, unshipped_bytes(config.spool), lacks)
+    spools = (config.spool, *worker_directories(config.spool))
+    return StreamStatus(tuple(lines), counts, sum(map(unshipped_bytes, spools)), lacks)
 
 
 async def wait_settled(

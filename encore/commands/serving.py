@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from encore.context import invocation
 
+SERVE_EPILOG = """\b
+Examples:
+  encore serve
+  encore serve --workers 4
+"""
 
-def serve(context: typer.Context) -> None:
-    """Run the ranking service over HTTP.
 
-    Open Inference Protocol v2: POST /v2/models/rank/infer and /v2/models/aggregate/infer. Takes
-    over newly applied plans and newly trained models while it runs; without models it answers in
-    the caller's order and says `degraded`. SIGTERM answers what is in flight and ends.
+def serve(
+    context: typer.Context,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Serving processes on the same ports; the setting unless given.",
+        ),
+    ] = None,
+    socket: Annotated[Path | None, typer.Option("--socket", hidden=True)] = None,
+) -> None:
+    """Run the ranking service over HTTP and gRPC.
+
+    Open Inference Protocol v2, models `rank` and `aggregate`. Takes over newly applied plans and
+    newly trained models while it runs; without models it answers in the caller's order and says
+    `degraded`. SIGTERM answers what is in flight and ends. With more than one process, one that
+    dies is started again, and metrics_port has the metrics of all.
 
     Starts `encore cache --standby` beside it, unless item_cache is false.
     """
     from encore.caching import kept_cache
     from encore.logs import start_logging
-    from encore.signals import terminate_as_exit
+    from encore.signals import terminate_as_exit, terminate_as_interrupt
+
+    settings = invocation(context).connected
+    count = workers or settings.workers
+    if count > 1 and socket is None:
+        from encore.serving import run_workers
+
+        start_logging(settings.log_level, settings.log_format)
+        with terminate_as_interrupt() as interruption:
+            raise typer.Exit(run_workers(settings, count, interruption.check))
+
     from encore.wiring import serve_config
     from predictor.timeline import log_fields
 
-    settings = invocation(context).connected
     start_logging(settings.log_level, settings.log_format, log_fields)
-    with terminate_as_exit(), kept_cache(settings):
+    with terminate_as_exit(), kept_cache(settings) if socket is None else nullcontext():
         from predictor.server import run_server  # torch: seconds
 
-        run_server(serve_config(settings))
+        run_server(serve_config(settings, socket))
 
 
 def cache(

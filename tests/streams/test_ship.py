@@ -15,7 +15,7 @@ from schemas.errors import StreamError
 from schemas.ids import partition_of
 from schemas.names import HEADER_CODE, HEADER_SOURCE, dead_letter_topic
 from schemas.ranklog import RankRecord, encode_record
-from schemas.spool import frame, segment_name
+from schemas.spool import frame, segment_name, worker_directory
 from streams.admin import ensure_topics
 from streams.ship import POSITION_NAME, Shipper
 from tests.streams.ranks import random_record
@@ -81,6 +81,23 @@ def test_a_growing_segment_is_followed_and_a_finished_one_deleted(
     assert not growing.exists()
     assert (stack.config.spool / POSITION_NAME).read_text() == f"1 {len(FRAMES[2])}\n"
     assert sorted(message.value for message in shipped(stack, 3)) == values(RECORDS[:3])
+
+
+def test_several_serving_processes_have_spools_of_their_own(stack: Stack) -> None:
+    """Below the spool; one that comes later is found, and each has a position of its own."""
+    segment(stack, 0).write_bytes(b"".join(FRAMES[:4]))
+    below = [worker_directory(stack.config.spool, number) for number in (0, 1)]
+    below[0].mkdir()
+    (below[0] / segment_name(0)).write_bytes(b"".join(FRAMES[4:6]))
+    with Shipper(stack.config) as first:
+        assert first.ship_available() == 6
+        below[1].mkdir()
+        (below[1] / segment_name(0)).write_bytes(b"".join(FRAMES[6:]))
+        assert first.ship_available() == 6
+        assert first.shipped == 12
+    with Shipper(stack.config) as again:
+        assert again.ship_available() == 0
+    assert sorted(message.value for message in shipped(stack, 12)) == values(RECORDS)
 
 
 def test_a_restart_goes_on_from_the_position(stack: Stack) -> None:

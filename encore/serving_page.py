@@ -1,0 +1,123 @@
+"""What the supervisor of many serving processes tells: all their metrics, and how they are.
+
+GET /metrics            of all of them, each sample with its `worker`
+GET /v2/health/ready    200 while all are ready: how many there are and were started again
+GET /v2/health/live     200
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from schemas.errors import LocalError
+
+METRICS_PATH: Final = "/metrics"
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+#: Status, content type, body.
+Page = tuple[int, str, bytes]
+Pages = Mapping[str, Callable[[], Page]]
+
+
+def json_page(data: object, status: int = http.client.OK) -> Page:
+    """A page of JSON."""
+    return status, "application/json", json.dumps(data).encode()
+
+
+def text_page(text: str) -> Page:
+    """A page in Prometheus' text format."""
+    return http.client.OK, _TEXT, text.encode()
+
+
+def merged(expositions: Sequence[tuple[str, str]]) -> str:
+    """Several processes' metrics as one text. expositions: (worker, its own text).
+
+    Each sample gets the label `worker`; what a family is said to be comes once, before all of its
+    samples.
+
+    >>> print(merged([("0", "# TYPE a counter\\na 1\\n"), ("1", 'a{b="c"} 2\\n')]), end="")
+    # TYPE a counter
+    a{worker="0"} 1
+    a{worker="1",b="c"} 2
+    """
+    heads: dict[str, list[str]] = {}  # family -> its lines that are no samples
+    samples: dict[str, list[str]] = {}
+    for worker, text in expositions:
+        family = ""
+        for line in text.splitlines():
+            if line.startswith("# "):
+                family = line.split(" ", 3)[2]
+                known = heads.setdefault(family, [])
+                if line not in known:
+                    known.append(line)
+            elif line:
+                name = line.partition(" ")[0].partition("{")[0]
+                if not (family and name.startswith(family)):
+                    family = name
+                samples.setdefault(family, []).append(_labelled(line, name, worker))
+    families = dict.fromkeys([*heads, *samples])
+    lines = [line for each in families for line in (*heads.get(each, ()), *samples.get(each, ()))]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _labelled(line: str, name: str, worker: str) -> str:
+    rest = line[len(name) :]
+    label = f'worker="{worker}"'
+    return f"{name}{{{label},{rest[1:]}" if rest.startswith("{") else f"{name}{{{label}}}{rest}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], pages: Pages) -> None:
+        self.pages = pages
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        """A page, or 404."""
+        page = self.server.pages.get(self.path)
+        status, kind, body = (
+            json_page({"error": "no such page"}, http.client.NOT_FOUND) if page is None else page()
+        )
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Scrapes are not logged."""
+
+
+@contextmanager
+def serving_pages(host: str, port: int, pages: Pages) -> Any:
+    """Serve the pages from a thread while inside. Yields the port; 0 takes a free one.
+
+    Raises LocalError where the address is taken.
+    """
+    try:
+        server = _Server((host, port), pages)
+    except OSError as error:
+        raise LocalError(
+            f"metrics {host}:{port}",
+            required="an address nobody listens on",
+            got=error.strerror or type(error).__name__,
+            do="choose another metrics_port",
+        ) from None
+    thread = threading.Thread(target=server.serve_forever, name="pages", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

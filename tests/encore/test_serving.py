@@ -1,0 +1,251 @@
+"""`encore serve --workers`: processes kept running on shared ports, and their page."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import predictor.grpc_messages as messages
+from encore.keep import FIRST_PAUSE_S, LONGEST_PAUSE_S, SILENCE_S, STEADY_S, Kept, KeptSpec
+from encore.local import free_port
+from encore.serving import held_port, run_workers
+from encore.serving_page import merged, serving_pages
+from encore.settings import Settings
+from schemas.errors import LocalError
+from schemas.ranklog import decode_record
+from schemas.spool import read_frames
+from store.redis_store import RedisRowStore
+from tests.predictor.support import ITEMS, USERS, new_id, put_world, wait_until
+from tests.predictor.support import body as rank_body
+
+ROOT = Path(__file__).parents[2]
+
+# --- one kept process -----------------------------------------------------------------------
+
+
+def pause_after(kept: Kept, now_s: float, lasted_s: float) -> float:
+    """Let it run and end by itself; how long it pauses then."""
+    kept.look(now_s)
+    assert kept.child is not None
+    assert kept.child.wait(60) == 0
+    kept.look(now_s + lasted_s)
+    assert kept.child is None
+    pause_s = kept._start_at_s - (now_s + lasted_s)
+    kept.look(now_s + lasted_s + pause_s / 2)
+    assert kept.child is None, "its pause is not over"
+    return pause_s
+
+
+def test_one_that_ends_is_started_again_after_longer_and_longer() -> None:
+    kept = Kept(KeptSpec("short", ["--version"], {}))
+    assert pause_after(kept, 0.0, 0.0) == FIRST_PAUSE_S
+    assert pause_after(kept, 10.0, 0.0) == pytest.approx(2 * FIRST_PAUSE_S)
+    assert pause_after(kept, 20.0, STEADY_S) == pytest.approx(FIRST_PAUSE_S)
+    assert kept.restarts == 3
+    kept._pause_s = LONGEST_PAUSE_S
+    assert pause_after(kept, 100.0, 0.0) == kept._pause_s == LONGEST_PAUSE_S
+
+
+def test_one_that_says_nothing_any_more_is_killed(tmp_path: Path) -> None:
+    kept = Kept(KeptSpec("hung", ["doctor"], {}, tmp_path / "0.sock"))
+    kept.look(0.0)
+    assert kept.child is not None
+    os.kill(kept.child.pid, signal.SIGSTOP)
+    kept._answered_s = 0.0
+    kept.look(SILENCE_S - 1)
+    assert kept.child is not None
+    kept.look(SILENCE_S + 1)
+    assert kept.child is None
+    assert (kept.restarts, kept.ready) == (1, False)
+
+
+# --- their page -----------------------------------------------------------------------------
+
+
+def test_merged_metrics_have_each_family_once() -> None:
+    head = "# HELP a_total What\n# TYPE a_total counter\n"
+    one = f'{head}a_total{{model="rank"}} 1.0\na_created 5\n'
+    two = f"{head}a_total 2.0\n# TYPE b gauge\nb 3\n"
+    text = merged([("0", one), ("1", two)])
+    assert text.splitlines() == [
+        "# HELP a_total What",
+        "# TYPE a_total counter",
+        'a_total{worker="0",model="rank"} 1.0',
+        'a_total{worker="1"} 2.0',
+        "# TYPE b gauge",
+        'b{worker="1"} 3',
+        'a_created{worker="0"} 5',
+    ]
+
+
+def test_a_taken_metrics_port_is_refused() -> None:
+    with serving_pages("127.0.0.1", 0, {}) as port:
+        with pytest.raises(LocalError, match=r"metrics 127\.0\.0\.1:\d+: needs an address nobody"):
+            serving_pages("127.0.0.1", port, {}).__enter__()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=30)
+
+
+# --- ports ----------------------------------------------------------------------------------
+
+
+def test_a_held_port_is_shared_with_ours_and_refused_to_others() -> None:
+    with held_port("127.0.0.1", 0) as port, socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.bind(("127.0.0.1", port))
+        ours.listen()
+        with pytest.raises(LocalError, match="needs an address nobody listens on"):
+            held_port("127.0.0.1", port).__enter__()
+
+
+def test_workers_that_never_come_up_end_it(tmp_path: Path) -> None:
+    """No local stack runs there: the processes say so, and the supervisor ends."""
+    settings = Settings(data_dir=tmp_path, http_port=0)
+    with pytest.raises(LocalError, match=r"serve\.worker-\d: needs to come up"):
+        run_workers(settings, 2, lambda: None)
+
+
+# --- the whole ------------------------------------------------------------------------------
+
+
+@dataclass
+class Serving:
+    """A supervisor in a process of its own, and where it and its workers answer."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    grpc_port: int
+    metrics_port: int
+    spool: Path
+
+    def page(self, path: str) -> tuple[int, bytes]:
+        """Of the supervisor."""
+        url = f"http://127.0.0.1:{self.metrics_port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as reply:
+                return reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError:
+            return 0, b""
+
+    def workers(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.page("/v2/health/ready")[1])["workers"]
+        return found
+
+    def all_ready(self) -> bool:
+        assert self.process.poll() is None
+        return self.page("/v2/health/ready")[0] == 200
+
+    def rank(self, request_id: str) -> None:
+        """One request on a connection of its own, by HTTP; asked again where its worker dies."""
+        data = json.dumps(rank_body(id=request_id)).encode()
+        url = f"http://127.0.0.1:{self.port}/v2/models/rank/infer"
+        for _ in range(20):
+            with suppress(OSError), urllib.request.urlopen(url, data, timeout=30) as reply:
+                assert reply.status == 200
+                return
+        raise AssertionError("no answer")
+
+    def rank_by_grpc(self, request_id: str) -> None:
+        request = messages.ModelInferRequest(model_name="rank", id=request_id)
+        for name, ids in (("user_id", USERS[:1]), ("candidate_ids", ITEMS[:9])):
+            tensor = request.inputs.add(name=name, datatype="INT64", shape=[len(ids)])
+            tensor.contents.int64_contents.extend(ids)
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}") as channel:
+            stub = channel.unary_unary(
+                f"/{messages.SERVICE}/ModelInfer",
+                request_serializer=messages.ModelInferRequest.SerializeToString,
+                response_deserializer=messages.ModelInferResponse.FromString,
+            )
+            assert stub(request, timeout=60).id == request_id
+
+
+@pytest.fixture
+def serving(valkey: str, tmp_path: Path) -> Iterator[Serving]:
+    url = valkey.removesuffix("/0") + "/9"
+    with RedisRowStore(url) as store:
+        store._ask(("FLUSHDB",), "test")
+        put_world(store)
+    ports = [free_port() for _ in range(3)]
+    settings = Settings(
+        data_dir=tmp_path,
+        bootstrap="127.0.0.1:9",
+        store_url=url,
+        http_port=ports[0],
+        grpc_port=ports[1],
+        metrics_port=ports[2],
+        timeout_ms=10_000,
+        store_timeout_ms=10_000,
+    )
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "encore", "serve", "--workers", "2"],
+        cwd=ROOT,
+        env=inherited | settings.environment(),
+    )
+    try:
+        yield Serving(process, *ports, settings.spool)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def logged(spool: Path, number: int) -> set[str]:
+    """Request ids in a worker's spool."""
+    return {
+        str(decode_record(payload).request_id)
+        for path in (spool / f"worker-{number}").glob("*.spool")
+        for payload in read_frames(path.read_bytes())[0]
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serving) -> None:
+    wait_until(serving.all_ready, 90)
+    asked = [new_id() for _ in range(60)]
+    for request_id in asked[:20]:
+        serving.rank(request_id)
+        with suppress(IndexError):
+            serving.rank_by_grpc(asked[20 + asked.index(request_id)])
+    text = serving.page("/metrics")[1].decode()
+    for number in (0, 1):
+        assert f'encore_in_flight{{worker="{number}"}} 0' in text
+        assert f'encore_worker_up{{worker="{number}"}} 1' in text
+    assert text.count("# TYPE encore_request_seconds histogram") == 1
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/metrics", timeout=30)
+
+    before = serving.workers()
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    for request_id in asked[40:]:
+        serving.rank(request_id)
+    wait_until(lambda: serving.all_ready() and serving.workers()[0]["restarts"] == 1, 90)
+    after = serving.workers()
+    assert after[0]["pid"] != before[0]["pid"]
+    assert after[1] == before[1]
+
+    serving.process.terminate()
+    assert serving.process.wait(60) == 0
+    of_each = [logged(serving.spool, number) for number in (0, 1)]
+    assert all(of_each), "the kernel spreads connections"
+    assert of_each[1] >= set(asked[40:]) - of_each[0]
+    with pytest.raises(ProcessLookupError):
+        os.kill(after[1]["pid"], 0)
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", serving.port), timeout=5)
