@@ -37,16 +37,20 @@ ROOT = Path(__file__).parents[2]
 # --- one kept process -----------------------------------------------------------------------
 
 
+def runs(kept: Kept) -> bool:
+    return kept.child is not None
+
+
 def pause_after(kept: Kept, now_s: float, lasted_s: float) -> float:
     """Let it run and end by itself; how long it pauses then."""
     kept.look(now_s)
     assert kept.child is not None
     assert kept.child.wait(60) == 0
     kept.look(now_s + lasted_s)
-    assert kept.child is None
+    assert not runs(kept)
     pause_s = kept._start_at_s - (now_s + lasted_s)
     kept.look(now_s + lasted_s + pause_s / 2)
-    assert kept.child is None, "its pause is not over"
+    assert not runs(kept), "its pause is not over"
     return pause_s
 
 
@@ -67,9 +71,9 @@ def test_one_that_says_nothing_any_more_is_killed(tmp_path: Path) -> None:
     os.kill(kept.child.pid, signal.SIGSTOP)
     kept._answered_s = 0.0
     kept.look(SILENCE_S - 1)
-    assert kept.child is not None
+    assert runs(kept)
     kept.look(SILENCE_S + 1)
-    assert kept.child is None
+    assert not runs(kept)
     assert (kept.restarts, kept.ready) == (1, False)
 
 
@@ -199,7 +203,7 @@ def serving(valkey: str, tmp_path: Path) -> Iterator[Serving]:
         env=inherited | settings.environment(),
     )
     try:
-        yield Serving(process, *ports, settings.spool)
+        yield Serving(process, ports[0], ports[1], ports[2], settings.spool)
     finally:
         process.kill()
         process.wait()
