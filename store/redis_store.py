@@ -96,12 +96,12 @@ class RedisRowStore:
             return reply.rows()
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
-        """As `RowStore.compare_and_set`: pipelined scripts, one key each."""
+        """As `RowStore.compare_and_set`: pipelined scripts."""
         check_writes(writes)
         results: list[bool] = []
-        for part in wire.pipelines(writes):
+        for part in wire.pipelines(wire.write_calls(writes)):
             replies = self._run_script(
-                wire.COMPARE_AND_SET, wire.write_commands(part), "compare_and_set"
+                wire.COMPARE_AND_SET, [wire.write_command(call) for call in part], "compare_and_set"
             )
             results += wire.landed(part, replies, self._config.place)
         return results
@@ -208,7 +208,7 @@ class RedisRowStore:
     def _round_trip(self, commands: Sequence[Command], operation: str) -> list[Reply]:
         """Sends all commands, then reads a reply for each; server errors are replies."""
         with self._errors(operation), self._connection() as connection:
-            connection.send_packed_command([wire.pack(commands)])
+            connection.send_packed_command(wire.buffers(commands))
             return [_read(connection) for _ in commands]
 
     @contextmanager
@@ -312,12 +312,12 @@ class AsyncRedisRowStore:
             self._lines.pop().close()
 
     async def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
-        """As `RowStore.compare_and_set`: pipelined scripts, one key each."""
+        """As `RowStore.compare_and_set`: pipelined scripts."""
         check_writes(writes)
         results: list[bool] = []
-        for part in wire.pipelines(writes):
+        for part in wire.pipelines(wire.write_calls(writes)):
             replies = await self._run_script(
-                wire.COMPARE_AND_SET, wire.write_commands(part), "compare_and_set"
+                wire.COMPARE_AND_SET, [wire.write_command(call) for call in part], "compare_and_set"
             )
             results += wire.landed(part, replies, self._config.place)
         return results
@@ -435,7 +435,9 @@ class AsyncRedisRowStore:
             async with asyncio.timeout(self._config.timeout_ms / 1000), self._slots:
                 connection = await cast(Any, self._pool).get_connection()
                 try:
-                    await connection.send_packed_command(wire.pack(commands))
+                    for buffer in wire.buffers(commands):
+                        # As the socket takes it: what it cannot take yet is not copied about.
+                        await connection.send_packed_command(buffer)
                     return await _read_many(connection, len(commands))
                 except BaseException:
                     await connection.disconnect(nowait=True)

@@ -2,8 +2,8 @@
 
 A command is a tuple of its words; a round trip sends some packed commands and gets as many replies,
 an error reply being an exception in the list. Scripts are called by their SHA1 and loaded when the
-server says NOSCRIPT; each names one key (a cluster routes by it), except the one that publishes,
-whose two keys must share a hash slot there.
+server says NOSCRIPT. One call of COMPARE_AND_SET has many keys, as an MGET has
+(`docs/decisions/0009-many-rows-a-script-call.md`).
 
 Fences are compared in Lua for equality only: `<` on Lua strings follows the server's locale.
 Numbers in Lua are doubles, exact below 2^53; `check_progress` keeps to that.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -32,30 +32,37 @@ Command = tuple[Word, ...]
 Reply = object
 
 _PACK: Final[Callable[[Command], bytes]] = cast(Any, hiredis.pack_command)  # its stub is too narrow
-PIPELINE_WRITES: Final = 512  # writes a round trip, so that no reply waits for a huge batch
-PIPELINE_BYTES: Final = 1 << 20
+#: Rows a script call: what a call costs is shared, and others wait for no more than these.
+CALL_WRITES: Final = 32
+CALL_BYTES: Final = 128 << 10
+#: Bytes of rows a round trip, so that no reply waits for a huge batch.
+PIPELINE_BYTES: Final = 8 << 20
 
-# redis.call raises WRONGTYPE where the key holds something else than a string.
-# ARGV: fence, value, and for a row that expires the milliseconds.
+# ARGV: after how many ms the rows expire, 0 for never; then fence and value of each key. Returns 1,
+# 0 or an error for each. pcall: a key of another type must not keep the rest from being written.
 COMPARE_AND_SET: Final = f"""
-local fence = redis.call('GETRANGE', KEYS[1], {FENCE_SLICE.start}, {FENCE_SLICE.stop - 1})
-if ARGV[1] == '' then
-  if #fence ~= 0 then return 0 end
-  local set
-  if ARGV[3] then
-    set = redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', ARGV[3])
-  else
-    set = redis.call('SET', KEYS[1], ARGV[2], 'NX')
+local out, expire = {{}}, ARGV[1]
+for i = 1, #KEYS do
+  local key, want, value = KEYS[i], ARGV[2 * i], ARGV[2 * i + 1]
+  local set = redis.pcall('GETRANGE', key, {FENCE_SLICE.start}, {FENCE_SLICE.stop - 1})
+  if type(set) ~= 'table' then
+    if set ~= want then
+      set = false
+    elseif want == '' then
+      if expire == '0' then
+        set = redis.pcall('SET', key, value, 'NX')
+      else
+        set = redis.pcall('SET', key, value, 'NX', 'PX', expire)
+      end
+    elseif expire == '0' then
+      set = redis.pcall('SET', key, value)
+    else
+      set = redis.pcall('SET', key, value, 'PX', expire)
+    end
   end
-  return set and 1 or 0
+  if set and set.err then out[i] = set else out[i] = set and 1 or 0 end
 end
-if fence ~= ARGV[1] then return 0 end
-if ARGV[3] then
-  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-else
-  redis.call('SET', KEYS[1], ARGV[2])
-end
-return 1
+return out
 """
 
 COMPARE_AND_SET_TEXT: Final = """
@@ -149,33 +156,61 @@ def pack(commands: Sequence[Command]) -> bytes:
     return b"".join([_PACK(command) for command in commands])
 
 
+def buffers(commands: Sequence[Command]) -> Iterator[bytes]:
+    """The bytes of several commands, in pieces of about CALL_BYTES, each packed when it is due."""
+    held: list[bytes] = []
+    size = 0
+    for command in commands:
+        held.append(_PACK(command))
+        size += len(held[-1])
+        if size > CALL_BYTES:
+            yield b"".join(held) if len(held) > 1 else held[0]
+            held, size = [], 0
+    if held:
+        yield b"".join(held) if len(held) > 1 else held[0]
+
+
 def eval_command(script: str, keys: Sequence[str], arguments: Sequence[Word]) -> Command:
     """EVALSHA of one of this module's scripts."""
     return ("EVALSHA", SHAS[script], len(keys), *keys, *arguments)
 
 
-def write_commands(writes: Sequence[Write]) -> list[Command]:
-    """One compare-and-set script call a write; the empty string stands for an absent fence."""
-    sha = SHAS[COMPARE_AND_SET]
-    return [
-        ("EVALSHA", sha, 1, write.key, write.fence or b"", write.value)
-        if not write.expire_ms
-        else ("EVALSHA", sha, 1, write.key, write.fence or b"", write.value, write.expire_ms)
-        for write in writes
-    ]
-
-
-def pipelines(writes: Sequence[Write]) -> list[Sequence[Write]]:
-    """The writes cut into round trips of at most PIPELINE_WRITES and about PIPELINE_BYTES."""
-    cut: list[Sequence[Write]] = []
+def write_calls(writes: Sequence[Write]) -> list[Sequence[Write]]:
+    """The writes cut into script calls, each of one expiry."""
+    calls: list[Sequence[Write]] = []
     first = size = 0
     for index, write in enumerate(writes):
-        if index > first and (index - first == PIPELINE_WRITES or size > PIPELINE_BYTES):
-            cut.append(writes[first:index])
+        if index > first and (
+            index - first == CALL_WRITES
+            or size > CALL_BYTES
+            or write.expire_ms != writes[first].expire_ms
+        ):
+            calls.append(writes[first:index])
             first, size = index, 0
         size += len(write.value)
     if first < len(writes):
-        cut.append(writes[first:])
+        calls.append(writes[first:])
+    return calls
+
+
+def write_command(writes: Sequence[Write]) -> Command:
+    """One script call; the empty string stands for an absent fence."""
+    keys = [write.key for write in writes]
+    pairs = [word for write in writes for word in (write.fence or b"", write.value)]
+    return ("EVALSHA", SHAS[COMPARE_AND_SET], len(keys), *keys, writes[0].expire_ms, *pairs)
+
+
+def pipelines(calls: Sequence[Sequence[Write]]) -> list[Sequence[Sequence[Write]]]:
+    """The calls cut into round trips of about PIPELINE_BYTES."""
+    cut: list[Sequence[Sequence[Write]]] = []
+    first = size = 0
+    for index, call in enumerate(calls):
+        if index > first and size > PIPELINE_BYTES:
+            cut.append(calls[first:index])
+            first, size = index, 0
+        size += sum(len(write.value) for write in call)
+    if first < len(calls):
+        cut.append(calls[first:])
     return cut
 
 
@@ -188,18 +223,22 @@ def missing_scripts(replies: Sequence[Reply]) -> list[int]:
     ]
 
 
-def landed(writes: Sequence[Write], replies: Sequence[Reply], place: str) -> list[bool]:
+def landed(calls: Sequence[Sequence[Write]], replies: Sequence[Reply], place: str) -> list[bool]:
     """One bool a write. Raises StoreError naming the first write the server refused."""
-    for write, reply in zip(writes, replies, strict=True):
-        if isinstance(reply, Exception):
-            refused = sum(isinstance(other, Exception) for other in replies)
+    results: list[Reply] = []
+    for call, reply in zip(calls, replies, strict=True):
+        results += reply if isinstance(reply, list) else [reply] * len(call)
+    writes = [write for call in calls for write in call]
+    for write, result in zip(writes, results, strict=True):
+        if isinstance(result, Exception):
+            refused = sum(isinstance(other, Exception) for other in results)
             raise StoreError(
                 f"{place} compare_and_set[{write.key}]",
                 required="a row the server can replace",
-                got=f"{reply} ({refused} of {len(replies)} writes refused)",
-                do=_remedy(reply),
+                got=f"{result} ({refused} of {len(results)} writes refused)",
+                do=_remedy(result),
             )
-    return [reply == 1 for reply in replies]
+    return [result == 1 for result in results]
 
 
 def one(reply: Reply, where: str) -> Reply:

@@ -26,7 +26,7 @@ def test_pack() -> None:
 
 def test_the_script_reads_the_fence_where_the_row_codec_puts_it() -> None:
     bounds = f"{FENCE_SLICE.start}, {FENCE_SLICE.stop - 1})"
-    assert f"redis.call('GETRANGE', KEYS[1], {bounds}" in wire.COMPARE_AND_SET
+    assert f"redis.pcall('GETRANGE', key, {bounds}" in wire.COMPARE_AND_SET
 
 
 def test_no_script_orders_strings() -> None:
@@ -37,16 +37,30 @@ def test_no_script_orders_strings() -> None:
                 assert line.count("tonumber") == 2, line
 
 
-@given(st.lists(st.integers(28, 400_000), max_size=1_200))
-def test_round_trips_are_bounded_and_lose_nothing(sizes: list[int]) -> None:
+@given(st.lists(st.tuples(st.integers(28, 400_000), st.sampled_from([0, 5])), max_size=1_200))
+def test_calls_and_round_trips_are_bounded_and_lose_nothing(rows: list[tuple[int, int]]) -> None:
     block = bytes(400_000)
-    view = {size: block[:size] for size in set(sizes)}
-    writes = [Write(str(n), None, view[size]) for n, size in enumerate(sizes)]
-    parts = wire.pipelines(writes)
-    assert [write for part in parts for write in part] == writes
-    for part in parts:
-        assert 0 < len(part) <= wire.PIPELINE_WRITES
-        assert sum(len(write.value) for write in part[:-1]) <= wire.PIPELINE_BYTES
+    view = {size: block[:size] for size, _ in rows}
+    writes = [Write(str(n), None, view[size], ms) for n, (size, ms) in enumerate(rows)]
+    calls = wire.write_calls(writes)
+    assert [write for call in calls for write in call] == writes
+    for call in calls:
+        assert 0 < len(call) <= wire.CALL_WRITES
+        assert sum(len(write.value) for write in call[:-1]) <= wire.CALL_BYTES
+        assert len({write.expire_ms for write in call}) == 1
+    trips = wire.pipelines(calls)
+    assert [call for trip in trips for call in trip] == calls
+    for trip in trips:
+        assert trip
+        assert sum(len(w.value) for call in trip[:-1] for w in call) <= wire.PIPELINE_BYTES
+
+
+def test_buffers_are_the_bytes_of_all_commands() -> None:
+    commands = [("SET", str(n), bytes(n * 977 % 70_000)) for n in range(40)]
+    pieces = list(wire.buffers(commands))
+    assert b"".join(pieces) == wire.pack(commands)
+    assert all(len(piece) < wire.CALL_BYTES + 80_000 for piece in pieces)
+    assert len(pieces) < len(commands)
 
 
 def test_missing_scripts() -> None:
