@@ -5,14 +5,17 @@ Symbols: n rows, L capacity of a vector feature.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregation.rings import inside_window
+from aggregation.sequences import visible
 from schemas.errors import PlanError
-from schemas.plan import FeaturePlan, ViewPlan
+from schemas.plan import AccumulatorPlan, FeaturePlan, ViewPlan
 from schemas.row import Rows
 
 Array = NDArray[Any]
@@ -40,16 +43,42 @@ class Features:
 class Moment:
     """When n rows are looked at.
 
-    alive: (n,) bool, rows within the TTL; None where all are. never: as `Features.never`.
+    alive: (n,) bool, rows within the TTL; None where all are. never: as `Features.never`. known:
+    what several kinds ask of the same rows, computed once.
     """
 
     now_ms: int
     alive: Mask | None
     never: Mask
+    known: dict[Hashable, Any] = field(default_factory=dict)
 
     def living(self, mask: Mask) -> Mask:
         """A mask of rows, (n,), without those beyond the TTL."""
         return mask if self.alive is None else mask & self.alive
+
+    def inside(self, rows: Rows, ring: AccumulatorPlan, tiles: int) -> Array:
+        """Which slots of a ring hold one of the newest w tiles. tiles: w. (n, T) bool, shared."""
+        key = ring.head, ring.hop_ms, ring.tiles, tiles
+        found: Array | None = self.known.get(key)
+        if found is None:
+            held = self.living(rows.present[ring.head])  # (n,)
+            now_tile = self.now_ms // ring.hop_ms
+            found = inside_window(rows.values[ring.head], held, now_tile, ring.tiles, tiles)
+            self.known[key] = found
+        return found
+
+    def visible(self, rows: Rows, time_field: str) -> tuple[Array, Array, bool]:
+        """Of a sequence, by the field of its times: entries to skip, those that remain, (n,) int64
+        each, and whether any row is not to be taken as it lies."""
+        found: tuple[Array, Array, bool] | None = self.known.get(time_field)
+        if found is None:
+            lengths = rows.lengths[time_field]  # (n,)
+            if self.alive is not None:
+                lengths = np.where(self.alive, lengths, 0)
+            skip, remain = visible(rows.values[time_field], lengths, self.now_ms)
+            cut = self.alive is not None or bool(np.count_nonzero(skip))
+            found = self.known[time_field] = skip, remain, cut
+        return found
 
 
 class Step(Protocol):

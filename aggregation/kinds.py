@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from aggregation.features import Array, Features, Mask, Moment, Step, refuse
+from aggregation.features import Features, Mask, Moment, Step, refuse
 from aggregation.measures import (
     TOTALS,
     DecayedSums,
@@ -26,9 +26,9 @@ from aggregation.measures import (
     Means,
     Ratios,
 )
-from aggregation.rings import inside_window, total_dtype, window_totals
+from aggregation.rings import total_dtype, window_totals
 from aggregation.saturate import saturate
-from aggregation.sequences import shifted, visible
+from aggregation.sequences import shifted
 from schemas.layout import NUMPY
 from schemas.plan import (
     AccumulatorPlan,
@@ -54,6 +54,11 @@ class Scalars:
         present = np.array([rows.present[source] for _, source, _ in self.features])  # (g, n)
         if moment.alive is not None:
             present &= moment.alive
+        if np.count_nonzero(present) == present.size:
+            for name, source, dtype in self.features:
+                out.values[name] = rows.values[source].astype(dtype, copy=False)
+                out.null[name] = moment.never
+            return
         null: Mask = ~present  # (g, n)
         some: Mask = np.any(null, axis=1)  # (g,)
         for place, (name, source, dtype) in enumerate(self.features):
@@ -103,12 +108,10 @@ def fields(view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Step]:
 class Windows:
     """Windows of one length over rings of one shape.
 
-    head: field of the rings' newest tile. parts: features by the dtype that sums their rings.
+    ring: one of them. parts: features by the dtype that sums their rings.
     """
 
-    head: str
-    hop_ms: int
-    ring_tiles: int
+    ring: AccumulatorPlan
     tiles: int
     parts: tuple[tuple[np.dtype[Any], tuple[FeaturePlan, ...]], ...]
 
@@ -116,21 +119,21 @@ class Windows:
     def compile(cls, view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Self]:
         """One step for each shape and length."""
         stored = {field.name: NUMPY[field.dtype] for field in view.fields}
+        rings: dict[tuple[str, int, int, int], AccumulatorPlan] = {}
         groups: dict[tuple[str, int, int, int], dict[np.dtype[Any], list[FeaturePlan]]] = {}
         for feature in features:
             ring = _ring_of(view, feature)
             key = (ring.head, ring.hop_ms, ring.tiles, feature.tiles)
+            rings.setdefault(key, ring)
             parts = groups.setdefault(key, {})
             parts.setdefault(total_dtype(stored[ring.field]), []).append(feature)
         for key, parts in groups.items():
-            yield cls(*key, tuple((dtype, tuple(members)) for dtype, members in parts.items()))
+            grouped = tuple((dtype, tuple(members)) for dtype, members in parts.items())
+            yield cls(rings[key], key[-1], grouped)
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Never null: an empty row counts 0."""
-        held = moment.living(rows.present[self.head])  # (n,)
-        now_tile = moment.now_ms // self.hop_ms
-        heads = rows.values[self.head]  # (n,)
-        inside = inside_window(heads, held, now_tile, self.ring_tiles, self.tiles)  # (n, T)
+        inside = moment.inside(rows, self.ring, self.tiles)  # (n, T)
         for dtype, features in self.parts:
             rings = np.empty((len(features), *inside.shape), dtype)  # (A, n, T)
             for place, feature in enumerate(features):
@@ -159,8 +162,7 @@ class Sequences:
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Never null: an empty row has an empty sequence."""
-        skip, remain = self.visible(rows, moment)
-        cut = moment.alive is not None or skip.any()
+        skip, remain, cut = moment.visible(rows, self.time_field)
         for feature in self.features:
             values = rows.values[feature.source]  # (n, K)
             if cut:
@@ -170,13 +172,6 @@ class Sequences:
             out.lengths[feature.name] = np.minimum(remain, feature.capacity)
             out.null[feature.name] = moment.never
 
-    def visible(self, rows: Rows, moment: Moment) -> tuple[Array, Array]:
-        """Entries to skip, and those that remain: (n,) int64 each."""
-        lengths = rows.lengths[self.time_field]  # (n,)
-        if moment.alive is not None:
-            lengths = np.where(moment.alive, lengths, 0)
-        return visible(rows.values[self.time_field], lengths, moment.now_ms)
-
 
 class Ages(Sequences):
     """How long ago each entry of one sequence was, ms: what a raw time is to a model."""
@@ -185,10 +180,12 @@ class Ages(Sequences):
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """At least 0, since entries after now are left out. Never null."""
-        skip, remain = self.visible(rows, moment)
-        times = shifted(rows.values[self.time_field], skip, remain)  # (n, K)
-        inside = np.arange(times.shape[1]) < remain[:, None]  # (n, K)
-        ages = np.where(inside, moment.now_ms - times, 0)
+        skip, remain, cut = moment.visible(rows, self.time_field)
+        times = rows.values[self.time_field]  # (n, K)
+        if cut:
+            times = shifted(times, skip, remain)
+        ages = moment.now_ms - times  # (n, K)
+        ages *= np.arange(times.shape[1]) < remain[:, None]
         for feature in self.features:
             values = saturate(ages[:, : feature.capacity], NUMPY[feature.dtype])
             out.values[feature.name] = values  # (n, L)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from aggregation.distinct import estimate
 from aggregation.features import Features, Mask, Moment, refuse
 from aggregation.moments import deviation, mean
-from aggregation.rings import held_tiles, inside_window, window_slots
+from aggregation.rings import held_tiles, total_dtype, window_slots, window_totals
 from aggregation.saturate import saturate
 from aggregation.sequences import visible
 from schemas.layout import NUMPY
@@ -85,16 +85,26 @@ class OfTiles(Measure, ABC):
         """
 
 
-class Means(OfTiles):
+class Means(Measure):
     """Of (sum, count)."""
 
     __slots__ = ()
     takes = (("sum",), ("count",))
 
-    def measured(self, tiles: list[Array]) -> tuple[Array, Mask | None]:
-        """Null of no values."""
-        total, count = (_totals(each) for each in tiles)  # (n,)
-        return mean(count, total), count == 0
+    def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
+        """Null of no values. Whole numbers: the order in which they are summed is no matter."""
+        total, count = (self._total(rows, moment, ring) for ring in self.rings)  # (n,)
+        values = mean(count, total)
+        out.values[self.feature.name] = saturate(values, NUMPY[self.feature.dtype])
+        out.null[self.feature.name] = count == 0
+
+    def _total(self, rows: Rows, moment: Moment, ring: AccumulatorPlan) -> NDArray[np.int64]:
+        """The sum over the window's tiles of one ring, (n,)."""
+        inside = moment.inside(rows, ring, self.feature.tiles)  # (n, T)
+        state = rows.values[ring.field]  # (n, T)
+        wide = state.astype(total_dtype(state.dtype), copy=False)
+        total: NDArray[np.int64] = window_totals(wide[None], inside)[0]
+        return total
 
 
 class Deviations(OfTiles):
@@ -145,10 +155,8 @@ class Distinct(Measure):
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Never null. Looks only at tiles that hold something, most of which do not."""
         feature, (ring,) = self.feature, self.rings
-        held = moment.living(rows.present[ring.head])  # (n,)
-        now_tile, heads = moment.now_ms // ring.hop_ms, rows.values[ring.head]
         state = rows.values[ring.field].reshape(len(rows), ring.tiles, ring.width)  # (n, T, W)
-        inside = inside_window(heads, held, now_tile, ring.tiles, feature.tiles)  # (n, T)
+        inside = moment.inside(rows, ring, feature.tiles)  # (n, T)
         row, slot = np.nonzero(inside & (state[:, :, 0] > 0))
         values = estimate(state[row, slot], row, len(rows))
         out.values[feature.name] = saturate(values, NUMPY[feature.dtype])

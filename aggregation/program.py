@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from aggregation.block import SideBlock, SideProgram
 from aggregation.crosses import OPERATORS
 from aggregation.crossing import CrossProgram
-from aggregation.slots import Column, Records, SequenceProgram, SlotProgram
+from aggregation.sequence_slots import SequenceProgram
+from aggregation.slots import Column, Records, SlotProgram
 from aggregation.tensors import Ids, Tensors
 from schemas.errors import PlanError
 from schemas.layout import NUMPY
@@ -80,9 +81,7 @@ class ServiceProgram:
         self.own_slots = len(self.service.slots("item")) - len(self.service.crosses_of("pair"))
         self._own_slots = self._slots("item", self.item_dtype, slice(None, self.own_slots))
         self._pair_slots = self._slots("item", self.item_dtype, slice(self.own_slots, None))
-        self._sequences = tuple(
-            SequenceProgram(slot, self.user_dtype) for slot in self.service.sequences
-        )
+        self._sequences = SequenceProgram(self.service.sequences, self.user_dtype)
         self._crosses = CrossProgram(
             plan, self.service, {"user": self.user_dtype, "item": self.item_dtype}
         )
@@ -234,10 +233,7 @@ class ServiceProgram:
         user_of: NDArray[np.integer] | None,
         own_ids: Ids | None = None,
     ) -> Tensors:
-        sequences: dict[str, Ids] = {}
-        lengths: dict[str, Ids] = {}
-        for sequence in self._sequences:
-            sequences[sequence.name], lengths[sequence.name] = sequence(user.values)
+        sequences, lengths = self._sequences(user.values)
         sheet = self._user_slots.sheet(user)
         self._crosses.fill_user(user, sheet)
         if own_ids is None:

@@ -11,8 +11,8 @@ of one shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from aggregation.matching import run_numbers, run_starts
 
 Array = NDArray[Any]
 Index = NDArray[np.intp]
+
+_TABLE_TILES: Final = 128  # rings up to so many slots have tables: 33 kB each
 
 
 def moved_slots(old: Array, new: Array, tiles: int) -> NDArray[np.bool_]:
@@ -69,8 +71,31 @@ def inside_window(heads: Array, held: Array, now_tile: int, ring_tiles: int, til
     heads: (n,) int64 newest tiles; held: (n,) bool, False where a ring is empty. ring_tiles: T.
     tiles: w <= T. Returns (n, T) bool.
     """
-    ahead = np.where(held, heads - now_tile, ring_tiles)  # (n,) tiles from now to the head
-    behind = behind_head(ring_tiles)[heads % ring_tiles] - ahead[:, None]  # (n, T) from now back
+    if ring_tiles > _TABLE_TILES:
+        return _inside(heads - now_tile, held, now_tile, (ring_tiles, tiles))
+    place = heads - (now_tile - tiles)  # (n,) 1 for a head that holds the window's oldest tile only
+    np.minimum(place, ring_tiles + tiles, out=place)
+    np.maximum(place, 0, out=place)
+    place *= held
+    found: Array = _inside_by_head(now_tile % ring_tiles, ring_tiles, tiles).take(place, axis=0)
+    return found
+
+
+@lru_cache(maxsize=512)
+def _inside_by_head(now_slot: int, ring_tiles: int, tiles: int) -> Array:
+    """What `inside_window` says of a head w behind now, w - 1, …, T ahead: (w + T + 1, T) bool.
+
+    now_slot: where tile now rests. Nothing of a ring w behind is inside, nor of one T ahead.
+    """
+    ahead = np.arange(-tiles, ring_tiles + 1)  # (w + T + 1,)
+    return _inside(ahead, np.ones(len(ahead), bool), now_slot, (ring_tiles, tiles))
+
+
+def _inside(ahead: Array, held: Array, now_tile: int, window: tuple[int, int]) -> Array:
+    """`inside_window` by arithmetic. ahead: (n,) tiles from now to the head. window: T, w."""
+    ring_tiles, tiles = window
+    behind = behind_head(ring_tiles)[(now_tile + ahead) % ring_tiles]  # (n, T)
+    behind = behind - np.where(held, ahead, ring_tiles)[:, None]  # (n, T) from now back
     inside: Array = behind.view(np.uint64) < np.uint64(tiles)  # below 0 is huge
     return inside
 

@@ -4,8 +4,7 @@
     sheet.put(column, values, null)    the crosses, which come last
     sheet.ids()                        (n, S) int32
 
-Symbols: n records, k features of a block, S slots (crosses last), g columns of a kernel,
-U users, L capacity of a sequence.
+Symbols: n records, k features of a block, S slots (crosses last), g columns of a kernel.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 
 from aggregation.kernels import Ids, Kernel, kernel, together
 from schemas.ids import MISSING
-from schemas.plan import SequenceSlotPlan, TransformPlan
-from schemas.values import LENGTH_SUFFIX, Block, null_mask, value_name, value_names
+from schemas.plan import TransformPlan
+from schemas.values import Block, null_mask, value_names
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -213,30 +212,3 @@ class SlotProgram:
             "itemsize": dtype.itemsize,
         }
         return tuple(runs), np.dtype(spec)
-
-
-class SequenceProgram:
-    """One sequence slot: its values in the users' block → ids."""
-
-    def __init__(self, slot: SequenceSlotPlan, dtype: np.dtype[np.void]) -> None:
-        self.name = slot.name
-        self._field = value_name(slot.view, slot.feature)
-        self._places = np.arange(slot.capacity)  # (L,)
-        self._sentinels = slot.transform.sentinels
-        self._kernel = kernel([slot.transform], dtype[self._field].base)
-
-    def __call__(self, users: Block) -> tuple[Ids, Ids]:
-        """(U, L) int32, 0 behind the length, and the lengths, (U,) int32."""
-        capacity = len(self._places)
-        lengths = np.minimum(users[self._field + LENGTH_SUFFIX], capacity)  # (U,) u2
-        values = users[self._field][:, :capacity]  # (U, L)
-        missing = self._places >= lengths[:, None]  # (U, L)
-        if values.dtype.kind == "f":
-            missing |= np.isnan(values)
-        for sentinel in self._sentinels:
-            missing |= values == sentinel
-        if values.dtype.kind == "f" and self._kernel.dtype.kind != "f":
-            values = np.where(missing, 0, values)
-        ids = self._kernel(values.astype(self._kernel.dtype, copy=False))
-        np.copyto(ids, np.int32(MISSING), where=missing)
-        return ids, lengths.astype(np.int32)

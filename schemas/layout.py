@@ -89,7 +89,9 @@ class RowLayout:
 
     size: bytes of a whole row, trailer included. record: the row as one numpy structured dtype,
     with a field for each scalar, `<vector>` and `<vector>.length`, `present.<group>`, `entity_id`
-    and `trailer`. template: (size,) uint8, a row with all fields zero or empty and null; empty: the
+    and `trailer`. scalars: the fields with one value a row; vectors: those with up to `capacity`.
+    names, vector_names: of all fields, and of the vectors.
+    template: (size,) uint8, a row with all fields zero or empty and null; empty: the
     same with its checksum. slots: table slot of each vector. length_words: (V,) where each vector's
     length lies, in u4 words from the front; capacities: (V,) u4. fbs: the schema that any language
     generates its reader from.
@@ -99,6 +101,10 @@ class RowLayout:
     layout_id: int
     size: int
     fields: tuple[FieldPlan, ...]
+    scalars: tuple[FieldPlan, ...]
+    vectors: tuple[FieldPlan, ...]
+    names: tuple[str, ...]
+    vector_names: tuple[str, ...]
     groups: tuple[Group, ...]
     slots: dict[str, int]
     record: np.dtype[Any]
@@ -107,16 +113,6 @@ class RowLayout:
     length_words: NDArray[np.intp] = field(repr=False)
     capacities: NDArray[np.uint32] = field(repr=False)
     fbs: str = field(repr=False)
-
-    @property
-    def scalars(self) -> tuple[FieldPlan, ...]:
-        """Fields with one value a row."""
-        return tuple(plan for plan in self.fields if plan.capacity == 0)
-
-    @property
-    def vectors(self) -> tuple[FieldPlan, ...]:
-        """Fields with up to `capacity` values a row."""
-        return tuple(plan for plan in self.fields if plan.capacity > 0)
 
 
 @lru_cache(maxsize=256)
@@ -144,12 +140,16 @@ def _layout(name: str, fields: tuple[FieldPlan, ...]) -> RowLayout:
     ):
         template[at : at + len(part)] = np.frombuffer(part, np.uint8)
     front = template[:-4].tobytes()
-    wide = [plan for plan in fields if plan.capacity > 0]
+    wide = tuple(plan for plan in fields if plan.capacity > 0)
     return RowLayout(
         view=name,
         layout_id=layout_id,
         size=size,
         fields=fields,
+        scalars=tuple(plan for plan in fields if plan.capacity == 0),
+        vectors=wide,
+        names=tuple(plan.name for plan in fields),
+        vector_names=tuple(plan.name for plan in wide),
         groups=groups,
         slots=slots,
         record=record,

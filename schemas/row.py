@@ -106,25 +106,27 @@ def decode_rows(
         out, status, foreign = _triage_runs(layout, raw)
     else:
         out, status, foreign = _triage(layout, raw)
-    other = out["trailer"]["layout"] != layout.layout_id
-    if other.any():
+    other = out["trailer"]["layout"] != layout.layout_id  # (n,)
+    if np.count_nonzero(other):
         foreign = sorted([*foreign, *np.flatnonzero(other).tolist()])
-    wrong = (status == _PRESENT) & (out["entity_id"] != entity_ids)
+    wrong = out["entity_id"] != entity_ids  # (n,)
     lengths = _lengths(layout, out)  # (n, V)
     beyond = lengths > layout.capacities  # (n, V)
-    if beyond.any():
+    if np.count_nonzero(beyond):
         wrong |= beyond.any(axis=1)
-    if foreign:
+    if foreign or np.count_nonzero(wrong):
+        wrong &= status == _PRESENT
         wrong[foreign] = False
         _blank(layout, out, lengths, foreign)
-    if wrong.any():
-        status[wrong] = Status.CORRUPT
         _blank(layout, out, lengths, wrong)
-    out["entity_id"] = entity_ids
+        status[wrong] = Status.CORRUPT
+        out["entity_id"] = entity_ids
     rows = _columns(layout, out, lengths)
     if foreign:
         _merge_foreign(layout, raw, foreign, rows, status)
-    status[(rows.newest_ms == TOMBSTONE_MS) & (rows.epoch > 0)] = Status.NOT_FOUND
+    dead = rows.newest_ms == TOMBSTONE_MS  # (n,)
+    if np.count_nonzero(dead):
+        status[dead & (rows.epoch > 0)] = Status.NOT_FOUND
     return rows, status
 
 
@@ -231,15 +233,14 @@ def _columns(layout: RowLayout, out: NDArray[np.void], lengths: NDArray[np.uint3
     for group in layout.groups:
         bits = np.unpackbits(
             out[f"present.{group.number}"], axis=1, bitorder="little", count=len(group.bits)
-        ).view(bool)  # (n, bits)
-        for name, bit in group.bits.items():
-            present[name] = bits[:, bit]
+        )  # (n, bits)
+        present.update(zip(group.bits, bits.view(bool).T, strict=True))
     trailer = out["trailer"]
     signed = lengths.view(np.int32).T  # (V, n)
     return Rows(
         out["entity_id"],
-        {plan.name: out[plan.name] for plan in layout.fields},
-        {plan.name: signed[index] for index, plan in enumerate(layout.vectors)},
+        {name: out[name] for name in layout.names},
+        dict(zip(layout.vector_names, signed, strict=True)),
         present,
         trailer["epoch"],
         trailer["offset"],
