@@ -99,6 +99,10 @@ class Settings(BaseSettings):
         " committed",
     )
 
+    stream_metrics_port: Port = Field(
+        8091, description="port of `encore stream metrics`, on http_host; 0 takes a free one"
+    )
+
     # --- ranking service
     service: str = Field("ranking", min_length=1, description="the feature service that is ranked")
     http_host: str = Field("127.0.0.1", description="address the ranking service listens on")

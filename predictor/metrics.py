@@ -5,17 +5,15 @@ A request is counted once it is answered, from its timeline, on the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
 from aggregation.program import Assembled, ServiceProgram
-from predictor.rank import Ranker
-from predictor.tallies import Counter, Histogram, Labels, Reading
+from predictor.readings import Readings
+from predictor.tallies import Counter, Histogram, Labels
 from predictor.timeline import Served, Timeline
-from predictor.watcher import Watcher
 from schemas.ranklog import Degraded
 from schemas.status import Status
 
@@ -32,7 +30,7 @@ class Metrics:
     Used by one event loop. `readings` adds what other parts of the process keep.
     """
 
-    def __init__(self, ranker: Ranker, watcher: Watcher) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = self._counter(
             "encore_requests_total",
@@ -64,7 +62,7 @@ class Metrics:
         )
         self.registry.register(self._ages)
         self._reasons, self._views = _Reasons(), _Views(None)
-        self._read_ranker(ranker, watcher)
+        self.readings = Readings(self.registry)
 
     def observe(self, timeline: Timeline, status: int, refused: str = "") -> None:
         """Count an answered request. refused: the place that a refusal names."""
@@ -81,12 +79,6 @@ class Metrics:
             self._stages.observe((model, stage), seconds)
         if timeline.served is not None:
             self._observe_served(timeline.served)
-
-    def reading(
-        self, name: str, help_text: str, read: Callable[[], dict[Labels, float]], *labels: str
-    ) -> None:
-        """Show what someone else keeps: `read` gives a value by labels, whenever it is asked."""
-        self.registry.register(Reading(name, help_text, labels, read))
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -115,26 +107,6 @@ class Metrics:
         histogram = Histogram(name, help_text, labels)
         self.registry.register(histogram)
         return histogram
-
-    def _read_ranker(self, ranker: Ranker, watcher: Watcher) -> None:
-        def one(name: str, help_text: str, read: Callable[[], float]) -> None:
-            self.reading(name, help_text, lambda: {(): read()})
-
-        one("encore_in_flight", "Requests being served", lambda: ranker.in_flight)
-        generations = ranker.generations
-        one(
-            "encore_generation",
-            "Number of the serving generation",
-            lambda: generations.current.number,
-        )
-        one("encore_refused_publications", "Plans and packages refused", lambda: watcher.refused)
-        if (spool := ranker.spool) is not None:
-            counts = spool.counts
-            one("encore_log_pending", "Rank-log records not yet on disk", spool.pending)
-            one("encore_log_logged", "Rank-log records fsynced", lambda: counts.logged)
-            one("encore_log_dropped", "Rank-log records dropped", lambda: counts.dropped)
-            one("encore_log_failed", "Records that had no encoding", lambda: counts.failed)
-            one("encore_log_disk_faults", "Failed spool writes", lambda: counts.faults)
 
 
 class _Views:

@@ -20,6 +20,7 @@ Examples:
   encore stream                     run a worker
   encore stream status              how far every stream is
   encore stream status --wait 30    return once nothing lags
+  encore stream metrics             the same for Prometheus
   encore stream dead list           messages that were refused
 """
 
@@ -124,6 +125,25 @@ def _put_status(found: StreamStatus) -> None:
     put_facts({**aside, "spool": f"{found.unshipped_bytes} bytes not in Kafka yet"})
     for lack in found.lacks:
         put(str(lack))
+
+
+@stream_group.command("metrics")
+def metrics(context: typer.Context) -> None:
+    """Answer Prometheus on stream_metrics_port.
+
+    One process tells of all streams, as `encore stream status` does, wherever the workers run.
+    """
+    import asyncio
+
+    from encore.logs import start_logging
+    from encore.signals import terminate_as_exit
+    from encore.stream_metrics import tell
+    from encore.wiring import stream_config
+
+    settings = invocation(context).connected
+    start_logging(settings.log_level, settings.log_format)
+    with terminate_as_exit():
+        asyncio.run(tell(stream_config(settings), settings.http_host, settings.stream_metrics_port))
 
 
 def items(context: typer.Context) -> None:

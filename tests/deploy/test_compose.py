@@ -14,29 +14,20 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
 import typer.main
 import yaml
 
 from encore.cli import app
 from encore.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings, variable
-from predictor.metrics import Metrics
-from predictor.rank import Ranker
-from predictor.timeline import Served, Timeline
-from predictor.watcher import Watcher
-from schemas.ranklog import Degraded
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
-DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "encore.json"
-PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 
 
 def resolved(text: str) -> str:
@@ -53,7 +44,7 @@ def image_environment() -> dict[str, str]:
 
 
 def test_every_process_of_the_platform_is_there() -> None:
-    commands = {name: SERVICES[name]["command"][0] for name in OURS}
+    commands = {name: " ".join(SERVICES[name]["command"]) for name in OURS}
     assert commands == {
         "apply": "apply",
         "worker": "stream",
@@ -61,10 +52,11 @@ def test_every_process_of_the_platform_is_there() -> None:
         "sink": "sink",
         "ship": "ship",
         "service": "serve",
+        "watch": "stream metrics",
         "train": "train",
     }
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    assert set(commands.values()) <= known
+    assert {command.split()[0] for command in commands.values()} <= known
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -119,7 +111,7 @@ def test_what_is_waited_for_can_be_waited_for() -> None:
             else:
                 assert wait["condition"] == "service_completed_successfully"
                 assert needed["restart"] == "no", (name, other)
-    for name in ("worker", "items", "sink", "ship", "service"):
+    for name in ("worker", "items", "sink", "ship", "service", "watch"):
         assert set(SERVICES[name]["depends_on"]) == {"kafka", "store", "apply"}
 
 
@@ -208,62 +200,3 @@ def test_the_health_check_asks_the_service(status: int, healthy: bool) -> None:
             check=False,
         )
     assert (done.returncode == 0) is healthy
-
-
-# --- what is watched ----------------------------------------------------------------------------
-
-
-def exported() -> set[str]:
-    """The names of all series that the service exposes."""
-    spool = SimpleNamespace(
-        pending=lambda: 0,
-        counts=SimpleNamespace(logged=0, dropped=0, failed=0, faults=0),
-    )
-    generations = SimpleNamespace(current=SimpleNamespace(number=1))
-    ranker = SimpleNamespace(in_flight=0, generations=generations, spool=spool)
-    metrics = Metrics(cast(Ranker, ranker), cast(Watcher, SimpleNamespace(refused=0)))
-    timeline = Timeline("rank", "http")
-    program = SimpleNamespace(
-        user_views=[SimpleNamespace(name="users")], item_views=[SimpleNamespace(name="videos")]
-    )
-    assembled = SimpleNamespace(
-        user_status=np.zeros(1, np.uint8), item_status=np.zeros((3, 1), np.uint8), newest_ms=1
-    )
-    timeline.lap("reply")
-    timeline.served = Served(cast(Any, program), cast(Any, assembled), Degraded.NO_MODEL, 5)
-    metrics.observe(timeline, 200)
-    metrics.observe(timeline, 400, "inputs")
-    lines = metrics.text().decode().splitlines()
-    return {re.split(r"[ {]", line)[0] for line in lines if not line.startswith("#")}
-
-
-def test_the_dashboard_shows_what_the_service_exposes() -> None:
-    panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
-    queries = [target["expr"] for panel in panels for target in panel["targets"]]
-    named = {name for query in queries for name in re.findall(r"\bencore_\w+", query)}
-    assert named <= exported()
-    assert len({panel["id"] for panel in panels}) == len(panels)
-
-
-def test_grafana_finds_its_source_and_its_dashboard() -> None:
-    source = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text("utf-8"))
-    provider = yaml.safe_load((PROVISIONING / "dashboards" / "encore.yml").read_text("utf-8"))
-    (prometheus,) = source["datasources"]
-    assert prometheus["url"] == "http://prometheus:9090"
-    panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
-    assert {panel["datasource"]["uid"] for panel in panels} == {prometheus["uid"]}
-    mounts = [volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"]]
-    directory = provider["providers"][0]["options"]["path"]
-    assert ["./deploy/grafana/dashboards", directory] in mounts
-    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == f"{directory}/{DASHBOARD.name}"
-
-
-def test_prometheus_scrapes_the_service() -> None:
-    written = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text("utf-8"))
-    (job,) = written["scrape_configs"]
-    ((target,),) = [each["targets"] for each in job["static_configs"]]
-    host, port = target.split(":")
-    assert SERVICES[host]["command"] == ["serve"]
-    assert int(port) == Settings.model_fields["http_port"].default
-    assert job.get("metrics_path", "/metrics") == "/metrics"

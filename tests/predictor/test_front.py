@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ def asked(path: str, in_flight: int, kind: str = "http") -> tuple[list[dict[str,
     async def work() -> tuple[list[dict[str, Any]], str]:
         config = RankConfig(in_flight=in_flight)
         ranker = Ranker(DictStore({}), Generations(PLAN, "ranking"), None, config)
-        metrics = Metrics(ranker, SimpleNamespace(refused=0))  # type: ignore[arg-type]
+        metrics = Metrics()
         sent: list[Any] = []
 
         async def send(message: Any) -> None:

@@ -178,7 +178,7 @@ def test_metrics(running: RunningServer) -> None:
     running.infer()
     text = running.client.get("/metrics").text
     assert 'encore_requests_total{model="rank",protocol="http",status="200"}' in text
-    assert "encore_log_logged" in text
+    assert "encore_log_records_total" in text
 
 
 # --- errors ---------------------------------------------------------------------------------

@@ -214,8 +214,9 @@ def test_kill_9_loses_no_acked_record(
             time.sleep(0.3)
             text = running.client.get("/metrics").text
             running.child.kill()
-        logged = next(line for line in text.splitlines() if line.startswith("encore_log_logged "))
-    assert len(set(logged_ids(running.spool))) >= float(logged.split()[1]) > 0
+        start = 'encore_log_records_total{outcome="logged"} '
+        logged = next(line for line in text.splitlines() if line.startswith(start))
+    assert len(set(logged_ids(running.spool))) >= float(logged.removeprefix(start)) > 0
 
 
 def refused(directory: Path, url: str, **options: Any) -> str:

@@ -35,14 +35,7 @@ from tests.predictor.support import body, put_world
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
-STAGES = {"parse", "store", "queue", "assemble", "coarse", "fine", "reply"}
-
-
-def bare_metrics() -> Metrics:
-    """Of a service without parts."""
-    generations = SimpleNamespace(current=SimpleNamespace(number=1))
-    ranker = SimpleNamespace(in_flight=0, generations=generations, spool=None)
-    return Metrics(cast(Any, ranker), cast(Any, SimpleNamespace(refused=0)))
+STAGES = {"parse", "store", "queue", "assemble", "reply"}
 
 
 def values(metrics: Metrics, name: str, *labels: str) -> dict[tuple[str, ...], float]:
@@ -102,7 +95,7 @@ def traced(share: float, *traceparents: str) -> tuple[Collector, list[Timeline]]
     """Empty requests with these parents under a tracer."""
     timelines = [Timeline("rank", "grpc", traceparent) for traceparent in traceparents]
     with collecting() as collector:
-        observer = Observer(bare_metrics(), Tracer(collector.url, share, "1"))
+        observer = Observer(Metrics(), Tracer(collector.url, share, "1"))
         for timeline in timelines:
             with Watched(observer, timeline) as watched:
                 watched.begin()
@@ -124,7 +117,7 @@ def test_the_caller_decides_then_the_share() -> None:
 
 def test_a_failed_request_is_a_span_in_error() -> None:
     with collecting() as collector:
-        observer = Observer(bare_metrics(), Tracer(collector.url, 1.0, "1"))
+        observer = Observer(Metrics(), Tracer(collector.url, 1.0, "1"))
         with pytest.raises(ZeroDivisionError), Watched(observer, Timeline("rank")) as watched:
             watched.begin()
             raise ZeroDivisionError
@@ -156,7 +149,7 @@ def served(degraded: Degraded, users: list[int], items: list[list[int]]) -> Serv
 
 
 def test_rows_are_counted_by_view_and_status() -> None:
-    metrics, timeline = bare_metrics(), Timeline("rank", "grpc")
+    metrics, timeline = Metrics(), Timeline("rank", "grpc")
     items: list[list[int]] = [
         [Status.PRESENT, Status.CORRUPT],
         [Status.NOT_FOUND, Status.PRESENT],
@@ -177,7 +170,7 @@ def test_rows_are_counted_by_view_and_status() -> None:
 
 
 def test_refusals_are_counted_by_their_place() -> None:
-    observer = Observer(bare_metrics())
+    observer = Observer(Metrics())
     for where in ("inputs.user_id", "inputs[3]", "request"):
         with pytest.raises(RequestError), Watched(observer, Timeline("rank", "http")):
             raise RequestError(where, required="this", got="that", status=503)
@@ -190,7 +183,7 @@ def test_refusals_are_counted_by_their_place() -> None:
 
 
 def test_callers_cannot_make_up_series() -> None:
-    metrics = bare_metrics()
+    metrics = Metrics()
     for number in range(1000):
         metrics.observe(Timeline("rank", "http"), 400, f"made_up_{number}")
     refused = values(metrics, "encore_refused_total", "where")
@@ -199,14 +192,14 @@ def test_callers_cannot_make_up_series() -> None:
 
 
 def test_a_caller_that_left_is_counted() -> None:
-    observer = Observer(bare_metrics())
+    observer = Observer(Metrics())
     with pytest.raises(asyncio.CancelledError), Watched(observer, Timeline("rank", "http")):
         raise asyncio.CancelledError
     assert answered(observer) == {("rank", "http", "499"): 1}
 
 
 def test_histograms_are_prometheus_own() -> None:
-    metrics, timeline = bare_metrics(), Timeline("rank", "http")
+    metrics, timeline = Metrics(), Timeline("rank", "http")
     timeline.laps = [("store", 0.0001), ("store", 0.00011), ("store", 7.0)]
     metrics.observe(timeline, 200)
     buckets = values(metrics, "encore_stage_seconds_bucket", "model", "stage", "le")
@@ -249,7 +242,7 @@ def test_lines_of_a_request_carry_its_ids() -> None:
     for formatter in (TextLines(log_fields), JsonLines(log_fields)):
         with Lines(formatter, log.name) as written:
             log.error("before")
-            with Watched(Observer(bare_metrics()), timeline):
+            with Watched(Observer(Metrics()), timeline):
                 timeline.begin(request)
                 log.error("within", extra={"fields": {"rows": 3}})
         before, within = written.lines
