@@ -21,6 +21,10 @@ BENCHMARKS: Final = (
     Benchmark("backfill", "history from Parquet into rows of a new generation", "bench.backfill"),
     Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
     Benchmark("serve", "the service under open-loop load over gRPC and HTTP", "bench.serve"),
+    Benchmark("cache", "requests, starts and changes by how much is cached", "bench.cache"),
+    Benchmark(
+        "faults", "the store goes wrong under load: replies in time, and honest", "bench.faults"
+    ),
     Benchmark("chaos", "processes and servers killed under load, then every row", "bench.chaos"),
 )
 

@@ -129,22 +129,35 @@ def serve_world(fine_limit: int) -> Iterator[ServeWorld]:
 
     Raises LocalError without the data, or where the service does not come up.
     """
-    with own_store() as (host, port), tempfile.TemporaryDirectory(prefix="bench") as directory:
-        url, home = f"redis://{host}:{port}/0", Path(directory)
-        with RedisRowStore(StoreConfig(url)) as store, load_workload(store, USERS, ITEMS) as work:
-            store.put_text(PLAN_KEY, dump_plan(work.program.plan))
-            store.put_text(PLAN_VERSION_KEY, str(work.program.plan.version))
-            _publish_models(home / "packages", store, work)
-            ports: dict[Protocol, int] = {each: free_port() for each in PROTOCOLS}
-            environment = _environment(url, home, ports, fine_limit)
-            command = [sys.executable, "-m", "encore", "serve"]
-            log = home / "serve.log"
-            child = spawn(ChildSpec("serve", command, log, home, environment))
-            try:
-                wait_ready(child, lambda: _answers(ports["http"]), READY_S)
-                yield ServeWorld(work, fine_limit, child.pid, ports)
-            finally:
-                child.stop()
+    with own_store() as (_, port), world_over(port, port, fine_limit) as world:
+        yield world
+
+
+@contextmanager
+def world_over(store_port: int, served_port: int, fine_limit: int) -> Iterator[ServeWorld]:
+    """Fills an empty store and serves from it. served_port: where the service finds the store.
+
+    Raises as `serve_world`.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="bench") as directory,
+        RedisRowStore(StoreConfig(f"redis://{HOST}:{store_port}/0")) as store,
+        load_workload(store, USERS, ITEMS) as work,
+    ):
+        home = Path(directory)
+        store.put_text(PLAN_KEY, dump_plan(work.program.plan))
+        store.put_text(PLAN_VERSION_KEY, str(work.program.plan.version))
+        _publish_models(home / "packages", store, work)
+        ports: dict[Protocol, int] = {each: free_port() for each in PROTOCOLS}
+        url = f"redis://{HOST}:{served_port}/0"
+        environment = _environment(url, home, ports, fine_limit)
+        command = [sys.executable, "-m", "encore", "serve"]
+        child = spawn(ChildSpec("serve", command, home / "serve.log", home, environment))
+        try:
+            wait_ready(child, lambda: _answers(ports["http"]), READY_S)
+            yield ServeWorld(work, fine_limit, child.pid, ports)
+        finally:
+            child.stop()
 
 
 def reply_of(protocol: Protocol, answer: Answer) -> Reply:
