@@ -92,5 +92,7 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
         timeout_ms=settings.timeout_ms,
         allow_now_ms=settings.allow_now_ms,
         version=version("encore"),
+        item_cache=settings.cache if settings.item_cache else None,
+        item_cache_max_age_ms=settings.item_cache_max_age_ms,
         watch=WatchRequests(settings.trace_endpoint, settings.trace_share, settings.slow_ms),
     )

@@ -1,4 +1,4 @@
-"""The request path: keys → one MGET → tensors → coarse → fine → page → log.
+"""The request path: item cache → one MGET → tensors → coarse → fine → page → log.
 
 The event loop does the I/O; assembling and scoring run on one inference thread, so requests never
 compete for the interpreter lock with each other. Every request is answered by its deadline: who
@@ -22,12 +22,14 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregation.cache.reader import ItemSource
 from aggregation.program import Assembled
 from predictor.admission import Admission, AdmissionConfig
 from predictor.breaker import Read, StoreReader
 from predictor.budget import Budget, Stage, StageCosts
 from predictor.cascade import Cascade, CascadeConfig, Ranking, callers_order
 from predictor.generation import Generations, ServingGeneration
+from predictor.items import Asked, ask
 from predictor.record import LogEntry, Query
 from predictor.spool import SpoolWriter
 from predictor.timeline import Laps, Served, current
@@ -103,8 +105,10 @@ class Ranker:
         generations: Generations,
         spool: SpoolWriter[LogEntry] | None,
         config: RankConfig,
+        items: ItemSource | None = None,
     ) -> None:
         self.generations = generations
+        self.items = items
         self.spool = spool
         self.config = config
         self.admission = Admission(AdmissionConfig(config.in_flight))
@@ -126,9 +130,10 @@ class Ranker:
         with self._admitted(budget, stages):
             reserved = self._reserve()
             try:
-                read = await self._read(_keys(generation, query), budget, stages)
+                asked = ask(generation.program, query, self.items)
+                read = await self._read(asked.row_keys(), budget, stages)
                 scored = await self._infer(
-                    lambda: self._score(generation, query, read, budget), budget, stages[0]
+                    lambda: self._score(generation, asked, read, budget), budget, stages[0]
                 )
                 assembled, ranking = scored or self._unscored(generation, query)
             except BaseException:
@@ -150,10 +155,9 @@ class Ranker:
         budget = self._budget(query.timeout_ms)
         stages: Stages = (("assemble", len(query.candidate_ids)),)
         with self._admitted(budget, stages):
-            read = await self._read(_keys(generation, query), budget, stages)
-            assembled = await self._infer(
-                lambda: _assemble(generation, query, read, budget), budget, stages[0]
-            )
+            asked = ask(generation.program, query, self.items)
+            read = await self._read(asked.row_keys(), budget, stages)
+            assembled = await self._infer(lambda: _assemble(asked, read, budget), budget, stages[0])
         degraded = Degraded.DEADLINE
         if assembled is None:
             assembled = _too_late(generation, query)
@@ -266,9 +270,9 @@ class Ranker:
         return Cascade(generation.coarse, generation.fine, self.config.cascade)
 
     def _score(
-        self, generation: ServingGeneration, query: Query, read: Read, budget: Budget
+        self, generation: ServingGeneration, asked: Asked, read: Read, budget: Budget
     ) -> tuple[Assembled, Ranking]:
-        assembled = _assemble(generation, query, read, budget)
+        assembled, query = _assemble(asked, read, budget), asked.query
         try:
             seed = query.request_id.int
             ranking = self._cascade(generation).rank(
@@ -288,15 +292,9 @@ class Ranker:
         return callers_order(n, query.page_size, limit, why)
 
 
-def _keys(generation: ServingGeneration, query: Query) -> list[RowKeys]:
-    return generation.program.row_keys(query.user_id, query.candidate_ids)
-
-
-def _assemble(generation: ServingGeneration, query: Query, read: Read, budget: Budget) -> Assembled:
-    assembled = generation.program.assemble(
-        read.rows, query.user_id, query.candidate_ids, query.now_ms, read.failed
-    )
-    budget.done("assemble", len(query.candidate_ids))
+def _assemble(asked: Asked, read: Read, budget: Budget) -> Assembled:
+    assembled = asked.assemble(read.rows, read.failed)
+    budget.done("assemble", len(asked.query.candidate_ids))
     return assembled
 
 

@@ -21,6 +21,7 @@ import torch
 import uvicorn
 import uvloop
 
+from aggregation.cache.reader import ItemCache
 from predictor.breaker import BreakerConfig, StoreReader
 from predictor.cascade import CascadeConfig
 from predictor.front import Front
@@ -57,7 +58,9 @@ class ServeConfig:
     other processes listen on them, too. socket: a Unix socket where it answers HTTP as well, for
     who looks after it. packages: None serves no models. spool: None logs nothing. timeout_ms: a
     request's time unless it says otherwise. allow_now_ms: take a request's clock (replays only).
-    plan_wait_s: how long to wait at the start for a published plan.
+    plan_wait_s: how long to wait at the start for a published plan. item_cache: the directory of
+    the cache that `encore cache` keeps, None reads all items from the store; its max_age_ms: see
+    `ItemCache`.
     """
 
     store: StoreConfig
@@ -78,6 +81,8 @@ class ServeConfig:
     plan_wait_s: float = 10.0
     version: str = "0.1.0"
     watch: WatchRequests = field(default_factory=WatchRequests)
+    item_cache: Path | None = None
+    item_cache_max_age_ms: float = 1_000.0
 
 
 def run_server(config: ServeConfig) -> None:
@@ -182,7 +187,11 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         timeout_s = config.store.timeout_ms / 1000
         reader = StoreReader(store, BreakerConfig(timeout_s=timeout_s), store.reconnect)
         stack.push_async_callback(reader.close)
-        ranker = Ranker(reader, generations, spool, rank_config)
+        items = None
+        if config.item_cache is not None:
+            items = ItemCache(config.item_cache, config.item_cache_max_age_ms)
+            stack.callback(items.close)
+        ranker = Ranker(reader, generations, spool, rank_config, items)
         stack.callback(ranker.close)
         watcher = Watcher(generations, store, WatchConfig(config.packages, config.poll_s))
         await watcher.look(polite=False)  # models that are there before the first request serve it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,17 @@ from aggregation.cache.reader import ItemCache, cache_path
 from aggregation.cache.record import ItemCodec
 from aggregation.cache.writer import CacheWriter
 from aggregation.program import Assembled, ServiceProgram
+from predictor.generation import Generations
 from predictor.items import Asked, ask
+from predictor.rank import AggregateReply, RankConfig, Ranker
 from predictor.record import Query
 from schemas.status import Status
 from schemas.stored import StoredRows
-from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, world
+from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, DictStore, world
 
 PROGRAM = ServiceProgram(PLAN, "ranking")
 STORED = world()
+USER_VIEWS = {view.name for view in PROGRAM.user_views}
 CANDIDATES = np.array(ITEMS, np.int64)
 QUERY = Query(uuid.UUID(int=1), USERS[0], CANDIDATES, NOW_MS, NOW_MS, 5, 500.0)
 
@@ -78,3 +82,21 @@ def test_a_clock_of_ones_own_is_answered_from_the_store(cache: ItemCache, tmp_pa
     assert asked.item_ids.tolist() == list(ITEMS)
     assert cache.counts.requests == 0
     assert ask(PROGRAM, QUERY, ItemCache(tmp_path / "nothing")).found is None
+
+
+def test_the_service_asks_the_cache_before_the_store(cache: ItemCache) -> None:
+    async def served(items: ItemCache | None) -> AggregateReply:
+        users = {key: row for key, row in STORED.items() if key.split("@")[0] in USER_VIEWS}
+        store = DictStore(users if items else STORED)
+        ranker = Ranker(store, Generations(PLAN, "ranking"), None, RankConfig(), items)
+        reply = await ranker.aggregate(replace(QUERY, timeout_ms=60_000.0))
+        ranker.close()
+        return reply
+
+    cached, stored = asyncio.run(served(cache)), asyncio.run(served(None))
+    assert not cached.degraded
+    one, other = cached.assembled, stored.assembled
+    assert one.item_values[2:].tobytes() == other.item_values[2:].tobytes()
+    assert one.tensors.item_slots[2:].tolist() == other.tensors.item_slots[2:].tolist()
+    assert (one.item_status[:2] == Status.NOT_FOUND).all()
+    assert cache.counts.requests == 1
