@@ -3,17 +3,23 @@
     action.fbs          action messages
     rank_record.fbs     messages of the rank log
     rows/<view>.fbs     the stored rows of each view of the plan
+    open_inference.proto, openapi.json   the ranking service, over gRPC and over HTTP
 
-Each file is made from its one source: the schemas of `schemas/fbs` and the layouts of the plan.
+Each file is made from its one source: the schemas of `schemas/fbs`, the layouts of the plan, and
+what the service itself is made of.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from predictor.grpc_messages import inference_proto
+from predictor.openapi import document
 from schemas.errors import PlanError
 from schemas.layout import layout_of
 from schemas.plan import Plan
@@ -42,6 +48,8 @@ def schema_files(plan: Plan) -> dict[str, str]:
     """Relative path -> text of each published schema. Raises PlanError."""
     fixed = files("schemas") / "fbs"
     found = {name: (fixed / name).read_text("utf-8") for name in FIXED}
+    found["open_inference.proto"] = inference_proto()
+    found["openapi.json"] = json.dumps(document(version("encore")), indent=1) + "\n"
     for view in plan.views:
         found[f"{ROWS}/{view.name}.fbs"] = layout_of(view).fbs
     return found

@@ -8,6 +8,7 @@
     POST /push, /write-to-online-store               write batch rows, as Feast's server does
     GET  /health                                     as /v2/health/ready
     GET  /metrics                                    Prometheus
+    GET  /openapi.json                               all of this for other programs
 
 Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
 `error` (one line for people) and its parts. 400 the request is wrong, 404 no such route or model,
@@ -30,6 +31,7 @@ from starlette.exceptions import HTTPException
 from predictor.features import parse_features, read_features
 from predictor.limits import Limits
 from predictor.models import check_version, served_model
+from predictor.openapi import document
 from predictor.protocol import JSON_LENGTH_HEADER, encode_error, encode_reply, parse_infer
 from predictor.push import PushedRows, parse_push, parse_write, write_pushed
 from predictor.service import Service, defect
@@ -61,6 +63,7 @@ def create_app(service: Service) -> FastAPI:
     app.post("/write-to-online-store")(write_to_online_store)
     app.get("/health")(ready)
     app.get("/metrics")(metrics)
+    app.get("/openapi.json")(openapi)
     app.exception_handler(EncoreError)(_on_encore_error)
     app.exception_handler(HTTPException)(_on_http_error)
     app.exception_handler(Exception)(_on_defect)
@@ -146,6 +149,11 @@ async def push(request: Request) -> Response:
 async def write_to_online_store(request: Request) -> Response:
     """Batch rows by the name of a view."""
     return await _counted(request, "write-to-online-store", partial(_write, parse_write))
+
+
+async def openapi(request: Request) -> Response:
+    """The OpenAPI document."""
+    return _json(document(_service(request).version))
 
 
 async def metrics(request: Request) -> Response:

@@ -28,8 +28,9 @@ def contracts(
 ) -> None:
     """Publish the schemas of messages and rows.
 
-    Writes action.fbs, rank_record.fbs and rows/VIEW.fbs of each view of plan.lock.json into DIR,
-    for readers and writers in other languages, and removes row schemas of views that are gone.
+    Writes action.fbs, rank_record.fbs, rows/VIEW.fbs of each view of plan.lock.json, and
+    open_inference.proto and openapi.json of the ranking service into DIR, for programs in other
+    languages, and removes row schemas of views that are gone.
     """
     from catalog.lock import LOCK_NAME, require_lock
     from encore.contracts import compare, require_current, schema_files, write_schemas

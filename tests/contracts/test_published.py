@@ -29,7 +29,8 @@ def test_the_published_schemas_are_current(plan: Plan) -> None:
     """When this fails: `encore contracts`, and commit what it wrote."""
     require_current(CONTRACTS, plan)
     views = {f"rows/{view.name}.fbs" for view in plan.views}
-    assert set(schema_files(plan)) == {"action.fbs", "rank_record.fbs", *views}
+    service = {"open_inference.proto", "openapi.json"}
+    assert set(schema_files(plan)) == {"action.fbs", "rank_record.fbs", *service, *views}
 
 
 @pytest.mark.parametrize("name", sorted(golden_files()))

@@ -190,7 +190,6 @@ def test_metrics(running: RunningServer) -> None:
         ("GET", "/", 404),
         ("GET", "/v2/", 404),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
         ("GET", "/v2/models/best", 404),
         ("GET", "/v2/models/best/ready", 404),
         ("POST", "/v2/models/best/infer", 404),
