@@ -1,7 +1,7 @@
 """The ranking service over HTTP as an OpenAPI 3.1 document.
 
-Served at `/openapi.json` and published as `contracts/openapi.json`. It says what holds for any plan;
-the tensors of a running one are in `GET /v2/models/{name}`.
+Served at `/openapi.json` and published as `contracts/openapi.json`. It says what holds for any
+plan; the tensors of a running one are in `GET /v2/models/{name}`.
 """
 
 from __future__ import annotations

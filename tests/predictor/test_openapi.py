@@ -11,7 +11,7 @@ import pytest
 from predictor.http import create_app
 from predictor.openapi import ERRORS, document
 from predictor.service import Service
-from tests.predictor.support import NOW_MS, SERVICE, USERS, RunningServer, body
+from tests.predictor.support import NOW_MS, PLAN, SERVICE, USERS, RunningServer, body
 from tests.test_docs import table
 
 DOCUMENT = document("0.1.0")
@@ -142,9 +142,12 @@ def test_what_does_not_fit_is_refused(running: RunningServer) -> None:
 
 
 def test_the_routes_of_feasts_clients_fit(running: RunningServer) -> None:
-    view = next(view for view in SERVICE.features)
+    view = next(view for view in PLAN.views if view.entity == "user" and view.features)
     asked = {
-        "/get-online-features": {"entities": {"user_id": list(USERS[:2])}, "features": [view]},
+        "/get-online-features": {
+            "entities": {"user_id": list(USERS[:2])},
+            "features": [f"{view.name}:{view.features[0].name}"],
+        },
         "/push": {"push_source_name": "nobody", "df": {"user_id": [1]}, "to": "online"},
         "/write-to-online-store": {"feature_view_name": "nobody", "df": {"user_id": [1]}},
     }
