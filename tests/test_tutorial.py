@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_grou
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "tutorial.md"
 PORT: Final = "8080"
+GRPC_PORT: Final = "8090"
 LOOKS: Final = ("encore features", "encore stream", "curl ")
 PATIENCE_S: Final = 60.0
 COMMAND_S: Final = 120.0
@@ -87,10 +88,12 @@ def matches(shown: tuple[str, ...], printed: str) -> bool:
 
 @dataclass
 class Reader:
-    """Somebody at a terminal. place: where they are; port: the service's, in place of 8080."""
+    """Somebody at a terminal. place: where they are; port, grpc_port: the service's, in place of
+    8080 and 8090."""
 
     place: Path
     port: int
+    grpc_port: int
     environment: dict[str, str]
     background: ExitStack = field(default_factory=ExitStack)
 
@@ -155,7 +158,8 @@ class Reader:
                 stack.wait()
 
     def here(self, text: str) -> str:
-        return text.replace(f"127.0.0.1:{PORT}", f"127.0.0.1:{self.port}")
+        text = text.replace(f"127.0.0.1:{PORT}", f"127.0.0.1:{self.port}")
+        return text.replace(f"127.0.0.1:{GRPC_PORT}", f"127.0.0.1:{self.grpc_port}")
 
 
 @pytest.fixture
@@ -167,14 +171,15 @@ def reader(tmp_path: Path) -> Reader:
         (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
         (tools / name).chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ENCORE_")}
-    port, inherited = free_port(), filter(None, [environment.get("PYTHONPATH")])
+    port, grpc_port = free_port(), free_port()
+    inherited = filter(None, [environment.get("PYTHONPATH")])
     environment |= {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *inherited]),
         "ENCORE_HTTP_PORT": str(port),
-        "ENCORE_GRPC_PORT": str(free_port()),
+        "ENCORE_GRPC_PORT": str(grpc_port),
     }
-    return Reader(tmp_path, port, environment)
+    return Reader(tmp_path, port, grpc_port, environment)
 
 
 def test_the_tutorial_does_what_it_says(reader: Reader) -> None:
