@@ -18,17 +18,20 @@ import numpy as np
 
 from aggregation.program import Assembled
 from aggregation.tensors import Tensors
+from bench.cached import CachedRequests, filled_cache
 from bench.peers.feast_online import FeastOnline, Response
 from bench.peers.raw_mget import RawMget
 from bench.report import Options, Report
 from bench.server import own_store
 from bench.timing import Timings, take_turns
 from bench.workload import Request, Workload, load_workload
+from schemas.stored import StoredRows
 from store.redis_store import RedisRowStore
 from store.reply import pack_mget
 
 SIZES: Final = (1, 100, 500, 1_000)
 HEADLINE: Final = 500
+LARGEST: Final = SIZES[-1]
 Answer = tuple[Response, Response]
 Ask = Callable[[Request], Answer]
 
@@ -39,6 +42,7 @@ class Contenders:
 
     workload: Workload
     store: RedisRowStore
+    cached: CachedRequests
     feast: FeastOnline
     raw: RawMget
 
@@ -73,12 +77,15 @@ def run(options: Options) -> Report:
         RedisRowStore(f"redis://{host}:{port}/0") as store,
     ):
         options.say("aggregate: filling the store …")
-        with load_workload(store, users, items) as workload:
+        with (
+            load_workload(store, users, items) as workload,
+            filled_cache(workload, store, Path(directory) / "cache") as cached,
+        ):
             feast = FeastOnline(
                 workload.program, (host, port), Path(directory), workload.users_file
             )
             raw = RawMget(host, port)
-            contenders = Contenders(workload, store, feast, raw)
+            contenders = Contenders(workload, store, cached, feast, raw)
             options.say("aggregate: filling Feast and precomputing its vectors …")
             _fill_feast(contenders)
             sizes = {}
@@ -120,6 +127,7 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
     raw, feast = contenders.raw, contenders.feast
     floor = take_turns(
         {
+            "cached": lambda turn: contenders.cached.assembled(requests[turn % count]),
             "store": lambda turn: contenders.ours(requests[turn % count]),
             "raw": lambda turn: raw.send(packed[turn % count]),
         },
@@ -132,6 +140,7 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
 
     peers = take_turns(
         {
+            "cached": lambda turn: contenders.cached.assembled(requests[turn % count]),
             "store": lambda turn: contenders.ours(requests[turn % count]),
             "regular": through(feast.regular),
             "split": through(feast.split),
@@ -153,6 +162,7 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
             "tensors": lambda turn: program.tensors(
                 blocks[turn % count].user_values, blocks[turn % count].item_values
             ),
+            **_cached_stages(contenders, requests, stored),
         },
         floor_turns // 4,
     )
@@ -161,9 +171,36 @@ def _measure(contenders: Contenders, size: int, quick: bool) -> Size:
     return Size(floor, peers, stages, float(np.mean(sizes)), equal)
 
 
+def _cached_stages(
+    contenders: Contenders, requests: list[Request], stored: list[StoredRows]
+) -> dict[str, Callable[[int], Any]]:
+    """What a cached request is made of, one part at a time."""
+    cached, program, count = contenders.cached, contenders.workload.program, len(requests)
+    users = len(program.user_views)
+    user_rows = [rows[:users] for rows in stored]
+    sides = [
+        (cached.user_side(rows, request), cached.item_side(request))
+        for rows, request in zip(user_rows, requests, strict=True)
+    ]
+    return {
+        "cached_items": lambda turn: cached.item_side(requests[turn % count]),
+        "cached_read": lambda turn: contenders.store.read_rows(
+            program.user_row_keys(requests[turn % count][0])
+        ),
+        "cached_user": lambda turn: cached.user_side(
+            user_rows[turn % count], requests[turn % count]
+        ),
+        "cached_combine": lambda turn: cached.combined(*sides[turn % count]),
+    }
+
+
 def _equal(contenders: Contenders, request: Request) -> bool:
     """All ways give the same values, nulls included, and the same tensors."""
-    ours = contenders.ours(request)
+    ours, cached = contenders.ours(request), contenders.cached.assembled(request)
+    if cached.item_values.tobytes() != ours.item_values.tobytes():
+        return False
+    if not np.array_equal(cached.tensors.expand(), ours.tensors.expand()):
+        return False
     for ask in (contenders.feast.regular, contenders.feast.split, contenders.feast.precomputed):
         answer = ask(request)
         user, item = contenders.feast.blocks(answer)
@@ -187,8 +224,9 @@ def _ms(seconds: float | None) -> float | None:
 def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
     rows = {
         str(items): {
-            "cached_p50_ms": None,
-            "cached_p99_ms": None,
+            "cached_p50_ms": _ms(size.floor.median("cached")),
+            "cached_p95_ms": _ms(size.floor.percentile("cached", 95)),
+            "cached_p99_ms": _ms(size.floor.percentile("cached", 99)),
             "store_p50_ms": _ms(size.floor.median("store")),
             "store_p95_ms": _ms(size.floor.percentile("store", 95)),
             "store_p99_ms": _ms(size.floor.percentile("store", 99)),
@@ -201,17 +239,19 @@ def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
             "raw_mget_p99_ms": _ms(size.floor.percentile("raw", 99)),
             "request_bytes": size.request_bytes,
             "stages_us": dict(_stages(size)),
+            "cached_stages_us": dict(_stages_of_cached(size)),
         }
         for items, size in sizes.items()
     }
     headline = sizes[HEADLINE]
     return {
         "rows": rows,
-        "ratio_feast_cached": None,
+        "ratio_feast_cached": headline.peers.ratio("regular", "cached"),
+        "ratio_raw_cached": sizes[LARGEST].floor.ratio("raw", "cached"),
         "ratio_feast_store": headline.peers.ratio("regular", "store"),
         "ratio_feast_store_cpu": headline.peers.cpu_ratio("regular", "store"),
         "ratio_feast_split_store": headline.peers.ratio("split", "store"),
-        "ratio_pre_cached": None,
+        "ratio_pre_cached": headline.peers.ratio("precomputed", "cached"),
         "ratio_pre_store": headline.peers.ratio("precomputed", "store"),
         "equal_values": all(size.equal for size in sizes.values()),
     }
@@ -226,6 +266,12 @@ def _stages(size: Size) -> list[tuple[str, float]]:
         ("rows to values", at["assemble"] - at["tensors"]),
         ("values to ids", at["tensors"]),
     ]
+
+
+def _stages_of_cached(size: Size) -> list[tuple[str, float]]:
+    """The same of a cached request."""
+    names = ("items", "read", "user", "combine")
+    return [(name, size.stages.median(f"cached_{name}") * 1e6) for name in names]
 
 
 def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
@@ -248,6 +294,7 @@ def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
     head = ["items", "ours p50", "p95", "raw MGET p50", "Feast", "Feast split", "Feast precomp."]
     head += ["Feast ÷ ours", "split ÷ ours", "precomp. ÷ ours", "equal"]
     report.table(f"1 user + N items → tensors, ms, store path, {server}", head, rows)
+    _describe_cached(report, sizes)
     report.note("")
     headline = sizes[HEADLINE]
     raw_us = headline.floor.median("raw") * 1e6
@@ -272,5 +319,31 @@ def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
     )
     report.note(
         "Warm: connections, Feast's registry cache, interpreter. Not counted: loading, Feast's "
-        "precomputing. Cached: not measured, since there is no item cache yet; its keys are null."
+        "precomputing, the filling of the item cache."
+    )
+
+
+def _describe_cached(report: Report, sizes: dict[int, Size]) -> None:
+    rows = [
+        (
+            f"{items:,}",
+            _ms(size.floor.median("cached")),
+            _ms(size.floor.percentile("cached", 95)),
+            _ms(size.floor.percentile("cached", 99)),
+            _ms(size.floor.median("raw")),
+            _ms(size.floor.percentile("raw", 99)),
+            size.floor.ratio("raw", "cached"),
+            size.peers.ratio("regular", "cached"),
+            size.peers.ratio("split", "cached"),
+            size.peers.ratio("precomputed", "cached"),
+        )
+        for items, size in sizes.items()
+    ]
+    head = ["items", "cached p50", "p95", "p99", "raw MGET p50", "p99", "raw ÷ cached"]
+    head += ["Feast ÷ cached", "split ÷ cached", "precomp. ÷ cached"]
+    report.table("The same with all items in the item cache, the user's rows read", head, rows)
+    report.note(
+        f"A cached request of {LARGEST:,} items: "
+        + ", ".join(f"{name} {us:,.0f} µs" for name, us in _stages_of_cached(sizes[LARGEST]))
+        + "."
     )

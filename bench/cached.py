@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregation.block import SideBlock
 from aggregation.cache.memory import CacheMemory, now_ns
-from aggregation.cache.reader import ItemCache, cache_path
+from aggregation.cache.reader import CachedItems, ItemCache, ItemSide, cache_path
 from aggregation.cache.record import ItemCodec
 from aggregation.cache.writer import CacheWriter
 from aggregation.program import Assembled, ServiceProgram
@@ -32,15 +36,29 @@ class CachedRequests:
     def assembled(self, request: Request) -> Assembled:
         """The whole library call. Raises RuntimeError where the cache is not to be read."""
         user_id, item_ids = request
-        program = self.program
-        found = self.cache.look_up(program, item_ids, self.now_ms)
+        found = self._found(item_ids)
+        raw = self.store.read_rows(self.program.row_keys(user_id, found.missing_ids()))
+        split = len(self.program.user_views)
+        user = self.user_side(raw[:split], request)
+        return self.combined(user, found.completed(raw[split:]))
+
+    def item_side(self, request: Request) -> ItemSide:
+        """Of items that are all cached."""
+        return self._found(request[1]).completed([])
+
+    def user_side(self, rows: Sequence[bytes | None], request: Request) -> SideBlock:
+        """Of the user's rows."""
+        return self.program.user_block(rows, request[0], self.now_ms)
+
+    def combined(self, user: SideBlock, items: ItemSide) -> Assembled:
+        """Both."""
+        return self.program.combine(user, items.block, items.own_ids)
+
+    def _found(self, item_ids: NDArray[np.int64]) -> CachedItems:
+        found = self.cache.look_up(self.program, item_ids, self.now_ms)
         if found is None:
             raise RuntimeError("bench: the item cache is not live")
-        raw = self.store.read_rows(program.row_keys(user_id, found.missing_ids()))
-        split = len(program.user_views)
-        user = program.user_block(raw[:split], user_id, self.now_ms)
-        side = found.completed(raw[split:])
-        return program.combine(user, side.block, side.own_ids)
+        return found
 
 
 @contextmanager
