@@ -247,6 +247,8 @@ def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
     return {
         "rows": rows,
         "ratio_feast_cached": headline.peers.ratio("regular", "cached"),
+        "ratio_feast_cached_cpu": headline.peers.cpu_ratio("regular", "cached"),
+        "ratio_pre_cached_cpu": headline.peers.cpu_ratio("precomputed", "cached"),
         "ratio_raw_cached": sizes[LARGEST].floor.ratio("raw", "cached"),
         "ratio_feast_store": headline.peers.ratio("regular", "store"),
         "ratio_feast_store_cpu": headline.peers.cpu_ratio("regular", "store"),
@@ -308,7 +310,9 @@ def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
     report.note(
         f"This process's own time at {HEADLINE} items, the store's and all waiting left out: Feast "
         f"÷ ours {cpu('regular', 'store'):,.0f}, split ÷ ours {cpu('split', 'store'):,.0f}, "
-        f"precomputed ÷ ours {cpu('precomputed', 'store'):,.0f}."
+        f"precomputed ÷ ours {cpu('precomputed', 'store'):,.0f}; with items cached "
+        f"{cpu('regular', 'cached'):,.0f}, {cpu('split', 'cached'):,.0f} and "
+        f"{cpu('precomputed', 'cached'):,.0f}."
     )
     report.note(
         "Ratios are medians of ratios taken turn by turn, each timed call after an untimed one of "

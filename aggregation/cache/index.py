@@ -44,37 +44,42 @@ def hashed(ids: NDArray[np.int64], level: int) -> tuple[Array, NDArray[np.uint32
     return mixed >> np.uint64(64 - level), tags
 
 
+def probe(buckets: Buckets, ids: NDArray[np.int64]) -> Slots | None:
+    """The slot of each id in few array calls, if each lies in its bucket, as almost always.
+
+    Not checked: whoever reads the records there compares their ids. None, or other records, where
+    it is not that simple: ask `find` then. Returns (n,).
+    """
+    bucket, tags = hashed(ids, len(buckets).bit_length() - 1)
+    lines = buckets.take(bucket.view(np.int64), axis=0)  # (n, WORDS)
+    at = np.flatnonzero(lines == tags[:, None])
+    if len(at) != len(ids):
+        return None
+    at += PLACES
+    return lines.reshape(-1).take(at, mode="clip").astype(np.int64)
+
+
 def find(buckets: Buckets, ids: NDArray[np.int64], entity_of: Array) -> Slots:
     """The slot of each id, NONE where it is not there. Returns (n,).
 
     buckets: (b, WORDS). entity_of: (slots,) the id that each slot holds, any stride.
     """
-    level = len(buckets).bit_length() - 1
-    bucket, tags = hashed(ids, level)
+    bucket, tags = hashed(ids, len(buckets).bit_length() - 1)
     lines = buckets.take(bucket.view(np.int64), axis=0)  # (n, WORDS)
     match = lines[:, :PLACES] == tags[:, None]  # (n, PLACES)
     at = np.flatnonzero(match)
-    row = at >> 3
-    if len(at) == len(ids) and (row == np.arange(len(ids))).all():
-        slots: Slots = lines.reshape(-1).take(at + (row << 3) + PLACES).astype(np.int64)
-        other = entity_of[slots] != ids
-        if not other.any():
-            return slots
-        unsure = np.flatnonzero(other)
-    else:
-        slots = np.full(len(ids), NONE, np.int64)
-        once = match.sum(axis=1) == 1  # (n,)
-        kept = once[row]
-        slots[row[kept]] = lines.reshape(-1).take(at[kept] + (row[kept] << 3) + PLACES)
-        good = once & (entity_of[np.maximum(slots, 0)] == ids)
-        slots[~good] = NONE
-        # With a free place in its bucket and no such tag, an id is not there.
-        absent = (lines[:, PLACES - 1] == 0) & ~match.any(axis=1)
-        unsure = np.flatnonzero(~good & ~absent)
-    for place in unsure.tolist():
-        slots[place] = _find_one(
-            buckets, int(bucket[place]), int(tags[place]), int(ids[place]), entity_of
-        )
+    row = at // PLACES
+    slots = np.full(len(ids), NONE, np.int64)
+    once = match.sum(axis=1) == 1  # (n,)
+    kept = once[row]
+    slots[row[kept]] = lines.reshape(-1).take(at[kept] + (row[kept] + 1) * PLACES)
+    good = once & (entity_of[np.maximum(slots, 0)] == ids)
+    slots[~good] = NONE
+    # With a free place in its bucket and no such tag, an id is not there.
+    absent = (lines[:, PLACES - 1] == 0) & ~match.any(axis=1)
+    for place in np.flatnonzero(~good & ~absent).tolist():
+        start, tag, wanted = int(bucket[place]), int(tags[place]), int(ids[place])
+        slots[place] = _find_one(buckets, start, tag, wanted, entity_of)
     return slots
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.block import SideBlock
-from aggregation.cache.index import NONE, Slots
+from aggregation.cache.index import NONE, Slots, probe
 from aggregation.cache.memory import (
     NOT_LIVE_NS,
     W_COMPLETE,
@@ -30,7 +30,7 @@ from aggregation.cache.memory import (
     now_ns,
     usable_here,
 )
-from aggregation.cache.record import FROM, SEQUENCE, UNTIL, ItemCodec, Raw, Records
+from aggregation.cache.record import ENTITY, FROM, SEQUENCE, UNTIL, ItemCodec, Raw, Records
 from aggregation.program import ServiceProgram
 from aggregation.tensors import Ids
 from schemas.status import Status
@@ -178,6 +178,12 @@ class ItemCache:
             self.counts.unusable += 1
             return None
         level, complete = int(memory.header[W_LEVEL]), int(memory.header[W_COMPLETE])
+        words = _simply_copied(memory, item_ids, now_ms)
+        if words is not None:
+            self.counts.hits += len(item_ids)
+            return CachedItems(
+                memory.codec, item_ids, now_ms, _as_records(words, memory.codec), _NOWHERE
+            )
         slots = memory.find(item_ids)  # (N,)
         found = self._gathered(memory, item_ids, now_ms, slots)
         unknown = np.flatnonzero(slots == NONE)
@@ -267,6 +273,27 @@ _NOWHERE: Final[Places] = np.zeros(0, np.intp)
 def cache_path(directory: Path, codec: ItemCodec) -> Path:
     """Where the cache of a codec lies."""
     return directory / f"{codec.program.service.name}-{codec.identity}.items"
+
+
+def _simply_copied(memory: CacheMemory, item_ids: NDArray[np.int64], now_ms: int) -> Array | None:
+    """The items' records as words, (N, W), where all are there, whole, and hold now."""
+    slots = probe(memory.buckets(), item_ids)  # (N,)
+    if slots is None:
+        return None
+    flat = memory.words.reshape(-1)
+    at = slots * memory.words.shape[1]  # (N,) of the sequence number
+    before = flat.take(at)
+    words = memory.words.take(slots, axis=0)  # (N, W)
+    wrong = flat.take(at)
+    wrong ^= before
+    wrong |= before & _ONE
+    wrong |= words[:, ENTITY] ^ item_ids.view(np.uint64)
+    if wrong.any():
+        return None
+    from_ms, until_ms = words[:, FROM].view(np.int64), words[:, UNTIL].view(np.int64)  # (N,)
+    if len(item_ids) and (int(from_ms.max()) > now_ms or int(until_ms.min()) <= now_ms):
+        return None
+    return words
 
 
 def _copied(memory: CacheMemory, slots: Slots) -> tuple[Array, NDArray[np.bool_]]:

@@ -38,7 +38,7 @@ from aggregation.tensors import Ids
 from schemas.layout import TRAILER_BYTES, RowLayout, layout_of
 from schemas.row import FENCE, Rows, decode_rows, encode_rows
 from schemas.status import Status
-from schemas.values import null_mask, value_features
+from schemas.values import NULL_FIELD, value_features
 
 FORMAT: Final = 1
 LINE_BYTES: Final = 64
@@ -98,6 +98,7 @@ class ItemCodec:
             start += layout_of(view).size
         self.row_bytes = start
         self.dtype = _record_dtype(program)
+        self._nulls = len(features)
         of = (program.item_views, service.slots("item")[: program.own_slots], self.dtype.descr)
         said = repr((FORMAT, service.name, of, code_digest()))
         self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -132,7 +133,9 @@ class ItemCodec:
         """Views of n records' memory as the item side's block."""
         values = records["values"]  # (n,)
         newest_ms = int(records["newest_ms"].max(initial=0))
-        return SideBlock(values, null_mask(values), records["status"], records["fences"], newest_ms)
+        bits = np.unpackbits(values[NULL_FIELD], axis=1, count=self._nulls, bitorder="little")
+        null = bits.view(np.bool_)  # (n, k)
+        return SideBlock(values, null, records["status"], records["fences"], newest_ms)
 
     def own_ids(self, records: Records) -> Ids:
         """(n, So) int32, a view."""

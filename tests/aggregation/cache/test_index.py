@@ -29,6 +29,9 @@ def test_ids_are_found_where_they_were_put(
     held = entities if len(known) else np.zeros(1, np.int64)
     expected = [places.get(item, index.NONE) for item in wanted.tolist()]
     assert index.find(buckets, wanted, held).tolist() == expected
+    simple = index.probe(buckets, entities)
+    if simple is not None and (entities[simple % max(len(known), 1)] == entities).all():
+        assert simple.tolist() == list(range(len(known)))
 
 
 def test_ids_of_one_bucket_and_one_tag_are_told_apart() -> None:
