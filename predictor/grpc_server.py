@@ -4,7 +4,8 @@ It runs in the event loop that serves HTTP, on the same service: what the two pr
 request is made by the same code. A call's deadline bounds the request as the parameter `timeout`
 does. Every refusal carries its parts as a `google.rpc.ErrorInfo` in `grpc-status-details-bin`:
 
-    400 INVALID_ARGUMENT     404 NOT_FOUND     413, 503 RESOURCE_EXHAUSTED     500 INTERNAL
+    400 INVALID_ARGUMENT     404 NOT_FOUND     413 RESOURCE_EXHAUSTED     500 INTERNAL
+    503 RESOURCE_EXHAUSTED where the service has too much to do, else UNAVAILABLE
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
 }
+#: Where a refusal with 503 says that there is too much to do.
+_BUSY: Final = ("request", "rank log")
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -114,7 +117,7 @@ class _Calls:
                 reply = await handle(decode_message(kind, data, most_bytes), context)
                 return bytes(reply.SerializeToString())
             except RequestError as error:
-                await _abort(context, _CODES[error.status], error)
+                await _abort(context, code_of(error), error)
             except Exception:
                 log.exception("grpc: %s", kind.DESCRIPTOR.full_name)
                 await _abort(context, grpc.StatusCode.INTERNAL, defect())
@@ -160,6 +163,13 @@ class _Calls:
             raise RequestError("service", required=required, got=got, status=404)
         name = "SERVING" if self._service.ready else "NOT_SERVING"
         return messages.HealthCheckResponse(status=statuses.Value(name))
+
+
+def code_of(error: RequestError) -> grpc.StatusCode:
+    """The status of a refusal."""
+    if error.status == 503 and error.where in _BUSY:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
+    return _CODES[error.status]
 
 
 def _traceparent(context: Any) -> str:
