@@ -21,6 +21,7 @@ from catalog.crossed import crossed
 from catalog.drafts import ViewDraft
 from catalog.fields import check_unique
 from catalog.numbering import number
+from catalog.required import with_required
 from catalog.services import check_sharing, compile_service
 from catalog.streamed import compile_streamed
 from schemas.errors import DeclarationError
@@ -59,8 +60,11 @@ def compile_plan(
         for name, draft in drafts.items()
     }
     retired |= {name: view.generation for name, view in before.items() if name not in views}
+    alone = Plan(0, 0, tuple(views.values()), ())
     services = tuple(
-        crossed(service, compile_service(service, drafts, views), drafts, views)
+        with_required(
+            service, crossed(service, compile_service(service, drafts, views), drafts, views), alone
+        )
         for service in sorted(definitions.services, key=lambda service: service.name)
     )
     version = parent.version if parent is not None else 0

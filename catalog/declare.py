@@ -315,13 +315,21 @@ def streamed_view(
 
 
 def feature_service(
-    name: str, features: Sequence[FeatureView | str], *, crosses: Sequence[Cross] = ()
+    name: str,
+    features: Sequence[FeatureView | str],
+    *,
+    crosses: Sequence[Cross] = (),
+    required: Sequence[FeatureView | str] = (),
 ) -> FeatureService:
     """One model input: all slots of the views, or of the chosen features, in this order.
 
     features: a view, `view[["feature", …]]`, or "view:feature". crosses: slots computed from two
-    features each, behind the other slots of their side.
+    features each, behind the other slots of their side. required: views without whose rows a
+    request is refused; without those of others it is served, and says so.
     """
     tags = {names.CROSSES: crosses_tag(crosses)} if crosses else {}
+    if required:
+        views = [each if isinstance(each, str) else each.name for each in required]
+        tags[names.REQUIRED] = ",".join(views)
     declared_crosses(tags, name)
     return FeatureService(name=name, features=list(features), tags=tags)

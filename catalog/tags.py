@@ -4,7 +4,8 @@ On a Field:        `encore.transform` JSON (see transforms.py), `encore.shares` 
                    `encore.capacity` most elements of an Array, `encore.length` of a sequence slot.
 On an Entity:      `encore.side` "user" or "item".
 On a FeatureView:  `encore.skew_ms`, `encore.future_ms` of a streamed view.
-On a FeatureService: `encore.crosses` JSON (see crosses.py).
+On a FeatureService: `encore.crosses` JSON (see crosses.py), `encore.required` views,
+                   commas between.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ SIDE: Final = "encore.side"
 SKEW_MS: Final = "encore.skew_ms"
 FUTURE_MS: Final = "encore.future_ms"
 CROSSES: Final = "encore.crosses"
+REQUIRED: Final = "encore.required"
 
 FIELD_TAGS: Final = (TRANSFORM, SHARES, CAPACITY, LENGTH)
 ENTITY_TAGS: Final = (SIDE,)
 VIEW_TAGS: Final = (SKEW_MS, FUTURE_MS)
-SERVICE_TAGS: Final = (CROSSES,)
+SERVICE_TAGS: Final = (CROSSES, REQUIRED)
 
 _WHOLE: Final = re.compile(r"-?[0-9]{1,18}")
 

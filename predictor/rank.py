@@ -31,6 +31,7 @@ from predictor.cascade import Cascade, CascadeConfig, Ranking, callers_order
 from predictor.generation import Generations, ServingGeneration
 from predictor.items import Asked, ask
 from predictor.record import LogEntry, Query
+from predictor.required import check_required
 from predictor.spool import SpoolWriter
 from predictor.timeline import Laps, Served, current
 from schemas.errors import RequestError
@@ -122,7 +123,8 @@ class Ranker:
         return self.admission.in_flight
 
     async def rank(self, query: Query) -> RankReply:
-        """Rank and log one request. Raises RequestError (503) when overloaded."""
+        """Rank and log one request. Raises RequestError (503) when overloaded, or without the rows
+        of a view that the service requires."""
         generation, n = self.generations.current, len(query.candidate_ids)
         current().begin(query.request_id)
         budget = self._budget(query.timeout_ms)
@@ -149,7 +151,7 @@ class Ranker:
         )
 
     async def aggregate(self, query: Query) -> AggregateReply:
-        """Tensors of one request; nothing is logged. Raises RequestError (503) when overloaded."""
+        """Tensors of one request; nothing is logged. Raises as `rank`."""
         generation = self.generations.current
         current().begin(query.request_id)
         budget = self._budget(query.timeout_ms)
@@ -163,6 +165,7 @@ class Ranker:
             assembled = _too_late(generation, query)
         else:
             degraded = _row_flags(assembled, read.failed)
+        check_required(generation.program, assembled)
         _tell(generation, query, assembled, degraded)
         return AggregateReply(generation, assembled, degraded)
 
@@ -273,6 +276,7 @@ class Ranker:
         self, generation: ServingGeneration, asked: Asked, read: Read, budget: Budget
     ) -> tuple[Assembled, Ranking]:
         assembled, query = _assemble(asked, read, budget), asked.query
+        check_required(generation.program, assembled)
         try:
             seed = query.request_id.int
             ranking = self._cascade(generation).rank(
@@ -285,7 +289,9 @@ class Ranker:
 
     def _unscored(self, generation: ServingGeneration, query: Query) -> tuple[Assembled, Ranking]:
         """The answer when the deadline came first."""
-        return _too_late(generation, query), self._in_callers_order(query, Degraded.DEADLINE)
+        assembled = _too_late(generation, query)
+        check_required(generation.program, assembled)
+        return assembled, self._in_callers_order(query, Degraded.DEADLINE)
 
     def _in_callers_order(self, query: Query, why: Degraded) -> Ranking:
         n, limit = len(query.candidate_ids), self.config.cascade.fine_limit

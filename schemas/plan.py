@@ -292,7 +292,8 @@ class ServicePlan:
     item_slots (N, Si)); sequences are (1, L) each. `fingerprint` is over all that changes a tensor
     (`schemas.fingerprint`), so a model trained for it can be checked, and an unrelated feature
     never retires the model. `features` is what was chosen, as "view:feature", for clients that
-    read features by the service's name.
+    read features by the service's name. `required` names the views without whose rows a request is
+    refused.
     """
 
     name: str
@@ -302,6 +303,7 @@ class ServicePlan:
     fingerprint: str  # 16 hex digits
     crosses: tuple[CrossPlan, ...] = ()
     features: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
     def crosses_of(self, scope: Scope) -> tuple[CrossPlan, ...]:
         """The crosses of one scope, in the declared order."""

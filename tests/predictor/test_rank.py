@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from tests.predictor.support import (
     USERS,
     DictStore,
     publish,
+    wait_until,
     world,
 )
 
@@ -152,7 +155,7 @@ def test_a_damaged_row_is_corrupt_and_said_so(generations: Generations) -> None:
 
 def test_a_store_that_hangs_is_left_in_time(generations: Generations, store: DictStore) -> None:
     async def hang() -> None:
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
 
     async def timed() -> tuple[Any, float]:
         store.before_read = hang
@@ -162,8 +165,8 @@ def test_a_store_that_hangs_is_left_in_time(generations: Generations, store: Dic
         return reply, time.monotonic() - started
 
     reply, seconds = run(timed())
-    assert seconds < 0.2
-    assert reply.ranking.degraded == Degraded.STORE_TIMEOUT
+    assert seconds < 60
+    assert Degraded.STORE_TIMEOUT in reply.ranking.degraded
 
 
 def test_a_long_queue_is_answered_in_the_callers_order(
@@ -172,16 +175,15 @@ def test_a_long_queue_is_answered_in_the_callers_order(
     async def crowded() -> Any:
         spool = SpoolWriter(SpoolConfig(tmp_path), encode_entry)
         ranker = Ranker(store, generations, spool, RankConfig())
-        ranker._inference.submit(time.sleep, 0.5)
-        started = time.monotonic()
+        answered = threading.Event()
+        ranker._inference.submit(answered.wait, 60)
         reply = await ranker.rank(query(timeout_ms=100.0))
-        seconds = time.monotonic() - started
+        answered.set()
         ranker.close()
         spool.close()
-        return reply, seconds
+        return reply
 
-    reply, seconds = run(crowded())
-    assert seconds < 0.2
+    reply = run(crowded())
     assert reply.ranking.degraded == Degraded.DEADLINE
     assert reply.page_ids.tolist() == list(ITEMS[:5])
     assert np.isnan(reply.page_scores).all()
@@ -276,3 +278,60 @@ def test_a_request_keeps_its_generation(store: DictStore, tmp_path: Path) -> Non
     first, second = run(swapped())
     assert (first.generation.number, first.ranking.degraded) == (1, Degraded.NO_MODEL)
     assert (second.generation.number, second.ranking.degraded) == (2, Degraded.NO_COARSE_MODEL)
+
+
+# --- required views -------------------------------------------------------------------------
+
+
+def requiring(*views: str) -> Generations:
+    service = replace(PLAN.service("ranking"), required=views)
+    return Generations(replace(PLAN, services=(service,)), "ranking")
+
+
+@pytest.mark.parametrize("view", ["user_activity", "videos"])
+@pytest.mark.parametrize("method", ["rank", "aggregate"])
+def test_without_a_required_view_the_request_is_refused(
+    view: str, method: str, store: DictStore, tmp_path: Path
+) -> None:
+    async def fail() -> None:
+        raise StoreError("store", required="a server", got="none")
+
+    spool: SpoolWriter[LogEntry] = SpoolWriter(SpoolConfig(tmp_path), encode_entry)
+    ranker = Ranker(store, requiring(view), spool, RankConfig())
+    assert run(getattr(ranker, method)(query())) is not None
+    assert run(getattr(ranker, method)(query(user_id=99))) is not None  # unknown: no failure
+    store.before_read = fail
+    with pytest.raises(RequestError, match=rf"views\.{view}: needs its rows.*STORE_ERROR") as error:
+        run(getattr(ranker, method)(query()))
+    assert error.value.status == 503
+    assert ranker.in_flight == 0
+    wait_until(lambda: spool.pending() == 0, 60)  # its room in the queue was given back, too
+    ranker.close()
+    spool.close()
+    assert len(logged(tmp_path)) == (2 if method == "rank" else 0)
+
+
+def test_a_damaged_row_of_a_required_view_is_refused_and_of_another_served() -> None:
+    rows = world()
+    generations = requiring("videos")
+    key = generations.current.program.item_keys([ITEMS[3]])[0]
+    rows[key] = rows[key][:-1] + bytes([rows[key][-1] ^ 1])
+    with pytest.raises(RequestError, match="CORRUPT for 1 of 40"):
+        run(Ranker(DictStore(rows), generations, None, RankConfig()).rank(query()))
+    other = Ranker(DictStore(rows), requiring("user_activity"), None, RankConfig())
+    assert Degraded.CORRUPT_ROWS in run(other.rank(query())).ranking.degraded
+
+
+def test_late_without_a_required_view_is_refused(store: DictStore) -> None:
+    async def crowded() -> None:
+        ranker = Ranker(store, requiring("user_activity"), None, RankConfig())
+        answered = threading.Event()
+        ranker._inference.submit(answered.wait, 60)
+        try:
+            await ranker.rank(query(timeout_ms=100.0))
+        finally:
+            answered.set()
+            ranker.close()
+
+    with pytest.raises(RequestError, match=r"views\.user_activity: needs its rows.*TIMEOUT"):
+        run(crowded())
