@@ -123,18 +123,23 @@ def page(asked: Page, reply: RankReply, tensors: dict[str, tuple[str, tuple[int,
 
 
 def assessed(found: Assessment, task: str) -> None:
-    """AUC and GAUC of each model, with 95 % intervals over users."""
+    """AUC and GAUCs of each model, with 95 % intervals over users."""
     evaluation = found.tasks[task]
     line(
         f"{evaluation.examples:,} shown candidates of {evaluation.users:,} users on the last day, "
         f"{evaluation.positives:,} with a {task}; {found.live:.0%} ranked live by these packages"
     )
-    line(f"{'':<12} AUC                        GAUC ({evaluation.gauc_users:,} users with both)")
+    line(
+        f"GAUC: of {evaluation.gauc_users:,} users with both classes; page GAUC: of "
+        f"{evaluation.gauc_pages:,} such pages"
+    )
+    line(f"{'':<12} {'AUC':<24}   {'GAUC':<24}   page GAUC")
     for name, quality in evaluation.models.items():
-        line(f"{name:<12} {_interval(quality.auc)}   {_interval(quality.gauc)}")
-    for difference in evaluation.differences:
-        name = f"{difference.model} − {difference.baseline}"
-        line(f"{name}: AUC {_interval(difference.auc)}")
+        figures = (quality.auc, quality.gauc, quality.page_gauc)
+        line(f"{name:<12} {'   '.join(map(_interval, figures))}")
+    for each in evaluation.differences:
+        name = f"{each.model} − {each.baseline}"
+        line(f"{name}: AUC {_interval(each.auc)}, page GAUC {_interval(each.page_gauc)}")
 
 
 def _interval(figure: Interval) -> str:

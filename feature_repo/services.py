@@ -33,6 +33,27 @@ USER_RATES = [
     )
 ]
 
+#: Of the candidate: the same over all who were shown it, and of the last day the clicks.
+VIDEO_RATES = [
+    cross(
+        f"video_{name}_rate_{window}",
+        ratio(
+            f"video_activity:{counted}_{window}",
+            f"video_activity:impressions_{window}",
+            prior=prior,
+            weight=20,
+        ),
+        RATES,
+    )
+    for name, counted, window, prior in (
+        ("click", "clicks", "7d", 0.4),
+        ("click", "clicks", "1d", 0.4),
+        ("long_view", "long_views", "7d", 0.3),
+        ("like", "likes", "7d", 0.02),
+        ("finish", "finishes", "7d", 0.2),
+    )
+]
+
 #: Of the user and the candidate: what the recent plays and likes say of this video, its author and
 #: its first tag.
 RECENTS = [
@@ -58,6 +79,7 @@ ranking = feature_service(
             ratio("videos:server_width", "videos:server_height"),
             boundaries([0.5, 0.6, 0.8, 1.0, 1.3, 1.7]),
         ),
+        *VIDEO_RATES,
         *RECENTS,
     ],
 )

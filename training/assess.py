@@ -25,7 +25,7 @@ from schemas.errors import RecordError
 from schemas.plan import Plan
 from schemas.ranklog import TASKS
 from training.dataset import Dataset, dataset_of
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import Evaluation, Groups, evaluate
 from training.loop import reproducible
 from training.popularity import Popularity
 from training.student import coarse_scores
@@ -55,7 +55,7 @@ class AssessConfig:
 
 @dataclass(frozen=True)
 class Assessment:
-    """joined: of both parts. tasks: per task, AUC and GAUC of each model and minus popularity's.
+    """joined: of both parts. tasks: per task, AUC and GAUCs of each model and minus popularity's.
 
     live: share of the test examples that the measured fine package itself scored when it served.
     """
@@ -127,7 +127,7 @@ def _evaluate(
     return evaluate(
         dataset.labels[test, at],
         {**columns, POPULARITY: popularity.score(dataset.item_ids[test])},
-        dataset.users_of(test),
+        Groups(dataset.users_of(test), dataset.request_row[test].astype(np.int64)),
         baseline=POPULARITY,
         replicates=config.replicates,
         seed=config.seed,

@@ -1,11 +1,18 @@
 """How good a ranking is: AUC, GAUC, and paired bootstrap intervals over users. numpy only.
 
-Symbols: n examples, U users with an example, R bootstrap replicates, G groups of equal score.
+Symbols: n examples, U users and P pages with an example, R bootstrap replicates, G groups of equal
+score.
 
 AUC is the probability that a positive is scored above a negative, ties counting one half. GAUC is
 the mean of each user's own AUC, weighted by the user's number of examples (impressions); users
 whose examples are all of one class have no AUC and are left out, as in Zhu et al., "Optimized Cost
 per Click in Taobao Display Advertising" (KDD 2017).
+
+A user's examples are of several pages, scored at several times, and between two of them the user's
+own features take in the first one's label. Of a user with one click in two examples the other has
+none, whatever they say: so they stand below one half in GAUC even where they tell users apart well.
+The page GAUC compares within a page alone, where all share the user's features and where ranking
+happens: the mean of each page's own AUC, weighted by its examples.
 
 The unit of resampling is the user, since one user's examples are not independent. Models are
 compared on the same resamples (paired), so the interval of a difference is narrower than the two
@@ -14,7 +21,7 @@ intervals suggest. Intervals are percentiles: 2.5 % and 97.5 %.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +42,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class ModelQuality:
-    """AUC and GAUC of one model on one task."""
+    """AUC and both GAUCs of one model on one task."""
 
     auc: Interval
     gauc: Interval
+    page_gauc: Interval
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,18 @@ class Difference:
     baseline: str
     auc: Interval
     gauc: Interval
+    page_gauc: Interval
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All models on one task. `gauc_users`: users that have both classes, hence an AUC."""
+    """All models on one task. gauc_users, gauc_pages: those with both classes, hence an AUC."""
 
     examples: int
     positives: int
     users: int
     gauc_users: int
+    gauc_pages: int
     models: dict[str, ModelQuality]
     differences: tuple[Difference, ...]
 
@@ -93,47 +103,86 @@ def gauc(
     return float(_weighted(values, np.ones((1, len(values))), counts)[0])
 
 
+@dataclass(frozen=True)
+class Groups:
+    """users, pages: (n,) i64, of each example; a page is of one user."""
+
+    users: NDArray[np.int64]
+    pages: NDArray[np.int64]
+
+
 def evaluate(
     labels: NDArray[np.bool_],
     scores: Mapping[str, NDArray[np.floating]],
-    users: NDArray[np.int64],
+    groups: Groups,
     *,
     baseline: str = "",
     replicates: int = 1_000,
     seed: int = 0,
 ) -> Evaluation:
-    """AUC and GAUC with intervals of every model in `scores`, and each one minus `baseline`.
+    """AUC and GAUCs with intervals of every model in `scores`, and each one minus `baseline`.
 
-    labels, users and each array of `scores` are (n,). The same seed gives the same intervals,
+    labels and each array of `scores` are (n,). The same seed gives the same intervals,
     whatever other models are in `scores`. An empty `baseline` means no differences.
     """
-    ids, user_index = np.unique(users, return_inverse=True)  # (U,) i64, (n,) i64
+    ids, user_index = np.unique(groups.users, return_inverse=True)  # (U,) i64, (n,) i64
     draws = _draws(len(ids), replicates, seed)  # (1 + R, U) f64
-    per_model = {
-        name: _replicate(labels, np.asarray(values), user_index, draws)
+    pages = _Pages.of(groups.pages, user_index)
+    figures = {
+        name: (
+            *_replicate(labels, np.asarray(values), user_index, draws),
+            pages.replicate(labels, np.asarray(values), draws),
+        )
         for name, values in scores.items()
     }
-    any_user = _user_aucs(labels, np.zeros(len(labels)), user_index, len(ids))  # (U,) f64
+    level = np.zeros(len(labels))  # a score that says nothing: who has an AUC at all
+    any_user = _user_aucs(labels, level, user_index, len(ids))  # (U,) f64
+    any_page = _user_aucs(labels, level, pages.index, len(pages.owner))  # (P,) f64
     return Evaluation(
         examples=len(labels),
         positives=int(np.count_nonzero(labels)),
         users=len(ids),
         gauc_users=int(np.count_nonzero(~np.isnan(any_user))),
-        models={
-            name: ModelQuality(_interval(aucs), _interval(gaucs))
-            for name, (aucs, gaucs) in per_model.items()
-        },
+        gauc_pages=int(np.count_nonzero(~np.isnan(any_page))),
+        models={name: ModelQuality(*map(_interval, each)) for name, each in figures.items()},
         differences=tuple(
-            Difference(
-                name,
-                baseline,
-                _interval(aucs - per_model[baseline][0]),
-                _interval(gaucs - per_model[baseline][1]),
-            )
-            for name, (aucs, gaucs) in per_model.items()
+            Difference(name, baseline, *map(_interval, _minus(each, figures[baseline])))
+            for name, each in figures.items()
             if baseline and name != baseline
         ),
     )
+
+
+def _minus(
+    left: Sequence[NDArray[np.float64]], right: Sequence[NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    """Figure by figure, replicate by replicate."""
+    return [a - b for a, b in zip(left, right, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """index: (n,) of each example among the pages. owner: (P,) of each page's user among them."""
+
+    index: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, pages: NDArray[np.int64], user_index: NDArray[np.int64]) -> _Pages:
+        _, first, index = np.unique(pages, return_index=True, return_inverse=True)
+        return cls(index, user_index[first])
+
+    def replicate(
+        self,
+        labels: NDArray[np.bool_],
+        scores: NDArray[np.floating],
+        draws: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Page GAUC (1 + R,) of each row of `draws` (1 + R, U): a user is drawn with all pages."""
+        values = _user_aucs(labels, scores, self.index, len(self.owner))  # (P,) f64
+        counts = np.bincount(self.index, minlength=len(self.owner))  # (P,) i64
+        known = ~np.isnan(values)  # (P,) bool
+        return _weighted(values[known], draws[:, self.owner[known]], counts[known])
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class TeacherConfig:
     attention: int = 16
     shared_experts: int = 2
     expert: int = 32
-    dropout: float = 0.3
-    schedule: Schedule = field(default_factory=lambda: Schedule(5e-4, 512, epochs=4, patience=1))
+    dropout: float = 0.5
+    schedule: Schedule = field(default_factory=lambda: Schedule(5e-4, 256, epochs=10, patience=2))
 
 
 def train_teacher(lesson: Lesson, config: TeacherConfig) -> tuple[FineNet, Fit]:

@@ -93,13 +93,15 @@ def test_the_timeline_is_cut_at_the_last_day_and_before_the_last_moment() -> Non
 
 
 def report(fine: float, two_tower: float, popularity: float, wrong: int) -> DemoReport:
+    half = Interval(0.5, 0.5, 0.5)
+
     def quality(auc: float) -> ModelQuality:
-        return ModelQuality(Interval(auc, auc, auc), Interval(0.5, 0.5, 0.5))
+        return ModelQuality(Interval(auc, auc, auc), half, half)
 
     models = {"fine": fine, "two_tower": two_tower, "popularity": popularity}
     counts = JoinCounts(1, 0, 1, 1, 0)
     fit = Fit((Epoch(0.5, 0.5, 0.5),), 0)
-    evaluation = Evaluation(1, 1, 1, 1, {n: quality(auc) for n, auc in models.items()}, ())
+    evaluation = Evaluation(1, 1, 1, 1, 1, {n: quality(auc) for n, auc in models.items()}, ())
     mismatches = tuple(Mismatch(str(n), "score", 1, 1.0) for n in range(wrong))
     return DemoReport(
         1.0,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.evaluate import _replicate, auc, evaluate, gauc, user_aucs
+from training.evaluate import Groups, _replicate, auc, evaluate, gauc, user_aucs
 
 
 def naive_auc(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
@@ -94,7 +94,7 @@ def test_one_class_or_nothing_is_nan(labels: list[bool]) -> None:
     scores = np.zeros(len(labels))
     users = np.arange(len(labels))
     assert math.isnan(auc(known, scores))
-    result = evaluate(known, {"a": scores}, users, replicates=10)
+    result = evaluate(known, {"a": scores}, Groups(users, users), replicates=10)
     assert math.isnan(result.models["a"].auc.value) and math.isnan(result.models["a"].gauc.low)
 
 
@@ -108,14 +108,20 @@ def sample(seed: int, n: int = 2_000) -> tuple[NDArray[np.bool_], NDArray[np.int
     return generator.random(n) < 0.4, generator.integers(0, 400, n)
 
 
+def pages_of(users: NDArray[np.int64]) -> Groups:
+    """Two pages of each user."""
+    return Groups(users, 2 * users + np.arange(len(users)) % 2)
+
+
 def test_bootstrap_is_the_same_for_the_same_seed_and_independent_of_other_models() -> None:
     labels, users = sample(1)
+    groups = pages_of(users)
     generator = np.random.default_rng(2)
     good, bad = labels + generator.normal(size=len(labels)), generator.normal(size=len(labels))
-    both = evaluate(labels, {"good": good, "bad": bad}, users, baseline="bad", seed=5)
-    again = evaluate(labels, {"good": good, "bad": bad}, users, baseline="bad", seed=5)
-    alone = evaluate(labels, {"good": good}, users, seed=5)
-    other = evaluate(labels, {"good": good}, users, seed=6)
+    both = evaluate(labels, {"good": good, "bad": bad}, groups, baseline="bad", seed=5)
+    again = evaluate(labels, {"good": good, "bad": bad}, groups, baseline="bad", seed=5)
+    alone = evaluate(labels, {"good": good}, groups, seed=5)
+    other = evaluate(labels, {"good": good}, groups, seed=6)
     assert both == again
     assert both.models["good"] == alone.models["good"]
     assert other.models["good"].auc.value == alone.models["good"].auc.value
@@ -128,11 +134,16 @@ def test_intervals_are_paired_and_of_the_right_width() -> None:
     labels, users = sample(3)
     scores = np.random.default_rng(4).normal(size=len(labels))
     result = evaluate(
-        labels, {"m": scores, "copy": 3 * scores + 1}, users, baseline="m", replicates=2_000
+        labels,
+        {"m": scores, "copy": 3 * scores + 1},
+        pages_of(users),
+        baseline="m",
+        replicates=2_000,
     )
     (difference,) = result.differences
     assert (difference.auc.low, difference.auc.value, difference.auc.high) == (0, 0, 0)
     assert (difference.gauc.low, difference.gauc.high) == (0, 0)
+    assert (difference.page_gauc.low, difference.page_gauc.high) == (0, 0)
     interval = result.models["m"].auc
     p, q = labels.sum(), (~labels).sum()
     assert interval.low < interval.value < interval.high
@@ -142,5 +153,39 @@ def test_intervals_are_paired_and_of_the_right_width() -> None:
 
 def test_counts() -> None:
     labels = np.array([1, 0, 1, 1], bool)
-    result = evaluate(labels, {"m": np.arange(4.0)}, np.array([1, 1, 2, 2]), replicates=1)
+    groups = Groups(np.array([1, 1, 2, 2]), np.array([5, 6, 7, 7]))
+    result = evaluate(labels, {"m": np.arange(4.0)}, groups, replicates=1)
     assert (result.examples, result.positives, result.users, result.gauc_users) == (4, 3, 2, 1)
+    assert result.gauc_pages == 0
+    assert math.isnan(result.models["m"].page_gauc.value)
+
+
+def test_page_gauc_compares_within_a_page_and_draws_users() -> None:
+    """The value is GAUC with the page in the user's place; two pages of one user come together."""
+    labels, users = sample(7)
+    groups = pages_of(users)
+    scores = np.random.default_rng(8).normal(size=len(labels)) + labels
+    result = evaluate(labels, {"m": scores}, groups, replicates=200)
+    figure = result.models["m"].page_gauc
+    assert figure.value == pytest.approx(naive_gauc(labels, scores, groups.pages))
+    assert figure.low < figure.value < figure.high
+    one = np.zeros(len(labels), np.int64)
+    whole = evaluate(labels, {"m": scores}, Groups(one, groups.pages), replicates=20)
+    alone = whole.models["m"].page_gauc
+    drawn_together = "a user is drawn with all pages"
+    assert [alone.low, alone.high] == pytest.approx([figure.value] * 2), drawn_together
+
+
+def test_what_follows_a_users_own_labels_stands_below_one_half_in_gauc() -> None:
+    """Each user is shown two videos on two pages; the second time the click of the first is known.
+    It tells users apart and says nothing about videos, which is what the page GAUC says, too."""
+    generator = np.random.default_rng(9)
+    taste = generator.beta(0.8, 0.8, 3_000)  # (U,)
+    labels = generator.random((3_000, 2)) < taste[:, None]  # (U, 2)
+    rate = np.stack([np.full(3_000, 0.5), np.where(labels[:, 0], 0.75, 0.25)], 1)  # (U, 2)
+    users = np.repeat(np.arange(3_000), 2)
+    groups = Groups(users, np.arange(6_000))
+    found = evaluate(labels.ravel(), {"rate": rate.ravel()}, groups, replicates=1)
+    assert found.models["rate"].auc.value > 0.55
+    assert found.models["rate"].gauc.value == 0
+    assert found.gauc_pages == 0
