@@ -12,8 +12,16 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="(read|open)_text is deprecated")
     from kafka import KafkaAdminClient, KafkaProducer
     from kafka.errors import KafkaError
+    from kafka.protocol.metadata import MetadataRequest, MetadataResponse
 
-__all__ = ["KafkaAdminClient", "KafkaError", "KafkaProducer", "require_broker"]
+__all__ = [
+    "KafkaAdminClient",
+    "KafkaError",
+    "KafkaProducer",
+    "MetadataRequest",
+    "MetadataResponse",
+    "require_broker",
+]
 
 PROBE_S = 0.1
 

@@ -97,7 +97,11 @@ class ItemWorker:
             self._store, config.item_topic, config.item_group, self._target.epoch
         )
         self._rekeyer = Rekeyer(
-            self._source, self._target, config.partitions, (self._sent, self._confirmations)
+            self._source,
+            self._target,
+            config.partitions,
+            (self._sent, self._confirmations),
+            config.patience_ms,
         )
         self._tables = PairStore(
             self._store, config.item_topic, config.item_group, config.patience_ms
@@ -130,6 +134,7 @@ class ItemWorker:
 
         The plan is looked at first: whoever had a partition before may have followed a newer one.
         """
+        await self._rekeyer.settle()
         self._folder.hot.clear()
         if await self._plan.look():
             self._tell_views()
@@ -153,6 +158,7 @@ class ItemWorker:
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether the logs are still the same."""
+        self._rekeyer.check()
         self._confirmations.check()
         await self._source.watch()
         await self._target.watch()
@@ -164,6 +170,7 @@ class ItemWorker:
     async def close(self) -> None:
         """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
         self._report(now=True)
+        await self._rekeyer.settle()
         await self._generations.close()
         await self._confirmations.settle()
         for beat in self._beats.values():
@@ -178,7 +185,7 @@ class ItemWorker:
         await self._follow()
         source = [fetched for fetched in lists if fetched.tp.topic == self._config.topic]
         if source:
-            await self._rekeyer.handle(source, self._send, self._config.patience_ms)
+            await self._rekeyer.handle(source, self._send)
         target = [fetched for fetched in lists if fetched.tp.topic == self._config.item_topic]
         if any(self._folded.goes_back(fetched) for fetched in target):
             await self._target.check()

@@ -30,8 +30,10 @@ from streams.app import Fetched, Sender
 from streams.durability import Confirmations
 from streams.heartbeat import Tally
 from streams.messages import ActionRun, decode_records, join_runs
+from streams.overlap import ended
 from streams.positions import Positions
 from streams.source import Source
+from streams.trailing import Trailing
 
 #: A round ends when its source messages have this many bytes: a re-keyed message stays below the
 #: megabyte that brokers take unless told otherwise.
@@ -96,40 +98,60 @@ class Rekeyer:
         target: Source,
         partitions: int,
         positions: tuple[Positions, Confirmations],
+        patience_ms: int,
     ) -> None:
         self._source, self._target, self._partitions = source, target, partitions
         self._positions, self._confirmations = positions
+        self._patience_ms = patience_ms
+        self._marking = Trailing(self._mark)
         self.tally = Tally()
         self.actions = 0
 
-    async def handle(self, lists: list[Fetched], send: Sender, patience_ms: int) -> None:
-        """Returns once all is in the re-keyed topic and the positions are stored."""
+    async def handle(self, lists: list[Fetched], send: Sender) -> None:
+        """Returns once all is in the re-keyed topic; the positions in the source trail behind."""
         fresh = [(each.tp, self._positions.unseen(each)) for each in lists]
         for part in rounds_of([(tp, records) for tp, records in fresh if records]):
-            # Fetched before this check, so they are of this log: their epoch is right.
-            await self._source.check()
-            await self._send(part, send)
-            await self._positions.store(part.ends, patience_ms)
-            self._confirmations.stored(part.ends)
+            # Fetched before this look at the log, so they are of this one: their epoch is right.
+            same_log = asyncio.ensure_future(self._source.check())
+            try:
+                await self._send(part, send, same_log)
+            finally:
+                await ended(same_log)
+            self._marking.add(part.ends)
 
-    async def _send(self, part: Round, send: Sender) -> None:
+    def check(self) -> None:
+        """Raises what storing a position failed with."""
+        self._marking.check()
+
+    async def settle(self) -> None:
+        """Return once the positions of all that was sent are stored. Raises StreamError."""
+        await self._marking.settle()
+
+    async def _mark(self, upto: dict[TP, int]) -> None:
+        await self._positions.store(upto, self._patience_ms)
+        self._confirmations.stored(upto)
+
+    async def _send(self, part: Round, send: Sender, same_log: asyncio.Future[None]) -> None:
+        """same_log: awaited before anything is sent."""
         runs = [decode_records(records, self._partitions)[0] for records in part.records.values()]
-        for run in runs:
-            if len(run):
-                self._positions.saw(int(run.partition[0]), int(run.sent_ms.max()))
-                self.tally.of(int(run.partition[0])).actions += len(run)
         covers = np.zeros(len(part.records), SOURCE_RANGE)
         for place, (tp, records) in enumerate(part.records.items()):
             ends = int(records[0].offset), int(records[-1].offset) + 1
             covers[place] = (*ends, self._source.epoch, tp.partition)
         batches = rekey(join_runs(runs), covers, self._source.epoch, self._partitions)
         topic, headers = self._target.topic, {HEADER_LOG: self._target.topic_id.encode()}
+        messages = [(_key(batch), encode_rekeyed(batch)) for batch in batches]
+        await same_log
         await asyncio.gather(
             *(
-                send(topic, _key(batch), encode_rekeyed(batch), headers, partition)
-                for partition, batch in enumerate(batches)
+                send(topic, key, value, headers, partition)
+                for partition, (key, value) in enumerate(messages)
             )
         )
+        for run in runs:
+            if len(run):
+                self._positions.saw(int(run.partition[0]), int(run.sent_ms.max()))
+                self.tally.of(int(run.partition[0])).actions += len(run)
         self.actions += sum(len(run) for run in runs)
 
 

@@ -25,7 +25,7 @@ from streams.source_table import PairStore, lowest_reached
 
 TICK_MS: Final = 600_000
 FIRST_POLL_S: Final = 0.001
-LONGEST_POLL_S: Final = 0.02
+LONGEST_POLL_S: Final = 0.004
 
 
 class Timed(Protocol):
@@ -124,7 +124,9 @@ class ItemMark:
 
     async def behind(self, ends: Mapping[int, int]) -> int:
         """As `Mark.behind`: an action may go to any re-keyed partition, so the slowest counts."""
-        pairs = {p: await self.tables.load(p) for p in range(self.partitions)}
+        partitions = range(self.partitions)
+        loaded = await asyncio.gather(*(self.tables.load(p) for p in partitions))
+        pairs = dict(zip(partitions, loaded, strict=True))
         return max(
             (end - lowest_reached(pairs, p, self.epoch) for p, end in ends.items()), default=0
         )
