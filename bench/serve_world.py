@@ -1,7 +1,9 @@
 """`encore serve` as a process of its own over real rows, and requests to it on both protocols.
 
 The models have the demo's networks and were not trained: what a score costs does not depend on
-its weights. Users and candidates are drawn by their shares of the KuaiRand log.
+its weights. Users and candidates are drawn by their shares of the KuaiRand log. Where items are to
+come from the service's cache the log is moved so that it ends when the benchmark begins, and
+requests go by the service's own clock, as in production; else they name the log's end.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from typing import Final, Literal
 import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from bench.open_loop import F64, Answer, Measured, http_request, over_http, precise_loop
 from bench.open_loop_grpc import Call, call, over_grpc
@@ -81,10 +85,10 @@ class Prepared:
 
 @dataclass(slots=True)
 class ServeWorld:
-    """A running service. fine_limit: candidates that its fine model scores."""
+    """A running service. cached: its items come from its cache, and its clock is its own."""
 
     workload: Workload
-    fine_limit: int
+    cached: bool
     pid: int
     ports: dict[Protocol, int]
 
@@ -92,11 +96,12 @@ class ServeWorld:
         self, protocol: Protocol, model: Model, requests: Sequence[Request], timeout_ms: float
     ) -> Prepared:
         """The requests encoded, each with that deadline."""
-        now_ms, address = self.workload.now_ms, (HOST, self.ports[protocol])
+        address = (HOST, self.ports[protocol])
+        now_ms = None if self.cached else self.workload.now_ms
         if protocol == "http":
-            bodies = [_over_http(model, each, now_ms, timeout_ms) for each in requests]
+            bodies = [_over_http(model, each, timeout_ms, now_ms) for each in requests]
             return Prepared(protocol, model, lambda times_s: over_http(address, bodies, times_s))
-        calls = [_over_grpc(model, each, now_ms, timeout_ms) for each in requests]
+        calls = [_over_grpc(model, each, timeout_ms, now_ms) for each in requests]
         return Prepared(protocol, model, lambda times_s: over_grpc(address, calls, times_s))
 
     def cpu_s(self) -> float:
@@ -106,21 +111,38 @@ class ServeWorld:
 
     def stage_ms(self, model: Model) -> dict[str, tuple[float, float]]:
         """(requests, milliseconds of all of them) by stage, so far."""
-        connection = http.client.HTTPConnection(HOST, self.ports["http"], timeout=READY_S)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
         found: dict[tuple[str, str], float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name.startswith(STAGES) and sample.labels["model"] == model:
-                    place = sample.name.removeprefix(STAGES), sample.labels["stage"]
-                    found[place] = found.get(place, 0.0) + sample.value
+        for sample in _samples(self.ports["http"]):
+            if sample.name.startswith(STAGES) and sample.labels["model"] == model:
+                place = sample.name.removeprefix(STAGES), sample.labels["stage"]
+                found[place] = found.get(place, 0.0) + sample.value
         return {
             stage: (found["_count", stage], seconds * 1e3)
             for (what, stage), seconds in found.items()
             if what == "_sum"
         }
+
+    def is_ready(self) -> bool:
+        """It serves, and its item cache answers, which a request has to find out."""
+        try:
+            if _get(self.ports["http"], "/v2/health/ready")[0] != http.client.OK:
+                return False
+        except OSError:
+            return False
+        if self.cached:
+            request = self.workload.requests(1, 10, seed=0)
+            self.prepare("http", "aggregate", request, 1_000).drive(np.zeros(1))
+        return not self.cached or self.hit_share() > 0
+
+    def hit_share(self) -> float:
+        """Part of the candidates so far that came from the item cache."""
+        found = {
+            sample.labels["result"]: sample.value
+            for sample in _samples(self.ports["http"])
+            if sample.name == "encore_cache_items_total"
+        }
+        asked = sum(found.get(each, 0.0) for each in ("hit", "absent", "missed"))
+        return found["hit"] / asked if asked else 0.0
 
 
 @contextmanager
@@ -129,12 +151,14 @@ def serve_world(fine_limit: int) -> Iterator[ServeWorld]:
 
     Raises LocalError without the data, or where the service does not come up.
     """
-    with own_store() as (_, port), world_over(port, port, fine_limit) as world:
+    with own_store() as (_, port), world_over(port, port, fine_limit, cached=True) as world:
         yield world
 
 
 @contextmanager
-def world_over(store_port: int, served_port: int, fine_limit: int) -> Iterator[ServeWorld]:
+def world_over(
+    store_port: int, served_port: int, fine_limit: int, *, cached: bool = False
+) -> Iterator[ServeWorld]:
     """Fills an empty store and serves from it. served_port: where the service finds the store.
 
     Raises as `serve_world`.
@@ -142,7 +166,7 @@ def world_over(store_port: int, served_port: int, fine_limit: int) -> Iterator[S
     with (
         tempfile.TemporaryDirectory(prefix="bench") as directory,
         RedisRowStore(StoreConfig(f"redis://{HOST}:{store_port}/0")) as store,
-        load_workload(store, USERS, ITEMS) as work,
+        load_workload(store, USERS, ITEMS, _now_ms() if cached else None) as work,
     ):
         home = Path(directory)
         store.put_text(PLAN_KEY, dump_plan(work.program.plan))
@@ -150,12 +174,17 @@ def world_over(store_port: int, served_port: int, fine_limit: int) -> Iterator[S
         _publish_models(home / "packages", store, work)
         ports: dict[Protocol, int] = {each: free_port() for each in PROTOCOLS}
         url = f"redis://{HOST}:{served_port}/0"
-        environment = _environment(url, home, ports, fine_limit)
+        environment = _environment(url, home, ports) | {
+            "ENCORE_FINE_LIMIT": str(fine_limit),
+            "ENCORE_ITEM_CACHE": str(cached),
+            "ENCORE_ALLOW_NOW_MS": str(not cached),
+        }
         command = [sys.executable, "-m", "encore", "serve"]
         child = spawn(ChildSpec("serve", command, home / "serve.log", home, environment))
         try:
-            wait_ready(child, lambda: _answers(ports["http"]), READY_S)
-            yield ServeWorld(work, fine_limit, child.pid, ports)
+            world = ServeWorld(work, cached, child.pid, ports)
+            wait_ready(child, world.is_ready, READY_S)
+            yield world
         finally:
             child.stop()
 
@@ -174,12 +203,13 @@ def reply_of(protocol: Protocol, answer: Answer) -> Reply:
 # --- requests ---------------------------------------------------------------------------------
 
 
-def _over_http(model: Model, request: Request, now_ms: int, timeout_ms: float) -> bytes:
+def _over_http(model: Model, request: Request, timeout_ms: float, now_ms: int | None) -> bytes:
     """Binary tensors both ways."""
     tensors = [np.array([request[0]], np.int64), np.asarray(request[1], np.int64)]
+    clock = {} if now_ms is None else {"now_ms": now_ms}
     head = json.dumps(
         {
-            "parameters": {"now_ms": now_ms, "timeout": timeout_ms, "binary_data_output": True},
+            "parameters": {"timeout": timeout_ms, "binary_data_output": True} | clock,
             "inputs": [
                 {
                     "name": name,
@@ -197,10 +227,11 @@ def _over_http(model: Model, request: Request, now_ms: int, timeout_ms: float) -
     return http_request(path, body, HOST, "application/octet-stream", **lengths)
 
 
-def _over_grpc(model: Model, request: Request, now_ms: int, timeout_ms: float) -> Call:
+def _over_grpc(model: Model, request: Request, timeout_ms: float, now_ms: int | None) -> Call:
     tensors = [np.array([request[0]], np.int64), np.asarray(request[1], np.int64)]
     message = ModelInferRequest(model_name=model)
-    message.parameters["now_ms"].int64_param = now_ms
+    if now_ms is not None:
+        message.parameters["now_ms"].int64_param = now_ms
     for name, tensor in zip(("user_id", "candidate_ids"), tensors, strict=True):
         message.inputs.add(name=name, datatype="INT64", shape=[len(tensor)])
         message.raw_input_contents.append(tensor.tobytes())
@@ -234,9 +265,7 @@ def _publish_models(root: Path, store: RedisRowStore, workload: Workload) -> Non
         publish_package(write_package(root, draft))
 
 
-def _environment(
-    url: str, home: Path, ports: dict[Protocol, int], fine_limit: int
-) -> dict[str, str]:
+def _environment(url: str, home: Path, ports: dict[Protocol, int]) -> dict[str, str]:
     """The parent's variables without its settings, and the service's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ENCORE_")}
     root = str(Path(__file__).resolve().parent.parent)
@@ -247,17 +276,24 @@ def _environment(
         "ENCORE_DATA_DIR": str(home),
         "ENCORE_HTTP_PORT": str(ports["http"]),
         "ENCORE_GRPC_PORT": str(ports["grpc"]),
-        "ENCORE_FINE_LIMIT": str(fine_limit),
-        "ENCORE_ALLOW_NOW_MS": "true",
     }
 
 
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _samples(port: int) -> Iterator[Sample]:
+    """Of the service's metrics."""
+    text = _get(port, "/metrics")[1].decode()
+    return (sample for each in text_string_to_metric_families(text) for sample in each.samples)
+
+
+def _get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(HOST, port, timeout=READY_S)
     try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
     finally:
         connection.close()

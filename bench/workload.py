@@ -59,8 +59,11 @@ class Workload:
 
 
 @contextmanager
-def load_workload(store: RowStore, users: int, items: int) -> Iterator[Workload]:
-    """Fills the store. users, items: how many of the most seen ones take part.
+def load_workload(
+    store: RowStore, users: int, items: int, ends_ms: int | None = None
+) -> Iterator[Workload]:
+    """Fills the store. users, items: how many of the most seen ones take part. ends_ms: the log is
+    moved so that it ends then; None leaves it when it was.
 
     Raises LocalError without the data, StoreError.
     """
@@ -69,7 +72,8 @@ def load_workload(store: RowStore, users: int, items: int) -> Iterator[Workload]
     seen = read_table("interactions", ["user_id", "video_id", "time_ms"])
     user_ids, user_weights = _most_seen(seen["user_id"], users)
     item_ids, item_weights = _most_seen(seen["video_id"], items)
-    now_ms = int(seen["time_ms"].max())
+    logged_ms = int(seen["time_ms"].max())
+    now_ms = logged_ms if ends_ms is None else ends_ms
     with tempfile.TemporaryDirectory(prefix="bench") as directory:
         sources = Path(directory) / "sources"
         write_sources(KUAIRAND, sources)
@@ -77,7 +81,8 @@ def load_workload(store: RowStore, users: int, items: int) -> Iterator[Workload]
             if view.kind == "batch":
                 materialize(view, Path(directory), store)
             else:
-                _fold_log(view, store, user_ids if view.entity == "user" else item_ids)
+                ids = user_ids if view.entity == "user" else item_ids
+                _fold_log(view, store, ids, now_ms - logged_ms)
         yield Workload(
             program,
             user_ids,
@@ -98,9 +103,12 @@ def _most_seen(
     return ids[top].astype(np.int64), counts[top] / counts[top].sum()
 
 
-def _fold_log(view: ViewPlan, store: RowStore, entity_ids: NDArray[np.int64]) -> None:
-    """Rows of those entities as the log's actions leave them."""
+def _fold_log(
+    view: ViewPlan, store: RowStore, entity_ids: NDArray[np.int64], later_ms: int
+) -> None:
+    """Rows of those entities as the log's actions leave them, each so much later."""
     actions = load_timeline(KUAIRAND, 0.0, 0.0).actions
+    actions["time_ms"] += later_ms
     order = np.argsort(entity_ids)
     entities = actions[view.entity]  # (a,)
     place = np.searchsorted(entity_ids, entities, sorter=order).clip(max=len(order) - 1)

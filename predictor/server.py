@@ -200,6 +200,8 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         metrics = Metrics()
         metrics.readings.ranker(ranker)
         metrics.readings.watcher(watcher)
+        if items is not None:
+            metrics.readings.items(items)
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
         service = Service(

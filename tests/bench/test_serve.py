@@ -77,7 +77,7 @@ def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         grpc_port = int(started.grpc_address.rpartition(":")[2])
         workload = cast(Workload, SimpleNamespace(now_ms=NOW_MS))
         ports: dict[Protocol, int] = {"grpc": grpc_port, "http": http_port}
-        yield ServeWorld(workload, 100, started.child.pid, ports)
+        yield ServeWorld(workload, False, started.child.pid, ports)
 
 
 @pytest.mark.parametrize("model", ["aggregate", "rank"])

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from aggregation.cache.reader import ItemCache
 from encore.local import free_port, start_broker
 from encore.settings import Settings
 from encore.stream_metrics import tell
@@ -58,9 +57,9 @@ def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         put_world(store)
 
     async def go() -> str:
-        config = ServeConfig(StoreConfig(url), "ranking", spool=SpoolConfig(directory / "spool"))
+        spool = SpoolConfig(directory / "spool")
+        config = ServeConfig(StoreConfig(url), "ranking", spool=spool, item_cache=directory)
         async with serving(config) as running:
-            running.observer.metrics.readings.items(ItemCache(directory))
             transport = httpx.ASGITransport(app=create_app(running))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 await client.post("/v2/models/rank/infer", json=body())
