@@ -262,7 +262,7 @@ def _describe(report: Report, climbs: dict[tuple[Protocol, Model], Climb], scale
         told = "at no rate that was tried" if passes is None else f"at {passes:,.0f}/s"
         report.note(
             f"{model} over {protocol}: {tail} passes {BOUND_MS:g} ms {told}; "
-            f"at most {climb.peak:,.0f} whole replies a second, {climb.kept:.0%} of it at {OVERLOAD} ×."
+            f"at most {climb.peak:,.0f} whole replies a second, at {OVERLOAD} × {climb.kept:.0%}."
         )
     report.note(
         f"{CANDIDATES} candidates, deadline {DEADLINE_MS:g} ms, binary tensors; `rank` scores the "
