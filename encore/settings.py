@@ -135,6 +135,12 @@ class Settings(BaseSettings):
     store_timeout_ms: Milliseconds = Field(
         1_000, description="most time one store call may take; a request's own time bounds it, too"
     )
+    stale_after_ms: int = Field(
+        0,
+        ge=0,
+        description="a user's streamed row is STALE once the newest action stored of its partition"
+        " is older; 0: never",
+    )
     allow_now_ms: bool = Field(
         False, description="take a request's now_ms as its clock: for replays and tests"
     )

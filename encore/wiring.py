@@ -62,12 +62,14 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
     """Of a serving process. socket: where its supervisor asks it, for one of several that share
     their ports."""
     from predictor.cascade import CascadeConfig
+    from predictor.freshness import FreshnessConfig
     from predictor.limits import Limits
     from predictor.server import ServeConfig
     from predictor.spool import SpoolConfig
     from predictor.watch import WatchRequests
     from store.wire import StoreConfig
 
+    freshness = FreshnessConfig(settings.group, settings.partitions, settings.stale_after_ms)
     return ServeConfig(
         store=StoreConfig(settings.store_url, timeout_ms=settings.store_timeout_ms),
         service=settings.service,
@@ -94,5 +96,6 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
         version=version("encore"),
         item_cache=settings.cache if settings.item_cache else None,
         item_cache_max_age_ms=settings.item_cache_max_age_ms,
+        freshness=freshness if settings.stale_after_ms else None,
         watch=WatchRequests(settings.trace_endpoint, settings.trace_share, settings.slow_ms),
     )

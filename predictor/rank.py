@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from predictor.admission import Admission, AdmissionConfig
 from predictor.breaker import Read, StoreReader
 from predictor.budget import Budget, Stage, StageCosts
 from predictor.cascade import Cascade, CascadeConfig, Ranking, callers_order
+from predictor.freshness import Freshness, stale
 from predictor.generation import Generations, ServingGeneration
 from predictor.items import Asked, ask
 from predictor.record import LogEntry, Query
@@ -45,6 +46,7 @@ F32 = NDArray[np.float32]
 T = TypeVar("T")
 Stages = tuple[tuple[Stage, int], ...]
 
+_CORRUPT: Final = int(Status.CORRUPT)
 #: Part of what a request could wait that it is let wait: those before it may take longer.
 _TRUST: Final = 0.8
 #: Part of its time that a request may wait which cannot be served in full anyway.
@@ -107,9 +109,11 @@ class Ranker:
         spool: SpoolWriter[LogEntry] | None,
         config: RankConfig,
         items: ItemSource | None = None,
+        freshness: Freshness | None = None,
     ) -> None:
         self.generations = generations
         self.items = items
+        self.freshness = freshness
         self.spool = spool
         self.config = config
         self.admission = Admission(AdmissionConfig(config.in_flight))
@@ -159,7 +163,9 @@ class Ranker:
         with self._admitted(budget, stages):
             asked = ask(generation.program, query, self.items)
             read = await self._read(asked.row_keys(), budget, stages)
-            assembled = await self._infer(lambda: _assemble(asked, read, budget), budget, stages[0])
+            assembled = await self._infer(
+                lambda: self._assemble(asked, read, budget), budget, stages[0]
+            )
         degraded = Degraded.DEADLINE
         if assembled is None:
             assembled = _too_late(generation, query)
@@ -275,7 +281,7 @@ class Ranker:
     def _score(
         self, generation: ServingGeneration, asked: Asked, read: Read, budget: Budget
     ) -> tuple[Assembled, Ranking]:
-        assembled, query = _assemble(asked, read, budget), asked.query
+        assembled, query = self._assemble(asked, read, budget), asked.query
         check_required(generation.program, assembled)
         try:
             seed = query.request_id.int
@@ -287,6 +293,15 @@ class Ranker:
             ranking = self._in_callers_order(query, Degraded.MODEL_ERROR)
         return assembled, ranking.but(_row_flags(assembled, read.failed))
 
+    def _assemble(self, asked: Asked, read: Read, budget: Budget) -> Assembled:
+        assembled, query = asked.assemble(read.rows, read.failed), asked.query
+        if self.freshness is not None:
+            lags = self.freshness.lags(asked.program, query.user_id, query.now_ms)
+            if lags.any():
+                assembled = replace(assembled, user_status=stale(assembled.user_status, lags))
+        budget.done("assemble", len(query.candidate_ids))
+        return assembled
+
     def _unscored(self, generation: ServingGeneration, query: Query) -> tuple[Assembled, Ranking]:
         """The answer when the deadline came first."""
         assembled = _too_late(generation, query)
@@ -296,12 +311,6 @@ class Ranker:
     def _in_callers_order(self, query: Query, why: Degraded) -> Ranking:
         n, limit = len(query.candidate_ids), self.config.cascade.fine_limit
         return callers_order(n, query.page_size, limit, why)
-
-
-def _assemble(asked: Asked, read: Read, budget: Budget) -> Assembled:
-    assembled = asked.assemble(read.rows, read.failed)
-    budget.done("assemble", len(asked.query.candidate_ids))
-    return assembled
 
 
 def _too_late(generation: ServingGeneration, query: Query) -> Assembled:
@@ -325,7 +334,8 @@ def _row_flags(assembled: Assembled, failed: Status | None) -> Degraded:
         return Degraded.STORE_TIMEOUT
     if failed is Status.STORE_ERROR:
         return Degraded.STORE_ERROR
-    corrupt = (assembled.user_status == Status.CORRUPT).any()
-    if corrupt or (assembled.item_status == Status.CORRUPT).any():
-        return Degraded.CORRUPT_ROWS
-    return Degraded(0)
+    found = assembled.user_status.tolist()
+    flags = Degraded.STALE_ROWS if Status.STALE in found else Degraded(0)
+    if Status.CORRUPT in found or (assembled.item_status == _CORRUPT).any():
+        flags |= Degraded.CORRUPT_ROWS
+    return flags

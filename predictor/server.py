@@ -24,6 +24,7 @@ import uvloop
 from aggregation.cache.reader import ItemCache
 from predictor.breaker import BreakerConfig, StoreReader
 from predictor.cascade import CascadeConfig
+from predictor.freshness import Freshness, FreshnessConfig
 from predictor.front import Front
 from predictor.generation import Generations
 from predictor.grpc_server import GrpcServer
@@ -60,7 +61,7 @@ class ServeConfig:
     request's time unless it says otherwise. allow_now_ms: take a request's clock (replays only).
     plan_wait_s: how long to wait at the start for a published plan. item_cache: the directory of
     the cache that `encore cache` keeps, None reads all items from the store; its max_age_ms: see
-    `ItemCache`.
+    `ItemCache`. freshness: None calls no row stale.
     """
 
     store: StoreConfig
@@ -83,6 +84,7 @@ class ServeConfig:
     watch: WatchRequests = field(default_factory=WatchRequests)
     item_cache: Path | None = None
     item_cache_max_age_ms: float = 1_000.0
+    freshness: FreshnessConfig | None = None
 
 
 def run_server(config: ServeConfig) -> None:
@@ -191,7 +193,12 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         if config.item_cache is not None:
             items = ItemCache(config.item_cache, config.item_cache_max_age_ms)
             stack.callback(items.close)
-        ranker = Ranker(reader, generations, spool, rank_config, items)
+        freshness = None
+        if config.freshness is not None:
+            freshness = Freshness(store, generations, config.freshness)
+            looking = asyncio.create_task(freshness.run(), name="freshness")
+            stack.push_async_callback(_cancelled, looking)
+        ranker = Ranker(reader, generations, spool, rank_config, items, freshness)
         stack.callback(ranker.close)
         watcher = Watcher(generations, store, WatchConfig(config.packages, config.poll_s))
         await watcher.look(polite=False)  # models that are there before the first request serve it

@@ -35,8 +35,10 @@ def test_serve_defaults_are_the_rooms() -> None:
         grpc_port=SETTINGS.grpc,
         packages=SETTINGS.packages,
         spool=type(wired.spool)(SETTINGS.spool),
+        item_cache=SETTINGS.cache,
     )
     assert asdict(wired) == asdict(bare)
+    assert wired.freshness is None
 
 
 def test_what_is_set_arrives() -> None:
@@ -63,3 +65,10 @@ def test_topics_are_made_once_and_never_changed(tmp_path: Path) -> None:
             ensure_topics(other)
     finally:
         server.child.kill()
+
+
+def test_a_bound_of_staleness_arrives_with_what_the_marks_go_by() -> None:
+    wired = serve_config(SETTINGS.model_copy(update={"stale_after_ms": 5, "partitions": 3}))
+    assert wired.freshness is not None
+    assert (wired.freshness.stale_after_ms, wired.freshness.partitions) == (5, 3)
+    assert wired.freshness.group == SETTINGS.group

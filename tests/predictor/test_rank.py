@@ -166,7 +166,8 @@ def test_a_store_that_hangs_is_left_in_time(generations: Generations, store: Dic
 
     reply, seconds = run(timed())
     assert seconds < 60
-    assert Degraded.STORE_TIMEOUT in reply.ranking.degraded
+    assert reply.ranking.degraded in (Degraded.STORE_TIMEOUT, Degraded.DEADLINE)
+    assert (reply.assembled.item_status == Status.TIMEOUT).all()
 
 
 def test_a_long_queue_is_answered_in_the_callers_order(
