@@ -22,6 +22,7 @@ import yaml
 
 from encore.cli import app
 from encore.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings, variable
+from streams.app import DRAIN_S, STOP_S
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
@@ -72,6 +73,25 @@ def test_the_settings_are_taken(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert (settings.bootstrap, settings.store_url) == ("kafka:9092", "redis://store:6379/0")
     assert settings.http_host == "0.0.0.0"
     assert str(settings.data_dir) == "/var/lib/encore"
+
+
+def test_a_drain_has_the_time_it_may_take() -> None:
+    """What is killed in its drain repeats; what ends by itself commits."""
+    for name in OURS:
+        grace = re.fullmatch(r"(\d+)s", SERVICES[name]["stop_grace_period"])
+        assert grace is not None
+        assert int(grace[1]) > DRAIN_S + STOP_S
+
+
+def test_the_item_cache_lies_in_shared_memory_that_is_there() -> None:
+    service = SERVICES["service"]
+    assert service["environment"]["ENCORE_ITEM_CACHE_DIR"].startswith("/dev/shm/")
+    assert service["shm_size"] == "1gb"
+    others = {name: SERVICES[name]["environment"] for name in OURS if name != "service"}
+    assert all(
+        {**given, "ENCORE_ITEM_CACHE_DIR": "/dev/shm/encore"} == service["environment"]
+        for given in others.values()
+    )
 
 
 def test_every_encore_variable_is_a_setting() -> None:
@@ -140,6 +160,13 @@ def test_the_broker_takes_messages_as_large_as_the_producers_send() -> None:
     assert SERVICES["kafka"]["environment"]["KAFKA_MESSAGE_MAX_BYTES"] == left << right
 
 
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's (instruction, rest), continuation lines joined."""
+    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
+    lines = (line for line in joined.splitlines() if line.strip() and line[0] != "#")
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
 # --- the image ----------------------------------------------------------------------------------
 
 
@@ -150,6 +177,24 @@ def test_the_image_is_pinned_and_not_root() -> None:
     last = DOCKERFILE[DOCKERFILE.rindex("FROM ") :]
     assert re.findall(r"^USER (\S+)", last, re.M) == ["encore"]
     assert 'ENTRYPOINT ["encore"]' in last
+
+
+def test_the_dockerfile_keeps_to_the_common_rules() -> None:
+    """Of hadolint's rules DL3000, DL3020, DL3022, DL3025, DL3042, DL4006."""
+    stages = {"build"}
+    for word, rest in instructions():
+        assert word != "ADD", "COPY says what it does"
+        if word == "WORKDIR":
+            assert rest.startswith("/")
+        if word in ("CMD", "ENTRYPOINT"):
+            assert isinstance(json.loads(rest), list)
+        if word == "COPY" and (source := re.search(r"--from=(\S+)", rest)):
+            assert source[1] in stages
+        if word == "RUN":
+            assert not re.search(r"\bsudo\b|\bapt\b", rest)
+            assert not re.search(r"[^|]\|[^|]", rest), "a pipe hides what failed before it"
+    build = DOCKERFILE[: DOCKERFILE.rindex("FROM ")]
+    assert "PIP_NO_CACHE_DIR=1" in build
 
 
 def test_the_build_context_holds_every_package() -> None:
