@@ -89,6 +89,7 @@ def test_feast_rows_hold_the_same_values() -> None:
 @pytest.mark.slow
 def test_feast_serves_the_same_values_and_tensors() -> None:
     from bench import aggregate
+    from bench.cached import filled_cache
     from bench.peers.feast_online import FeastOnline
     from bench.workload import load_workload
 
@@ -97,10 +98,11 @@ def test_feast_serves_the_same_values_and_tensors() -> None:
         tempfile.TemporaryDirectory() as directory,
         RedisRowStore(f"redis://{host}:{port}/0") as store,
         load_workload(store, 5, 30) as work,
+        filled_cache(work, store, Path(directory) / "cache") as cached,
     ):
         feast = FeastOnline(work.program, (host, port), Path(directory), work.users_file)
         raw = RawMget(host, port)
-        contenders = aggregate.Contenders(work, store, feast, raw)
+        contenders = aggregate.Contenders(work, store, cached, feast, raw)
         aggregate._fill_feast(contenders)
         requests = work.requests(3, 10, seed=0)
         assert all(aggregate._equal(contenders, request) for request in requests)
