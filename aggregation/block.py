@@ -117,8 +117,9 @@ class SideProgram:
         n = len(entity_ids)
         values = np.zeros(n, self.dtype)  # (n,)
         null = np.zeros((n, self._width), bool)  # (n, k)
-        status = np.zeros((n, len(self.views)), np.uint8)  # (n, V)
-        fences = np.full(status.shape, NO_FENCE)  # (n, V)
+        status = np.empty((n, len(self.views)), np.uint8)  # (n, V)
+        fences = np.empty(status.shape, FENCE)  # (n, V)
+        epochs, offsets = fences["epoch"], fences["offset"]
         newest_ms = 0
         for index, program in enumerate(self._programs):
             rows, found = decode_rows(program.layout, raw[index * n : (index + 1) * n], entity_ids)
@@ -127,22 +128,18 @@ class SideProgram:
                 # A row beyond its TTL answers as one that is not there; its fence is logged as
                 # read.
                 found[features.expired & (found == _PRESENT)] = Status.NOT_FOUND
-            _fill(program, features, found >= _FIRST_FAILED, values, null)
+            _fill(program, features, values, null)
+            if np.count_nonzero(found):
+                _null_failed(program, found >= _FIRST_FAILED, null)
             status[:, index] = found
-            fences["epoch"][:, index], fences["offset"][:, index] = rows.epoch, rows.offset
+            epochs[:, index], offsets[:, index] = rows.epoch, rows.offset
             newest_ms = max(newest_ms, int(rows.newest_ms.max(initial=0)))
         values[NULL_FIELD] = pack_nulls(null)
         return SideBlock(values, null, status, fences, newest_ms)
 
 
-def _fill(
-    program: _ViewProgram, features: Features, failed: Mask, values: Block, null: Mask
-) -> None:
-    """Copy a view's features into its columns.
-
-    failed: (n,) rows of which all is null. They and absent rows were finalised as empty rows: zero
-    throughout, and a batch view's features null, so that only the nulls of failed rows are left.
-    """
+def _fill(program: _ViewProgram, features: Features, values: Block, null: Mask) -> None:
+    """Copy a view's features into its columns."""
     for at, name, feature in program.columns:
         values[name] = features.values[feature]  # (n,) or (n, L)
         missing = features.null[feature]
@@ -150,6 +147,13 @@ def _fill(
             null[:, at] = missing
     for name, feature in program.vectors:
         values[name + LENGTH_SUFFIX] = features.lengths[feature]
-    if failed.any():
-        places = np.array([at for at, _, _ in program.columns], np.intp)
-        null[np.ix_(np.flatnonzero(failed), places)] = True
+
+
+def _null_failed(program: _ViewProgram, failed: Mask, null: Mask) -> None:
+    """Of failed rows, (n,), all is null.
+
+    They and absent rows were finalised as empty rows: zero throughout, and a batch view's features
+    null, so that only the nulls of failed rows are left.
+    """
+    places = np.array([at for at, _, _ in program.columns], np.intp)
+    null[np.ix_(np.flatnonzero(failed), places)] = True

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.rings import inside_window
+from aggregation.rings import inside_window, total_dtype, window_totals
 from aggregation.sequences import visible
 from schemas.errors import PlanError
 from schemas.plan import AccumulatorPlan, FeaturePlan, ViewPlan
@@ -65,6 +65,16 @@ class Moment:
             now_tile = self.now_ms // ring.hop_ms
             found = inside_window(rows.values[ring.head], held, now_tile, ring.tiles, tiles)
             self.known[key] = found
+        return found
+
+    def total(self, rows: Rows, ring: AccumulatorPlan, tiles: int) -> Array:
+        """The sum over the newest w tiles of the ring of a count or sum. tiles: w. (n,) int64."""
+        found: Array | None = self.known.get((ring.field, tiles))
+        if found is None:
+            state = rows.values[ring.field]  # (n, T)
+            wide = state.astype(total_dtype(state.dtype), copy=False)
+            found = window_totals(wide[None], self.inside(rows, ring, tiles))[0]
+            self.known[ring.field, tiles] = found
         return found
 
     def visible(self, rows: Rows, time_field: str) -> tuple[Array, Array, bool]:

@@ -25,6 +25,7 @@ Ids = NDArray[np.int32]
 
 INT: Final = np.dtype(np.int64)
 FLOAT: Final = np.dtype(np.float64)
+_ONE: Final = np.uint64(1)
 _TABLE_MOST: Final = 1 << 16  # entries: 256 kB
 
 
@@ -50,20 +51,31 @@ class Ranges:
     def __call__(self, values: Array) -> Ids:
         """int32 ids of the values' shape."""
         inside = values.view(np.uint64) < self.limit  # below 0 is huge
-        return np.where(inside, values + self.first, OUT_OF_RANGE).astype(np.int32)
+        ids = (values + self.first).astype(np.int32)
+        np.copyto(ids, OUT_OF_RANGE, where=~inside)
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """`hash`. flip, buckets: (g, 1)."""
+    """`hash`. flip, buckets: (g, 1). binary: whether all buckets are powers of two, of which the
+    remainder needs no division."""
 
     flip: NDArray[np.uint64]
     buckets: NDArray[np.uint64]
+    binary: bool
     dtype: np.dtype[Any] = INT
 
     def __call__(self, values: Array) -> Ids:
         """int32 ids of the values' shape."""
-        return (flipped_hash64(values, self.flip) % self.buckets).astype(np.int32) + FIRST_ID
+        hashed = flipped_hash64(values, self.flip)
+        if self.binary:
+            hashed &= self.buckets - _ONE
+        else:
+            hashed %= self.buckets
+        ids = hashed.astype(np.int32)
+        ids += FIRST_ID
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +137,8 @@ def kernel(transforms: Sequence[TransformPlan], dtype: np.dtype[Any]) -> Kernel:
     if one.kind == "hash":
         flips = [seed_flip(each.seed) for each in transforms]
         buckets = [each.buckets for each in transforms]
-        return Hashes(_column(flips, np.uint64), _column(buckets, np.uint64))
+        binary = all(each & (each - 1) == 0 for each in buckets)
+        return Hashes(_column(flips, np.uint64), _column(buckets, np.uint64), binary)
     if one.kind == "vocab":
         known, position = vocabulary(one.values)
         if len(known) == 0:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from aggregation.features import Features, Mask, Moment, Step, refuse
+from aggregation.features import Array, Features, Moment, Step, refuse
 from aggregation.measures import (
     TOTALS,
     DecayedSums,
@@ -40,6 +41,8 @@ from schemas.plan import (
 )
 from schemas.row import Rows
 
+_FEW: Final = 16  # rows up to which a call costs more than what it does
+
 Compile = Callable[[ViewPlan, Sequence[FeaturePlan]], Iterator[Step]]
 
 
@@ -51,22 +54,13 @@ class Scalars:
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Zero where null."""
-        present = np.array([rows.present[source] for _, source, _ in self.features])  # (g, n)
-        if moment.alive is not None:
-            present &= moment.alive
-        if np.count_nonzero(present) == present.size:
-            for name, source, dtype in self.features:
-                out.values[name] = rows.values[source].astype(dtype, copy=False)
-                out.null[name] = moment.never
-            return
-        null: Mask = ~present  # (g, n)
-        some: Mask = np.any(null, axis=1)  # (g,)
-        for place, (name, source, dtype) in enumerate(self.features):
-            values = rows.values[source]  # (n,)
-            if some[place]:
-                values = np.where(present[place], values, 0)
+        for name, source, dtype in self.features:
+            values, present = rows.values[source], moment.living(rows.present[source])  # (n,) each
+            out.null[name] = moment.never
+            if np.count_nonzero(present) < len(rows):
+                values = np.where(present, values, 0)
+                out.null[name] = ~present
             out.values[name] = values.astype(dtype, copy=False)
-            out.null[name] = null[place] if some[place] else moment.never
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +99,7 @@ def fields(view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Step]:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class _Shape:
     """Windows of one length over rings of one shape.
 
     ring: one of them. parts: features by the dtype that sums their rings.
@@ -115,9 +109,35 @@ class Windows:
     tiles: int
     parts: tuple[tuple[np.dtype[Any], tuple[FeaturePlan, ...]], ...]
 
+    def totals(self, rows: Rows, moment: Moment) -> Iterator[tuple[FeaturePlan, Array]]:
+        """Each feature's sum over its window, (n,) int64."""
+        inside = moment.inside(rows, self.ring, self.tiles)  # (n, T)
+        for dtype, features in self.parts:
+            rings = np.empty((len(features), *inside.shape), dtype)  # (A, n, T)
+            for place, feature in enumerate(features):
+                rings[place] = rows.values[feature.source]
+            yield from zip(features, window_totals(rings, inside), strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Sums over the tiles of a window, of a ring each.
+
+    Of a few rows the calls cost most, so all rings are laid side by side and summed at once; of
+    many the memory does, so those of one shape go together.
+
+    features: by shape. columns: (c,) for each slot of all rings side by side its place among the
+    slots of all shapes side by side. starts: (A,) where each ring begins among the c.
+    """
+
+    shapes: tuple[_Shape, ...]
+    features: tuple[FeaturePlan, ...]
+    columns: NDArray[np.intp]
+    starts: NDArray[np.intp]
+
     @classmethod
     def compile(cls, view: ViewPlan, features: Sequence[FeaturePlan]) -> Iterator[Self]:
-        """One step for each shape and length."""
+        """One step for all of them."""
         stored = {field.name: NUMPY[field.dtype] for field in view.fields}
         rings: dict[tuple[str, int, int, int], AccumulatorPlan] = {}
         groups: dict[tuple[str, int, int, int], dict[np.dtype[Any], list[FeaturePlan]]] = {}
@@ -127,21 +147,41 @@ class Windows:
             rings.setdefault(key, ring)
             parts = groups.setdefault(key, {})
             parts.setdefault(total_dtype(stored[ring.field]), []).append(feature)
+        if not groups:
+            return
+        shapes, ordered, columns, first = [], [], [], 0
         for key, parts in groups.items():
             grouped = tuple((dtype, tuple(members)) for dtype, members in parts.items())
-            yield cls(rings[key], key[-1], grouped)
+            shapes.append(_Shape(rings[key], key[-1], grouped))
+            slots = np.arange(first, first + rings[key].tiles)
+            for members in parts.values():
+                ordered += members
+                columns += [slots] * len(members)
+            first += rings[key].tiles
+        starts = np.cumsum([0, *map(len, columns)])[:-1]
+        yield cls(tuple(shapes), tuple(ordered), np.concatenate(columns), starts)
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Never null: an empty row counts 0."""
-        inside = moment.inside(rows, self.ring, self.tiles)  # (n, T)
-        for dtype, features in self.parts:
-            rings = np.empty((len(features), *inside.shape), dtype)  # (A, n, T)
-            for place, feature in enumerate(features):
-                rings[place] = rows.values[feature.source]
-            totals = window_totals(rings, inside)  # (A, n) int64
-            for feature, total in zip(features, totals, strict=True):
-                out.values[feature.name] = saturate(total, NUMPY[feature.dtype])
-                out.null[feature.name] = moment.never
+        if len(rows) > _FEW:
+            for shape in self.shapes:
+                for feature, total in shape.totals(rows, moment):
+                    self._put(feature, total, moment, out)
+            return
+        each = [moment.inside(rows, shape.ring, shape.tiles) for shape in self.shapes]
+        inside = np.concatenate(each, axis=1).take(self.columns, axis=1)  # (n, c)
+        rings = [rows.values[feature.source] for feature in self.features]
+        state = np.concatenate(rings, axis=1, dtype=np.int64)  # (n, c)
+        state *= inside
+        totals = np.add.reduceat(state, self.starts, axis=1)  # (n, A)
+        for feature, total in zip(self.features, totals.T, strict=True):
+            self._put(feature, total, moment, out)
+
+    @staticmethod
+    def _put(feature: FeaturePlan, total: Array, moment: Moment, out: Features) -> None:
+        out.values[feature.name] = saturate(total, NUMPY[feature.dtype])
+        out.null[feature.name] = moment.never
+        moment.known[feature.source, feature.tiles] = total
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +207,7 @@ class Sequences:
             values = rows.values[feature.source]  # (n, K)
             if cut:
                 values = shifted(values, skip, remain)
-            values = values[:, : feature.capacity]  # (n, L)
-            out.values[feature.name] = values.astype(NUMPY[feature.dtype], copy=False)
-            out.lengths[feature.name] = np.minimum(remain, feature.capacity)
-            out.null[feature.name] = moment.never
+            _put_listed(feature, values, remain, moment, out)
 
 
 class Ages(Sequences):
@@ -187,10 +224,19 @@ class Ages(Sequences):
         ages = moment.now_ms - times  # (n, K)
         ages *= np.arange(times.shape[1]) < remain[:, None]
         for feature in self.features:
-            values = saturate(ages[:, : feature.capacity], NUMPY[feature.dtype])
-            out.values[feature.name] = values  # (n, L)
-            out.lengths[feature.name] = np.minimum(remain, feature.capacity)
-            out.null[feature.name] = moment.never
+            values = saturate(ages[:, : feature.capacity], NUMPY[feature.dtype])  # (n, L)
+            _put_listed(feature, values, remain, moment, out)
+
+
+def _put_listed(
+    feature: FeaturePlan, values: Array, remain: Array, moment: Moment, out: Features
+) -> None:
+    """A column of a sequence. values: (n, K) or fewer. remain: (n,) entries that are there."""
+    cut = feature.capacity < values.shape[1]
+    values = values[:, : feature.capacity] if cut else values  # (n, L)
+    out.values[feature.name] = values.astype(NUMPY[feature.dtype], copy=False)
+    out.lengths[feature.name] = np.minimum(remain, feature.capacity) if cut else remain
+    out.null[feature.name] = moment.never
 
 
 #: How the features of each kind are compiled, in the order they are computed: ratios are of others.

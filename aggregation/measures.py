@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from aggregation.distinct import estimate
 from aggregation.features import Features, Mask, Moment, refuse
 from aggregation.moments import deviation, mean
-from aggregation.rings import held_tiles, total_dtype, window_slots, window_totals
+from aggregation.rings import held_tiles, window_slots
 from aggregation.saturate import saturate
 from aggregation.sequences import visible
 from schemas.layout import NUMPY
@@ -93,18 +93,10 @@ class Means(Measure):
 
     def __call__(self, rows: Rows, moment: Moment, out: Features) -> None:
         """Null of no values. Whole numbers: the order in which they are summed is no matter."""
-        total, count = (self._total(rows, moment, ring) for ring in self.rings)  # (n,)
-        values = mean(count, total)
-        out.values[self.feature.name] = saturate(values, NUMPY[self.feature.dtype])
+        tiles = self.feature.tiles
+        total, count = (moment.total(rows, ring, tiles) for ring in self.rings)  # (n,)
+        out.values[self.feature.name] = saturate(mean(count, total), NUMPY[self.feature.dtype])
         out.null[self.feature.name] = count == 0
-
-    def _total(self, rows: Rows, moment: Moment, ring: AccumulatorPlan) -> NDArray[np.int64]:
-        """The sum over the window's tiles of one ring, (n,)."""
-        inside = moment.inside(rows, ring, self.feature.tiles)  # (n, T)
-        state = rows.values[ring.field]  # (n, T)
-        wide = state.astype(total_dtype(state.dtype), copy=False)
-        total: NDArray[np.int64] = window_totals(wide[None], inside)[0]
-        return total
 
 
 class Deviations(OfTiles):

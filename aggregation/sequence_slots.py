@@ -40,11 +40,10 @@ class _Member:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Sequences of one kernel. places: (g,) among all."""
+    """Sequences of one kernel."""
 
     kernel: Kernel
     members: tuple[_Member, ...]
-    places: NDArray[np.intp]
 
 
 class SequenceProgram:
@@ -52,9 +51,9 @@ class SequenceProgram:
 
     def __init__(self, slots: Sequence[SequenceSlotPlan], dtype: np.dtype[np.void]) -> None:
         self._slots = tuple(slots)
-        self._capacities = np.array([slot.capacity for slot in slots], np.int64)[:, None]  # (S, 1)
+        self._capacities = np.array([slot.capacity for slot in slots], np.int32)[:, None]  # (S, 1)
         self._most = max((slot.capacity for slot in slots), default=0)  # M
-        self._columns = np.arange(self._most)  # (M,)
+        self._columns = np.arange(self._most, dtype=np.int32)  # (M,)
         fields = [value_name(slot.view, slot.feature) for slot in slots]
         self._lengths = tuple(field + LENGTH_SUFFIX for field in fields)
         groups: dict[Hashable, list[int]] = {}
@@ -80,7 +79,7 @@ class SequenceProgram:
                     sentinels=slot.transform.sentinels,
                 )
             )
-        return _Group(shared, tuple(members), np.array(places, np.intp))
+        return _Group(shared, tuple(members))
 
     def __call__(self, users: Block) -> tuple[dict[str, Ids], dict[str, Ids]]:
         """Of each sequence ids, (U, L) int32, 0 behind the length, and the lengths, (U,) int32."""
@@ -109,8 +108,9 @@ class SequenceProgram:
             values = np.zeros(shape, group.kernel.dtype)  # (g, U, M)
             for member in group.members:
                 _take(member, users[member.field][:, : member.capacity], values, missing)
-            found = group.kernel(values.reshape(len(values), -1))  # (g, U * M)
-            ids[group.places] = found.reshape(shape)
+            found = group.kernel(values.reshape(len(values), -1)).reshape(shape)  # (g, U, M)
+            for member in group.members:
+                ids[member.place] = found[member.row]
         np.copyto(ids, np.int32(MISSING), where=missing)
 
 

@@ -112,7 +112,10 @@ def visible(times: Array, lengths: Array, now_ms: int) -> tuple[Array, Array]:
     times: (r, K), newest first. Returns the number of leading entries to skip and of those that
     remain, (r,) int64 each.
     """
-    skip = ((times > now_ms) & (np.arange(times.shape[1]) < lengths[:, None])).sum(axis=1)
+    late = times > now_ms  # (r, K)
+    if not np.count_nonzero(late):
+        return np.zeros(len(times), np.int64), lengths.astype(np.int64)
+    skip = (late & (np.arange(times.shape[1]) < lengths[:, None])).sum(axis=1)
     return skip, lengths - skip
 
 

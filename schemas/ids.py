@@ -25,6 +25,10 @@ Array = NDArray[Any]
 
 _XXH3_BITFLIP: Final = np.uint64(0x1CAD21F72C81017C ^ 0xDB979083E96DD4DE)  # secret[8:16] ^ [16:24]
 _XXH3_PRIME: Final = np.uint64(0x9FB21C651E98DF25)
+_BY_24, _BY_32, _BY_49 = ((np.uint64(bits), np.uint64(64 - bits)) for bits in (24, 32, 49))
+_LENGTH: Final = np.uint64(8)  # of what is hashed, in bytes
+_LENGTH_SHIFT: Final = np.uint64(35)
+_LAST_SHIFT: Final = np.uint64(28)
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _MURMUR_M: Final = np.uint32(0x5BD1E995)
 _MURMUR_SEED: Final = 0x9747B28C
@@ -77,18 +81,27 @@ def flipped_hash64(
     values: NDArray[np.int64], flip: np.uint64 | NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
     """`hash64` by the `seed_flip` of the seed: one for all, or an array that broadcasts."""
-    raw = values.view(np.uint64)
-    hashed = ((raw << np.uint64(32)) | (raw >> np.uint64(32))) ^ flip
-    hashed ^= _rotate_left(hashed, 49) ^ _rotate_left(hashed, 24)
+    hashed = _rotate_left(values.view(np.uint64), *_BY_32) ^ flip
+    turned = _rotate_left(hashed, *_BY_49)
+    turned ^= _rotate_left(hashed, *_BY_24)
+    hashed ^= turned
     hashed *= _XXH3_PRIME
-    hashed ^= (hashed >> np.uint64(35)) + np.uint64(8)
+    np.right_shift(hashed, _LENGTH_SHIFT, out=turned)
+    turned += _LENGTH
+    hashed ^= turned
     hashed *= _XXH3_PRIME
-    hashed ^= hashed >> np.uint64(28)
+    np.right_shift(hashed, _LAST_SHIFT, out=turned)
+    hashed ^= turned
     return hashed
 
 
-def _rotate_left(values: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    return (values << np.uint64(bits)) | (values >> np.uint64(64 - bits))
+def _rotate_left(
+    values: NDArray[np.uint64], bits: np.uint64, rest: np.uint64
+) -> NDArray[np.uint64]:
+    """By `bits`; rest: 64 - bits."""
+    rotated = values << bits
+    rotated |= values >> rest
+    return rotated
 
 
 def partition_of(entity_id: int, partitions: int) -> int:

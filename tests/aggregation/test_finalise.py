@@ -182,3 +182,26 @@ def test_a_feature_the_state_cannot_give_is_refused(feature: FeaturePlan) -> Non
         Finaliser(broken)
     with pytest.raises(PlanError, match="needs one of"):
         Finaliser(SMALL, ["no_such"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    view=st.sampled_from([SMALL, MORTAL, FUNCTIONS, functions_view(ttl_ms=6_000)]),
+    history=histories(),
+    now_ms=nows,
+    times=st.integers(6, 9),
+)
+def test_a_value_does_not_depend_on_how_many_rows_are_finalised_together(
+    view: ViewPlan, history: tuple[Any, Any, Any], now_ms: int, times: int
+) -> None:
+    """Few rows and many go different ways."""
+    layout = layout_of(view)
+    few = state_after(view, history)
+    raw = encode_rows(layout, few) * times
+    many, _ = decode_rows(layout, raw, np.tile(IDS, times))
+    expected, found = finalise(view, few, now_ms), finalise(view, many, now_ms)
+    for name, values in expected.values.items():
+        assert found.values[name].tobytes() == np.concatenate([values] * times).tobytes(), name
+        np.testing.assert_array_equal(found.null[name], np.tile(expected.null[name], times))
+    for name, lengths in expected.lengths.items():
+        np.testing.assert_array_equal(found.lengths[name], np.tile(lengths, times))
