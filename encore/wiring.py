@@ -96,6 +96,6 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
         version=version("encore"),
         item_cache=settings.cache if settings.item_cache else None,
         item_cache_max_age_ms=settings.item_cache_max_age_ms,
-        freshness=freshness if settings.stale_after_ms else None,
+        freshness=freshness,
         watch=WatchRequests(settings.trace_endpoint, settings.trace_share, settings.slow_ms),
     )

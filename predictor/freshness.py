@@ -35,7 +35,8 @@ _PRESENT, _STALE = int(Status.PRESENT), int(Status.STALE)
 
 @dataclass(frozen=True, slots=True)
 class FreshnessConfig:
-    """group: of the stream workers. partitions: of the topics. poll_s: pause between looks."""
+    """group: of the stream workers. partitions: of the topics. stale_after_ms: with 0 no row is
+    stale, and marks are followed for the metrics alone. poll_s: pause between looks."""
 
     group: str
     partitions: int
@@ -72,11 +73,17 @@ class Freshness:
                 marks[view.key] = {at: mark.watermark_ms for at, mark in found.items()}
         self._marks = marks
 
+    def watermarks_ms(self) -> dict[str, int]:
+        """By view the event time that all partitions with a mark have stored, at the last look."""
+        return {name: min(marks.values()) for (name, _), marks in self._marks.items() if marks}
+
     def lags(self, program: ServiceProgram, user_id: int, now_ms: int) -> NDArray[np.bool_]:
         """(Vu,) whether the user's row of each view is older than the bound at a clock.
 
         A view without a mark does not lag: nothing is known of it, or nothing was ever stored.
         """
+        if not self._config.stale_after_ms:
+            return np.zeros(len(program.user_views), bool)
         partition = partition_of(user_id, self._config.partitions)
         oldest_ms = now_ms - self._config.stale_after_ms
         newest = [self._marks.get(view.key, {}).get(partition) for view in program.user_views]

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from aggregation.cache.reader import ItemCache
 from predictor.breaker import State, StoreReader
+from predictor.freshness import Freshness
 from predictor.rank import Ranker
 from predictor.record import LogEntry
 from predictor.spool import SpoolCounts, SpoolWriter
@@ -62,6 +63,15 @@ class Readings:
         self._reader(ranker.reader)
         if ranker.spool is not None:
             self._spool(ranker.spool)
+
+    def freshness(self, freshness: Freshness) -> None:
+        """How far the rows are that are served."""
+        self.by(
+            "encore_view_watermark_seconds",
+            "Event time since 1970 that every partition of a view has stored",
+            ("view",),
+            lambda: {(view,): ms / 1000 for view, ms in freshness.watermarks_ms().items()},
+        )
 
     def watcher(self, watcher: Watcher) -> None:
         """Publications."""

@@ -61,7 +61,7 @@ class ServeConfig:
     request's time unless it says otherwise. allow_now_ms: take a request's clock (replays only).
     plan_wait_s: how long to wait at the start for a published plan. item_cache: the directory of
     the cache that `encore cache` keeps, None reads all items from the store; its max_age_ms: see
-    `ItemCache`. freshness: None calls no row stale.
+    `ItemCache`. freshness: None follows no marks.
     """
 
     store: StoreConfig
@@ -209,6 +209,8 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         metrics.readings.watcher(watcher)
         if items is not None:
             metrics.readings.items(items)
+        if freshness is not None:
+            metrics.readings.freshness(freshness)
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
         service = Service(

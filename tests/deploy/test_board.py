@@ -18,14 +18,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from encore.local import free_port, start_broker
 from encore.settings import Settings
 from encore.stream_metrics import tell
+from predictor.freshness import FreshnessConfig
 from predictor.http import create_app
 from predictor.server import ServeConfig, serving
 from predictor.spool import SpoolConfig
+from schemas.names import generation_group
 from store.redis_store import RedisRowStore
 from store.wire import StoreConfig
 from streams.admin import ensure_topics
 from streams.config import StreamConfig
-from tests.predictor.support import body, put_world
+from tests.predictor.support import NOW_MS, PLAN, body, put_world
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))[
@@ -37,6 +39,8 @@ RULES = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text("utf-8"))
 SCRAPED = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text("utf-8"))
 #: Of the supervisor of several serving processes, which tells them itself.
 SUPERVISORS = {"encore_worker_up", "encore_worker_restarts_total"}
+VIEW = PLAN.view("user_activity")
+GROUP = ("encore", VIEW.name, VIEW.generation)
 NAME = re.compile(r"\bencore_\w+")
 Exposed = dict[str, set[frozenset[str]]]  # series → label names of its samples
 
@@ -55,16 +59,28 @@ def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     directory, url = tmp_path_factory.mktemp("service"), valkey.removesuffix("/0") + "/6"
     with RedisRowStore(url) as store:
         put_world(store)
+        store.put_progress(VIEW.source, generation_group(*GROUP), {0: (1, 2, NOW_MS)})
 
     async def go() -> str:
         spool = SpoolConfig(directory / "spool")
-        config = ServeConfig(StoreConfig(url), "ranking", spool=spool, item_cache=directory)
+        config = ServeConfig(
+            StoreConfig(url),
+            "ranking",
+            spool=spool,
+            item_cache=directory,
+            freshness=FreshnessConfig("encore", 1, 0, poll_s=0.01),
+        )
         async with serving(config) as running:
             transport = httpx.ASGITransport(app=create_app(running))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 await client.post("/v2/models/rank/infer", json=body())
                 await client.post("/v2/models/rank/infer", json=body(candidates=[1, 1]))
-                return (await client.get("/metrics")).text
+                text = ""
+                async with asyncio.timeout(60):
+                    while "encore_view_watermark_seconds{" not in text:
+                        await asyncio.sleep(0.02)
+                        text = (await client.get("/metrics")).text
+                return text
 
     return asyncio.run(go())
 
@@ -165,6 +181,7 @@ def test_a_page_tells_what_happened(service: str) -> None:
     assert samples["encore_breaker_state", "closed"] == 1
     assert samples["encore_log_records_total", "logged"] + samples["encore_log_pending",] == 1
     assert samples["encore_in_flight",] == 0
+    assert samples["encore_view_watermark_seconds", VIEW.name] == NOW_MS / 1000
 
 
 def test_panels_have_numbers_of_their_own() -> None:

@@ -11,6 +11,7 @@ from encore.doctor import broker
 from encore.local import start_broker
 from encore.settings import Settings
 from encore.wiring import ensure_topics, serve_config, stream_config
+from predictor.freshness import FreshnessConfig
 from predictor.server import ServeConfig
 from schemas.errors import StreamError
 from streams.config import StreamConfig
@@ -36,6 +37,7 @@ def test_serve_defaults_are_the_rooms() -> None:
         packages=SETTINGS.packages,
         spool=type(wired.spool)(SETTINGS.spool),
         item_cache=SETTINGS.cache,
+        freshness=FreshnessConfig(SETTINGS.group, SETTINGS.partitions, SETTINGS.stale_after_ms),
     )
     assert asdict(wired) == asdict(bare)
     assert wired.freshness is None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregation.program import ServiceProgram
 from predictor.freshness import Freshness, FreshnessConfig, stale
 from predictor.generation import Generations
 from predictor.rank import RankConfig, Ranker
@@ -134,3 +135,17 @@ def test_looks_follow_the_marks_and_the_plan_and_outlive_faults() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(work())
+
+
+def test_a_view_is_as_fresh_as_its_last_partition() -> None:
+    async def work() -> tuple[dict[str, int], int]:
+        store = DictStore({})
+        config = replace(CONFIG, stale_after_ms=0)
+        freshness = Freshness(store, Generations(PLAN, "ranking"), config)
+        assert freshness.watermarks_ms() == {}
+        await marked(store, {0: NOW_MS - 5, 1: NOW_MS - 90_000_000})
+        await freshness.look()
+        lags = freshness.lags(ServiceProgram(PLAN, "ranking"), USERS[0], NOW_MS)
+        return freshness.watermarks_ms(), int(lags.sum())
+
+    assert asyncio.run(work()) == ({VIEW.name: NOW_MS - 90_000_000}, 0)
