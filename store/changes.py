@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from schemas.stored import RowKeys, StoredRows
+
 
 @dataclass(slots=True)
 class Changes:
@@ -19,7 +21,7 @@ class Changes:
 
 
 class ChangingRows(Protocol):
-    """Rows seen through one connection on which the store tells of each change, in order.
+    """Rows, and a connection on which the store tells of each change.
 
     Blocking, for one thread. Every call raises StoreTimeout or StoreError where the connection
     fails, and it is gone then: changes are lost, so `connect` again, `track`, and compare all that
@@ -39,12 +41,8 @@ class ChangingRows(Protocol):
         """What has changed; waits for a first change for so long at most. Each is told once."""
         ...
 
-    def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As `store.base.RowStore.read`."""
-        ...
-
-    def trailers(self, keys: Sequence[str]) -> list[bytes]:
-        """The last TRAILER_BYTES of each value, fewer of a shorter one, none of an absent one."""
+    def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `store.base.RowStore.read_rows`."""
         ...
 
     def scan(self, prefix: str) -> Iterator[list[bytes]]:

@@ -1,7 +1,7 @@
 """Rows that somebody keeps a copy of: a connection that is told of every change.
 
 `CLIENT TRACKING ON BCAST PREFIX …` over RESP3: the server names each key below the prefixes that
-was set, deleted, expired or flushed, on this connection, in order with the replies.
+was set, deleted, expired or flushed, in order with the replies of this connection.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from schemas.errors import StoreError
-from schemas.layout import TRAILER_BYTES
+from schemas.stored import RowKeys, StoredRows
 from store import wire
 from store.changes import Changes
+from store.redis_store import RedisRowStore
 from store.wire import Command, Reply, StoreConfig
 
 _FAULTS: Final = (RedisError, OSError, TimeoutError)
@@ -32,18 +33,16 @@ class TrackedStore:
         self._config = config
         self._changes = Changes()
         self._connection: Any = None
-        try:
-            self._pool: Any = ConnectionPool.from_url(
-                config.url,
-                protocol=3,
-                socket_timeout=config.timeout_ms / 1000,
-                socket_connect_timeout=config.connect_timeout_ms / 1000,
-                retry=Retry(NoBackoff(), 0),
-                decode_responses=False,
-                driver_info=None,
-            )
-        except ValueError as error:
-            raise wire.bad_url(config, error) from None
+        self._rows = RedisRowStore(config)
+        self._pool: Any = ConnectionPool.from_url(
+            config.url,
+            protocol=3,
+            socket_timeout=config.timeout_ms / 1000,
+            socket_connect_timeout=config.connect_timeout_ms / 1000,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=False,
+            driver_info=None,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -77,17 +76,13 @@ class TrackedStore:
         taken, self._changes = self._changes, Changes()
         return taken
 
-    def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """As `ChangingRows.read`: one MGET."""
-        return wire.values(self._ask(("MGET", *keys), "read")) if keys else []
+    def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+        """As `ChangingRows.read_rows`: on a connection of its own, where the buffer is the reply's.
 
-    def trailers(self, keys: Sequence[str]) -> list[bytes]:
-        """As `ChangingRows.trailers`."""
-        commands: list[Command] = [("GETRANGE", key, -TRAILER_BYTES, -1) for key in keys]
-        return [
-            reply if isinstance(reply, bytes) else b""
-            for reply in self._round_trip(commands, "trailers")
-        ]
+        In which order the two connections answer is all the same: a change that this reading does
+        not show comes later than it, and so does its being told.
+        """
+        return self._rows.read_rows(keys)
 
     def scan(self, prefix: str) -> Iterator[list[bytes]]:
         """As `ChangingRows.scan`."""
@@ -111,6 +106,7 @@ class TrackedStore:
 
     def close(self) -> None:
         """As `ChangingRows.close`."""
+        self._rows.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.disconnect()

@@ -6,9 +6,9 @@
 
 - Tracking begins before anything is read, and changes are told in order, so a row in the cache is
   either what the store holds or about to be read again.
-- Verifying walks over all keys (SCAN). Of a row that is in the cache only the trailer is fetched:
-  its checksum is over the whole row, so an equal trailer is an equal row. So a restart of this
-  process, or of the store, costs a walk and what has changed.
+- Verifying walks over all keys (SCAN) and reads the rows. Of one that is in the cache the trailer
+  is compared: its checksum is over the whole row, so an equal trailer is an equal row. So a restart
+  of this process, or of the store, costs a walk, and values only of what has changed.
 - A beat is a round trip on the tracking connection. When its answer came and the changes told until
   then are applied, all that the store had answered when the beat began is in the cache: that moment
   is what readers see, and they turn to the store where it is too long ago.
@@ -31,20 +31,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.cache.index import NONE
+from aggregation.cache.index import NONE, Slots
 from aggregation.cache.memory import W_CAPACITY, CacheMemory, now_ns, usable_here
 from aggregation.cache.reader import cache_path
 from aggregation.cache.record import ItemCodec
-from aggregation.cache.writer import CacheWriter
+from aggregation.cache.writer import AT_ONCE, CacheWriter
 from aggregation.program import ServiceProgram
 from schemas.errors import LocalError, PlanError, StoreError
 from schemas.layout import TRAILER_BYTES
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, row_key
 from schemas.plan import load_plan
+from schemas.stored import RowKeys
 from store.changes import ChangingRows
 
 log: Final = logging.getLogger(__name__)
-AT_ONCE: Final = 2_048  # items of one MGET
+_LEAST, _MOST = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
 _STANDBY_S: Final = 0.25
 
 Ids = NDArray[np.int64]
@@ -233,7 +234,7 @@ class ItemFeed:
             item_ids = item_ids[writer.memory.find(item_ids) != NONE]
         for start in range(0, len(item_ids), AT_ONCE):
             ids = item_ids[start : start + AT_ONCE]
-            raw = self._source.read(writer.codec.program.item_keys(ids))
+            raw = self._source.read_rows(writer.codec.program.item_row_keys(ids))
             writer.put(ids, raw, self._clock_ms())
 
     def _verify(self, writer: CacheWriter) -> None:
@@ -272,20 +273,28 @@ class ItemFeed:
         known = (slots != NONE) & (slots < len(seen))
         known[known] = ~seen[slots[known], view]
         at = np.flatnonzero(known)
-        if len(at):
-            plan = writer.codec.program.item_views[view]
-            keys = [row_key(plan.name, plan.generation, each) for each in item_ids[at].tolist()]
-            stored = b"".join(
-                each.ljust(TRAILER_BYTES, b"\0") for each in self._source.trailers(keys)
-            )
-            kept = writer.codec.trailers(memory.rows[slots[at]], view)  # (k, TRAILER_BYTES)
-            found = np.frombuffer(stored, np.uint8).reshape(kept.shape)
-            equal = (found == kept).all(axis=1)  # (k,)
-            seen[slots[at[equal]], view] = True
-            known[at[equal]] = False
+        for start in range(0, len(at), AT_ONCE):
+            some = at[start : start + AT_ONCE]
+            equal = some[self._equal(writer, view, item_ids[some], slots[some])]
+            seen[slots[equal], view] = True
+            known[equal] = False
         stale = known | (slots == NONE)
         self._load(writer, item_ids[stale])
         seen[slots[known], :] = True
+
+    def _equal(
+        self, writer: CacheWriter, view: int, item_ids: Ids, slots: Slots
+    ) -> NDArray[np.bool_]:
+        """Which items' rows of a view are in the cache as they are in the store. Returns (n,)."""
+        plan = writer.codec.program.item_views[view]
+        stored = self._source.read_rows([RowKeys(plan.name, plan.generation, item_ids)])
+        kept = writer.codec.trailers(writer.memory.rows[slots], view)  # (n, TRAILER_BYTES)
+        equal = np.zeros(len(item_ids), bool)  # (n,)
+        for run in stored.runs:
+            if run.size > TRAILER_BYTES:
+                some = slice(run.first, run.first + run.many)
+                equal[some] = (stored.matrix(run)[:, -TRAILER_BYTES:] == kept[some]).all(axis=1)
+        return equal
 
     def _gone(self, writer: CacheWriter, view: int) -> NDArray[np.intp]:
         """Slots whose row of a view was there and was not met in the store."""
@@ -308,8 +317,7 @@ def _ids(keys: Collection[bytes], prefix: str) -> Ids:
             text = key[start:-1]
             if text.isdigit() or (text[:1] == b"-" and text[1:].isdigit()):
                 found.append(int(text))
-    limits = np.iinfo(np.int64)
-    return np.array([each for each in found if limits.min <= each <= limits.max], np.int64)
+    return np.array([each for each in found if _LEAST <= each <= _MOST], np.int64)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from aggregation.tensors import Ids
 from schemas.layout import TRAILER_BYTES, RowLayout, layout_of
 from schemas.row import FENCE, Rows, decode_rows, encode_rows
 from schemas.status import Status
+from schemas.stored import ABSENT, Run, StoredRows
 from schemas.values import NULL_FIELD, value_features
 
 FORMAT: Final = 1
@@ -105,12 +106,22 @@ class ItemCodec:
 
     # --- rows → records ----------------------------------------------------------------------
 
-    def encode(self, item_ids: NDArray[np.int64], raw: Raw, now_ms: int) -> Encoded:
-        """n items at now_ms. raw: (V * n,), what `program.item_keys` hold."""
+    def encode(
+        self,
+        item_ids: NDArray[np.int64],
+        raw: Raw,
+        now_ms: int,
+        rows: NDArray[np.uint8] | None = None,
+    ) -> Encoded:
+        """n items at now_ms. raw: (V * n,), what `program.item_keys` hold, fastest as `StoredRows`.
+        rows: the same as `Encoded.rows`, where they are known.
+        """
         n = len(item_ids)
         block = self.program.item_block(raw, item_ids, now_ms)
         records = np.zeros(n, self.dtype)  # (n,)
-        rows = np.zeros((n, self.row_bytes), np.uint8)  # (n, R)
+        known = rows is not None
+        if rows is None:
+            rows = np.zeros((n, self.row_bytes), np.uint8)  # (n, R)
         spans = Spans.unbounded(n)
         newest_ms = np.zeros(n, np.int64)  # (n,)
         for index, view in enumerate(self._views):
@@ -118,7 +129,9 @@ class ItemCodec:
             decoded, status = decode_rows(view.layout, part, item_ids)
             spans.meet(view.validity(decoded, now_ms))
             np.maximum(newest_ms, decoded.newest_ms, out=newest_ms)
-            rows[:, view.start : view.stop] = _own_bytes(view.layout, part, decoded, status)
+            if not known:
+                own = rows[:, view.start : view.stop]
+                _put_own_bytes(own, view.layout, part, decoded, status)
         records["entity_id"] = item_ids
         records["from_ms"], records["until_ms"] = spans.from_ms, spans.until_ms
         records["newest_ms"] = newest_ms
@@ -142,24 +155,25 @@ class ItemCodec:
         ids: Ids = records["ids"]
         return ids
 
-    def raw(self, rows: NDArray[np.uint8], status: NDArray[np.uint8]) -> list[bytes | None]:
+    def raw(self, rows: NDArray[np.uint8], status: NDArray[np.uint8]) -> StoredRows:
         """What the store held of n items, in the order of `program.item_keys`.
 
         rows: (n, R). status: (n, V). A corrupt row is b"", which is corrupt, too.
         """
-        found: list[bytes | None] = []
+        n, start = len(rows), 0
+        runs, parts = [], []
         for index, view in enumerate(self._views):
-            buffer = memoryview(np.ascontiguousarray(rows[:, view.start : view.stop]).tobytes())
             size = view.layout.size
-            corrupt = status[:, index] == _CORRUPT  # (n,)
-            there = self.there(rows, index)  # (n,)
-            found += [
-                bytes(buffer[at * size : (at + 1) * size]) if here else b"" if broken else None
-                for at, (here, broken) in enumerate(
-                    zip(there.tolist(), corrupt.tolist(), strict=True)
-                )
-            ]
-        return found
+            parts.append(rows[:, view.start : view.stop].reshape(-1))  # (n * size,)
+            absent = np.where(status[:, index] == _CORRUPT, 0, ABSENT)  # (n,)
+            sizes = np.where(self.there(rows, index), size, absent)  # (n,)
+            firsts = np.flatnonzero(np.diff(sizes, prepend=-2)).tolist()
+            for first, stop in zip(firsts, [*firsts[1:], n], strict=True):
+                place = start + first * size
+                held = int(sizes[first])
+                runs.append(Run(index * n + first, stop - first, place, size, held))
+            start += n * size
+        return StoredRows(np.concatenate(parts), tuple(runs))
 
     def there(self, rows: NDArray[np.uint8], view: int) -> NDArray[np.bool_]:
         """Which items have a row of that view. rows: (n, R). Returns (n,)."""
@@ -184,19 +198,24 @@ def _record_dtype(program: ServiceProgram) -> np.dtype[np.void]:
     return np.dtype([field for field in fields if field != ("rest", "V", 0)])
 
 
-def _own_bytes(
-    layout: RowLayout, raw: Raw, rows: Rows, status: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
-    """Rows in the layout of the plan, zero where absent or corrupt. (n, layout.size)."""
-    absent = bytes(layout.size)
-    front = layout.layout_id.to_bytes(4, "little")
-    parts = [absent] * len(raw)
-    for at, (row, found) in enumerate(zip(raw, status.tolist(), strict=True)):
-        if row is None or found == _CORRUPT:
-            continue
-        own = len(row) == layout.size and row[-TRAILER_BYTES : 4 - TRAILER_BYTES] == front
-        parts[at] = row if own else encode_rows(layout, _one(rows, at))[0]
-    return np.frombuffer(b"".join(parts), np.uint8).reshape(len(raw), layout.size)
+def _put_own_bytes(
+    out: NDArray[np.uint8], layout: RowLayout, raw: Raw, rows: Rows, status: NDArray[np.uint8]
+) -> None:
+    """Rows in the layout of the plan, zero where absent or corrupt. out: (n, layout.size)."""
+    stored = raw if isinstance(raw, StoredRows) else StoredRows.of(raw)
+    there = np.zeros(len(stored), bool)  # (n,)
+    for run in stored.runs:
+        some = slice(run.first, run.first + run.many)
+        there[some] = run.size != ABSENT
+        if run.size == layout.size:
+            out[some] = stored.matrix(run)
+    there &= status != _CORRUPT
+    out[~there] = 0
+    front = np.frombuffer(layout.layout_id.to_bytes(4, "little"), np.uint8)
+    trailer = out.shape[1] - TRAILER_BYTES
+    own = (out[:, trailer : trailer + len(front)] == front).all(axis=1)  # (n,)
+    for at in np.flatnonzero(there & ~own).tolist():
+        out[at] = np.frombuffer(encode_rows(layout, _one(rows, at))[0], np.uint8)
 
 
 def _one(rows: Rows, at: int) -> Rows:

@@ -27,6 +27,7 @@ from aggregation.cache.memory import (
 from aggregation.cache.record import SEQUENCE, UNTIL, Encoded, Raw
 from aggregation.cache.validity import NEVER
 from schemas.errors import LocalError
+from schemas.stored import StoredRows
 
 log: Final = logging.getLogger(__name__)
 AT_ONCE: Final = 1_024  # items encoded together
@@ -64,6 +65,10 @@ class CacheWriter:
     def put(self, item_ids: NDArray[np.int64], raw: Raw, now_ms: int) -> None:
         """Rows of n items, all different. raw: (V * n,) as the store holds them now."""
         views, n = len(self.codec.program.item_views), len(item_ids)
+        self.memory.header[W_CHANGED] += np.uint64(n)
+        if n <= AT_ONCE:
+            self._write(item_ids, self.codec.encode(item_ids, raw, now_ms))
+            return
         for start in range(0, n, AT_ONCE):
             ids = item_ids[start : start + AT_ONCE]
             part = [
@@ -72,9 +77,8 @@ class CacheWriter:
                 for row in raw[view * n + start : view * n + start + len(ids)]
             ]
             self._write(ids, self.codec.encode(ids, part, now_ms))
-        self.memory.header[W_CHANGED] += np.uint64(n)
 
-    def rows_of(self, slots: Slots) -> list[bytes | None]:
+    def rows_of(self, slots: Slots) -> StoredRows:
         """What the store held of those slots, (V * n,)."""
         status = self.memory.records["status"][slots]  # (n, V)
         return self.codec.raw(self.memory.rows[slots], status)
@@ -87,7 +91,9 @@ class CacheWriter:
         for start in range(0, min(len(due), most), AT_ONCE):
             slots = due[start : min(start + AT_ONCE, most)]
             ids = self.memory.entities[slots]
-            self._write(ids, self.codec.encode(ids, self.rows_of(slots), now_ms), slots)
+            rows = self.memory.rows[slots]  # (n, R)
+            raw = self.codec.raw(rows, self.memory.records["status"][slots])
+            self._write(ids, self.codec.encode(ids, raw, now_ms, rows), slots)
         if len(due) <= most:
             self.due_ms = int(self._due[: self.memory.count].min(initial=NEVER))
         done = min(len(due), most)
