@@ -46,6 +46,16 @@ class Inputs:
         return per_user if self.user_of is None else per_user[self.user_of]
 
 
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Begin with normally distributed weights; nothing happens to a tensor that has no memory.
+
+    There, torch would load its compiler (800 modules, over a second of one core, and other threads
+    wait) only to find that there is nothing to draw.
+    """
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
 class Embeddings(nn.Module):
     """All embedding tables in one matrix, so that a side is one gather."""
 
@@ -61,7 +71,7 @@ class Embeddings(nn.Module):
             self.register_buffer(f"{name}_offsets", offsets, persistent=False)
         self.sequence_specs, self.groups = spec.sequences, spec.groups
         self.tower_slots = len(spec.tower_slots)
-        nn.init.normal_(self.weight, std=0.05)
+        draw_normal(self.weight, 0.05)
 
     user_offsets: Tensor
     item_offsets: Tensor
@@ -165,7 +175,7 @@ class TargetAttention(nn.Module):
         self.product = nn.Parameter(torch.empty(width, attention))
         self.score = nn.Parameter(torch.empty(attention))
         nn.init.xavier_uniform_(self.product)
-        nn.init.normal_(self.score, std=0.1)
+        draw_normal(self.score, 0.1)
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor, user_of: Tensor | None) -> Tensor:
         """query (N, E), keys (U, l, E), mask (U, l, 1) -> (N, E); zeros for empty sequences."""

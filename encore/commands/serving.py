@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +52,8 @@ def serve(
         with terminate_as_interrupt() as interruption:
             raise typer.Exit(run_workers(settings, count, interruption.check))
 
+    # Package checks are started while calls are served, and execute another program at once.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
     from encore.wiring import serve_config
     from predictor.timeline import log_fields
 
