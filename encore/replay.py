@@ -2,7 +2,7 @@
 
 The engine is `streams.replay`; here it gets a producer, the workers' progress marks, and a client
 of the ranking service. Nothing is skipped: a send that fails, a worker that does not keep up and a
-request that is refused each end the replay.
+request that is refused each end the replay; a service that is too busy is asked again for a while.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
 from encore.settings import Settings
 from encore.wiring import stream_config
-from schemas.errors import StreamError
+from schemas.errors import RequestError, StreamError
 from schemas.names import ACTIONS_TOPIC
 from store.redis_store import AsyncRedisRowStore
 from streams.admin import ensure_topics
@@ -27,6 +27,20 @@ from streams.replay import TICK_MS, Replay, ReplayCounts, Tick, find_mark, item_
 CONCURRENCY: Final = 16
 #: A replay is in no hurry: a page ranked without its features would be a gap in the log.
 TIMEOUT_MS: Final = 10_000
+
+#: The status of a service that is too busy, or away.
+BUSY: Final = 503
+FIRST_PAUSE_S: Final = 0.05
+PATIENCE_S: Final = 60.0
+
+
+class Ranks(Protocol):
+    """What a replay asks: `encore.ranking.RankClient`."""
+
+    async def rank(self, request: RankRequest) -> RankReply:
+        """Raises RequestError."""
+        ...
+
 
 #: Called after each tick: actions done, actions in all, a few words.
 TickNote = Callable[[int, int, str], None]
@@ -106,8 +120,11 @@ class _Run:
 
     async def _rank(self, client: RankClient, pages: Sequence[Page]) -> None:
         """Rank the pages of one tick; the first failure ends it, with the others cancelled."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(client.rank(_request_of(page))) for page in pages]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ranked(client, page)) for page in pages]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         for page, task in zip(pages, tasks, strict=True):
             reply = task.result()
             check_clock(page, reply)
@@ -118,6 +135,22 @@ class _Run:
         if self._note is not None:
             words = f"actions, {counts.requests:,} requests"
             self._note(counts.actions, len(self._timeline.actions), words)
+
+
+async def ranked(client: Ranks, page: Page, patience_s: float = PATIENCE_S) -> RankReply:
+    """The page's reply; a service that is too busy is asked again, since a replay has time.
+
+    Raises RequestError for any other refusal, and for that one after `patience_s` of pauses.
+    """
+    waited_s, pause_s = 0.0, FIRST_PAUSE_S
+    while True:
+        try:
+            return await client.rank(_request_of(page))
+        except RequestError as error:
+            if error.status != BUSY or waited_s >= patience_s:
+                raise
+        await asyncio.sleep(pause_s)
+        waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, 1.0)
 
 
 def check_clock(page: Page, reply: RankReply) -> None:
