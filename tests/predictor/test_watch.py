@@ -12,12 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpc.aio
 import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from encore.logs import JsonLines, TextLines
+from predictor.grpc_messages import SERVICE, ModelInferRequest
+from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.metrics import Metrics
 from predictor.server import ServeConfig, serving
@@ -31,7 +34,7 @@ from schemas.status import Status
 from store.redis_store import RedisRowStore
 from store.wire import StoreConfig
 from tests.predictor.collector import Collector, collecting
-from tests.predictor.support import body, put_world
+from tests.predictor.support import ITEMS, USERS, body, put_world
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -89,6 +92,36 @@ def test_spans_of_a_request_reach_a_collector(
     for before, after in itertools.pairwise(ordered):
         assert before.end_time_unix_nano == after.start_time_unix_nano
     assert ordered[-1].end_time_unix_nano == root.end_time_unix_nano
+
+
+def test_the_callers_trace_comes_in_grpc_metadata(
+    rows: RedisRowStore, predictor_url: str, tmp_path: Path
+) -> None:
+    put_world(rows)
+    message = ModelInferRequest(model_name="aggregate")
+    for name, values in (("user_id", USERS[:1]), ("candidate_ids", ITEMS)):
+        message.inputs.add(name=name, datatype="INT64", shape=[len(values)])
+        message.raw_input_contents.append(np.array(values, np.int64).tobytes())
+
+    async def go(watch: WatchRequests) -> None:
+        config = ServeConfig(StoreConfig(predictor_url), "ranking", watch=watch)
+        async with serving(config) as service:
+            server = GrpcServer(service, "127.0.0.1", 0)
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+                metadata = (("traceparent", SAMPLED),)
+                await infer(message.SerializeToString(), metadata=metadata, timeout=60)
+            await server.stop(0)
+
+    with collecting() as collector:
+        asyncio.run(go(WatchRequests(collector.url, 0.0)))
+    root = collector.named("aggregate")
+    assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, PARENT)
+    facts = {each.key: each.value for each in root.attributes}
+    assert facts["encore.protocol"].string_value == "grpc"
+    assert facts["encore.candidates"].int_value == len(ITEMS)
+    assert {span.name for span in collector.spans} == {"aggregate", *STAGES}
 
 
 def traced(share: float, *traceparents: str) -> tuple[Collector, list[Timeline]]:
