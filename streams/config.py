@@ -55,7 +55,7 @@ class StreamConfig:
     fetch_wait_ms: int = 10
     session_timeout_s: float = 6.0
     commit_interval_s: float = 1.0
-    batch_actions: int = 20_000
+    batch_actions: int = 60_000
     inbox_lists: int = 16
     patience_ms: int = 30_000
     stand_still_ms: int = 120_000

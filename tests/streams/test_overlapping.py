@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from faust.types import TP
 
+from streams.app import GC_THRESHOLDS, SWITCH_S, tuned_interpreter
 from streams.lanes import LANES, Lanes, lanes_of
 from streams.pipeline import Pipeline
 from streams.trailing import Trailing
@@ -189,3 +192,16 @@ def test_after_a_call_that_failed_there_is_no_other() -> None:
 
     asyncio.run(run())
     assert calls == 1
+
+
+# --- the interpreter ---------------------------------------------------------------------------
+
+
+def test_the_interpreter_is_as_before_once_the_stream_has_ended() -> None:
+    before = gc.get_threshold(), sys.getswitchinterval(), gc.get_freeze_count()
+    with pytest.raises(ZeroDivisionError), tuned_interpreter():
+        assert gc.get_threshold() == GC_THRESHOLDS
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+        assert gc.get_freeze_count() > before[2]
+        raise ZeroDivisionError
+    assert (gc.get_threshold(), sys.getswitchinterval()) == before[:2]
