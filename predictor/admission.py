@@ -15,6 +15,7 @@ First come, first served among the admitted: since the queue is short, another o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class Admission:
     refused: Refused = field(default_factory=Refused)
     _typical_s: float = 0.0
     _reading_s: float = 0.0
+    _patience_s: float = math.inf
     _short_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,9 @@ class Admission:
         if self._stands() and self.wait_s > self.bound_s:
             self.refused.standing += 1
             raise self._too_long(self.bound_s)
+        if self.wait_s > self._patience_s:
+            self.refused.deadline += 1
+            raise self._too_long(self._patience_s)
 
     @contextmanager
     def admitted(self, cost_s: float, patience_s: float) -> Iterator[None]:
@@ -93,6 +98,7 @@ class Admission:
         cost_s: what it will take the inference thread. patience_s: how long it can wait and still
         be served in full. Raises RequestError (503), and nothing was counted.
         """
+        self._learn(max(patience_s, 0.0))
         self.check()
         if self.wait_s > max(patience_s, 0.0):
             self.refused.deadline += 1
@@ -110,6 +116,13 @@ class Admission:
     def took_to_read(self, seconds: float) -> None:
         """What the store took for one request."""
         self._reading_s += _GAIN * (seconds - self._reading_s)
+
+    def _learn(self, patience_s: float) -> None:
+        """How long the more patient of the callers can wait: who comes next is hardly more so."""
+        if patience_s >= self._patience_s or math.isinf(self._patience_s):
+            self._patience_s = patience_s
+        else:
+            self._patience_s += _GAIN * (patience_s - self._patience_s)
 
     def _stands(self) -> bool:
         """The queue was not short for a while."""

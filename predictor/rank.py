@@ -51,6 +51,8 @@ _CORRUPT: Final = int(Status.CORRUPT)
 _TRUST: Final = 0.8
 #: Part of its time that a request may wait which cannot be served in full anyway.
 _CHANCE: Final = 0.25
+#: Part of its time that is kept for the reply at least: timers are late on a busy machine.
+_MARGIN: Final = 0.03
 #: Part of its time that a request has for reading and scoring, however busy the event loop is.
 _LEAST: Final = 0.25
 
@@ -209,8 +211,9 @@ class Ranker:
         """A request's time, without what its reply will need. A busy event loop keeps it waiting
         before it is seen about as long as it will keep its reply."""
         lag_s = self.costs.likely_s("reply", 0)
-        kept_s = current().total_s + lag_s + max(self.config.reply_ms / 1000, lag_s)
         most_s = timeout_ms / 1000
+        reply_s = max(self.config.reply_ms / 1000, lag_s, most_s * _MARGIN)
+        kept_s = current().total_s + lag_s + reply_s
         return Budget(self.costs, time.monotonic() + max(most_s - kept_s, most_s * _LEAST))
 
     def _admitted(self, budget: Budget, stages: Stages) -> AbstractContextManager[None]:

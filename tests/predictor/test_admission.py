@@ -50,6 +50,23 @@ def test_who_would_wait_past_its_deadline_is_refused_at_once() -> None:
     assert door.refused.deadline == 1
 
 
+def test_a_wait_that_nobody_has_patience_for_is_refused_before_anything_is_known() -> None:
+    door, _ = admission()
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(door.admitted(COST_S, 0.045))
+        with pytest.raises(RequestError, match="a wait of at most 45 ms, got 50 ms"):
+            door.check()
+        stack.enter_context(door.admitted(COST_S, 0.3))  # a more patient one
+        door.check()
+        for _ in range(60):  # and when there was none for a while
+            with pytest.raises(RequestError):
+                stack.enter_context(door.admitted(COST_S, 0.045))
+        with pytest.raises(RequestError, match="got 60 ms"):
+            door.check()
+    door.check()
+
+
 def test_a_failed_request_gives_its_place_back() -> None:
     door, _ = admission()
     with pytest.raises(ZeroDivisionError), door.admitted(COST_S, 9.0):
