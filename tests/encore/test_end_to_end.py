@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -199,6 +200,25 @@ def test_the_service_answers_and_refuses(up: Up) -> None:
     with pytest.raises(RequestError, match="each candidate once") as refused:
         rank(url, RankRequest(uuid.uuid4(), user_id=1, candidate_ids=(5, 5)))
     assert refused.value.status == 400
+
+
+def test_candidates_come_from_the_item_cache(up: Up) -> None:
+    """`encore serve` started the process that keeps it; aggregates are not logged."""
+    url = up.wait(serving=True).url
+    videos = tuple(np.unique(replayed().actions["item"])[:50].tolist())
+
+    async def asked() -> int:
+        async with RankClient(url) as client:
+            await client.shapes(RankRequest(uuid.uuid4(), user_id=1, candidate_ids=videos))
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        name = 'encore_cache_items_total{result="hit"} '
+        return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
+
+    deadline = time.monotonic() + READY_S
+    while asyncio.run(asked()) < len(videos):
+        assert time.monotonic() < deadline, "no cache was live"
+        time.sleep(0.05)
 
 
 def test_what_is_learnt_from_the_log_serves_without_a_failed_request(up: Up) -> None:
