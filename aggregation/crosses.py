@@ -136,12 +136,20 @@ def _difference(pair: Pair, cross: CrossPlan) -> Result:
     return pair.left.values.astype(np.float64) - pair.right.values.astype(np.float64), None
 
 
-@np.errstate(all="ignore")
 def _ratio(pair: Pair, cross: CrossPlan) -> Result:
-    above = pair.left.values.astype(np.float64) + cross.prior * cross.weight
-    below = pair.right.values.astype(np.float64) + cross.weight
+    left, right = (each.values.astype(np.float64) for each in (pair.left, pair.right))
+    return ratios(left, right, cross.prior * cross.weight, cross.weight)
+
+
+@np.errstate(all="ignore")
+def ratios(
+    left: Array, right: Array, above: float | Array, weight: float | Array
+) -> tuple[Array, Mask]:
+    """Ratios and where there are none. left, right: (n,) or, of k crosses, (k, n) f64. above, the
+    prior times its weight, and weight: of one cross, or (k, 1)."""
+    below = right + weight
     zero = below == 0
-    return above / np.where(zero, 1.0, below), zero
+    return (left + above) / np.where(zero, 1.0, below), zero
 
 
 @np.errstate(all="ignore")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.crosses import Operand, Pair, evaluate, misfit
+from aggregation.crosses import Operand, Pair, evaluate, misfit, ratios
 from aggregation.slots import Records, Sheet
 from schemas.errors import PlanError
 from schemas.plan import CrossPlan, OperandPlan, Plan, Scope, ServicePlan, Side
@@ -22,6 +22,7 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 SCOPES: Final[tuple[Scope, ...]] = ("user", "item", "pair")
+_OF_A_SIDE: Final[tuple[Scope, ...]] = ("user", "item")
 
 
 Blocks = Mapping[Side, Records]
@@ -64,6 +65,31 @@ class _Group:
     members: tuple[tuple[int, CrossPlan], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ratios:
+    """Ratios of one side, k of them. columns: of the tensor. above: (k, 1) prior times weight, as
+    each cross has it; weight: (k, 1)."""
+
+    columns: tuple[int, ...]
+    lefts: tuple[_Source, ...]
+    rights: tuple[_Source, ...]
+    above: Array
+    weight: Array
+
+    def fill(self, blocks: Blocks, out: Sheet) -> None:
+        """Puts them into the sheet of n records."""
+        lefts = [each.read(blocks, None) for each in self.lefts]
+        rights = [each.read(blocks, None) for each in self.rights]
+        left, right = (
+            np.array([each.values for each in side], np.float64) for side in (lefts, rights)
+        )  # (k, n) each
+        values, null = ratios(left, right, self.above, self.weight)  # (k, n) each
+        for side in (lefts, rights):
+            null |= np.array([each.null for each in side])
+        for place, column in enumerate(self.columns):
+            out.put(column, values[place], null[place])
+
+
 class CrossProgram:
     """The compiled crosses of one service. Immutable; safe to share between threads.
 
@@ -80,18 +106,27 @@ class CrossProgram:
             "item": len(service.item_slots),
             "pair": len(service.item_slots) + len(service.crosses_of("item")),
         }
-        self._groups = {
-            scope: tuple(_grouped(plan, service.crosses_of(scope), first[scope], dtypes))
-            for scope in SCOPES
+        placed = {
+            scope: list(enumerate(service.crosses_of(scope), first[scope])) for scope in SCOPES
         }
+        self._ratios: dict[Scope, tuple[_Ratios, ...]] = {}
+        for scope in _OF_A_SIDE:
+            alike = [each for each in placed[scope] if each[1].operator == "ratio"]
+            self._ratios[scope] = _ratios(plan, alike, dtypes)
+            placed[scope] = [each for each in placed[scope] if each not in alike]
+        self._groups = {scope: tuple(_grouped(plan, placed[scope], dtypes)) for scope in SCOPES}
 
     def fill_user(self, user: Records, out: Sheet) -> None:
         """Puts the user's crosses into the sheet of U records."""
         _fill(self._groups["user"], {"user": user}, None, out)
+        for group in self._ratios["user"]:
+            group.fill({"user": user}, out)
 
     def fill_item(self, item: Records, out: Sheet) -> None:
         """Puts the crosses of N candidates with themselves into their sheet."""
         _fill(self._groups["item"], {"item": item}, None, out)
+        for group in self._ratios["item"]:
+            group.fill({"item": item}, out)
 
     def fill_pairs(
         self, user: Records, item: Records, user_of: Array | None, out: Sheet, shift: int = 0
@@ -140,16 +175,36 @@ def _check(plan: Plan, service: ServicePlan, cross: CrossPlan) -> None:
 
 def _grouped(
     plan: Plan,
-    crosses: tuple[CrossPlan, ...],
-    first: int,
+    placed: list[tuple[int, CrossPlan]],
     dtypes: Mapping[Side, np.dtype[np.void]],
 ) -> Iterator[_Group]:
-    """Crosses by their operands. first: column of the first."""
+    """Crosses by their operands. placed: (column, cross)."""
     members: dict[tuple[OperandPlan, OperandPlan], list[tuple[int, CrossPlan]]] = {}
-    for column, cross in enumerate(crosses, first):
+    for column, cross in placed:
         members.setdefault(cross.operands, []).append((column, cross))
     for (left, right), group in members.items():
         yield _Group(_source(plan, left, dtypes), _source(plan, right, dtypes), tuple(group))
+
+
+def _ratios(
+    plan: Plan,
+    placed: list[tuple[int, CrossPlan]],
+    dtypes: Mapping[Side, np.dtype[np.void]],
+) -> tuple[_Ratios, ...]:
+    """All together, where there are any. placed: (column, cross)."""
+    if not placed:
+        return ()
+    crosses = [cross for _, cross in placed]
+    lefts, rights = zip(*(cross.operands for cross in crosses), strict=True)
+    return (
+        _Ratios(
+            tuple(column for column, _ in placed),
+            tuple(_source(plan, each, dtypes) for each in lefts),
+            tuple(_source(plan, each, dtypes) for each in rights),
+            np.array([cross.prior * cross.weight for cross in crosses])[:, None],
+            np.array([cross.weight for cross in crosses], np.float64)[:, None],
+        ),
+    )
 
 
 def _source(plan: Plan, operand: OperandPlan, dtypes: Mapping[Side, np.dtype[np.void]]) -> _Source:
