@@ -41,8 +41,7 @@ MAX_VALUE_BYTES: Final = 1 << 20  # a row is a few hundred bytes; a megabyte is 
 MAX_EXACT: Final = 1 << 53  # numbers compared inside Lua are doubles
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One compare-and-set.
 
     key: a row key.
