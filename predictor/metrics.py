@@ -54,6 +54,9 @@ class Metrics:
         self._stages = self._histogram(
             "encore_stage_seconds", "Parts of a request, one after the other", ("model", "stage")
         )
+        self._loop_lag = self._histogram(
+            "encore_loop_lag_seconds", "By how much the event loop is late, ten times a second", ()
+        )
         self._ages = Histogram(
             "encore_newest_event_age_seconds",
             "Between the newest event in a request's rows and its clock",
@@ -79,6 +82,10 @@ class Metrics:
             self._stages.observe((model, stage), seconds)
         if timeline.served is not None:
             self._observe_served(timeline.served)
+
+    def observe_loop(self, late_s: float) -> None:
+        """Count by how much the event loop was late."""
+        self._loop_lag.observe((), late_s)
 
     def text(self) -> bytes:
         """The exposition format."""

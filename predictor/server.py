@@ -35,7 +35,7 @@ from predictor.rank import RankConfig, Ranker
 from predictor.record import LogEntry, encode_entry
 from predictor.service import Service
 from predictor.spool import SpoolConfig, SpoolWriter
-from predictor.watch import WatchRequests, open_observer
+from predictor.watch import WatchRequests, open_observer, watch_loop
 from predictor.watcher import WatchConfig, Watcher, read_plan
 from schemas.errors import LocalError, PlanError, StoreError
 from schemas.plan import Plan
@@ -213,6 +213,8 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             metrics.readings.freshness(freshness)
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
+        looping = asyncio.create_task(watch_loop(metrics), name="loop lag")
+        stack.push_async_callback(_cancelled, looping)
         service = Service(
             ranker=ranker,
             watcher=watcher,

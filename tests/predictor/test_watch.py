@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import logging
+import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from predictor.server import ServeConfig, serving
 from predictor.slow_log import BURST, SlowLog
 from predictor.timeline import Served, Timeline, log_fields
 from predictor.tracing import Tracer
-from predictor.watch import Observer, Watched, WatchRequests
+from predictor.watch import Observer, Watched, WatchRequests, watch_loop
 from schemas.errors import RequestError
 from schemas.ranklog import Degraded
 from schemas.status import Status
@@ -243,6 +244,21 @@ def test_histograms_are_prometheus_own() -> None:
     assert values(metrics, "encore_stage_seconds_count", "model", "stage") == {("rank", "store"): 3}
     total = values(metrics, "encore_request_seconds_sum", "model", "protocol")["rank", "http"]
     assert total == pytest.approx(7.00021)
+
+
+def test_a_loop_that_is_held_up_is_seen() -> None:
+    metrics = Metrics()
+
+    async def go() -> None:
+        watching = asyncio.create_task(watch_loop(metrics, every_s=0.001))
+        await asyncio.sleep(0.01)
+        time.sleep(0.25)  # what nobody should do here
+        await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(go())
+    late = values(metrics, "encore_loop_lag_seconds_bucket", "le")
+    assert late["+Inf",] > late["0.2",] >= 0
 
 
 # --- log lines ----------------------------------------------------------------------------------
