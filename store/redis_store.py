@@ -391,6 +391,7 @@ class AsyncRedisRowStore:
 
     async def reconnect(self) -> None:
         """Close the connections that nobody uses: the next calls open new ones."""
+        self._hang_up()
         await self._pool.disconnect(inuse_connections=False)
 
     async def _greet(self, connection: Any) -> None:

@@ -35,6 +35,13 @@ def config(url: str) -> StoreConfig:
     return StoreConfig(url, timeout_ms=TIMEOUT_MS, connect_timeout_ms=TIMEOUT_MS, connections=2)
 
 
+def clients(own: OwnServer) -> int:
+    """How many connections the server has."""
+    listed = own.run("CLIENT", "LIST")  # redis-py parses it
+    assert isinstance(listed, list)
+    return len(listed)
+
+
 def row(offset: int, front: bytes = b"front") -> bytes:
     return seal(front, 0, (1, offset), newest_ms=0)
 
@@ -142,6 +149,21 @@ class TestGone:
                 with pytest.raises(StoreError):
                     store.read_rows([KEYS])
             asyncio.run(run(url))
+
+    def test_connections_that_nobody_uses_are_closed_when_asked(self, own: OwnServer) -> None:
+        async def run() -> None:
+            async with AsyncRedisRowStore(config(own.url)) as store:
+                await store.ping()
+                await store.read_rows([KEYS])
+                opened = clients(own)
+                await store.reconnect()
+                ends = time.monotonic() + 30
+                while clients(own) != opened - 2:
+                    assert time.monotonic() < ends
+                    await asyncio.sleep(0.01)
+                assert list(await store.read_rows([KEYS])) == [None, None]
+
+        asyncio.run(run())
 
     @pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://h:port/0"])
     def test_a_url_that_is_none(self, url: str) -> None:
