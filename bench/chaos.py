@@ -3,7 +3,8 @@
 Two workers and two item workers fold a load into the demo's views while a seeded deck of events
 strikes: a process killed (SIGKILL); one stopped for longer than its session and then let go on; the
 store killed and its file cut to what was confirmed; the broker restarted without its log (it keeps
-none); the re-keyed topic lost alone. Afterwards every row must equal the oracle bit for bit.
+none); all clients cut off from it and let in again, its log as it was; the re-keyed topic lost
+alone. Afterwards every row must equal the oracle bit for bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from bench.chaos_check import Verdict, check_view
+from bench.chaos_check import Logged, Verdict, check_view, unlogged
 from bench.chaos_events import Chaos, Crew, deck
 from bench.chaos_nursery import Nursery
 from bench.chaos_world import Load, World, world
@@ -35,7 +36,8 @@ def run(options: Options) -> Report:
         begun_s = time.monotonic()
         chaos, exits = strike(made, kills, options)
         struck_s = time.monotonic() - begun_s
-        verdict = judge(made, chaos.load)
+        verdict = judge(made, made.logged)
+        verdict.unlogged = unlogged(chaos.load.logged, made.logged)
     report = Report()
     report.table(
         f"{kills} kills in {struck_s:.0f} s, seed {options.seed}",
@@ -43,6 +45,11 @@ def run(options: Options) -> Report:
         [*sorted(chaos.done.items()), *sorted((f"ended: {k}", n) for k, n in exits.items())],
     )
     report.note(f"the store lost {made.cut_bytes:,} bytes, the broker {made.epoch - 1} logs")
+    gate = made.gate.counts
+    report.note(
+        f"cut off: {gate.connections} connections, {gate.halved} in the midst of a reply;"
+        f" {chaos.load.unheard} sends unheard, {verdict.unlogged} confirmed actions not in the log"
+    )
     report.note(
         f"{verdict.actions:,} actions, {verdict.rows:,} rows: {verdict.unequal} unequal,"
         f" {verdict.lost} actions lost, {verdict.doubled} doubled"
@@ -55,6 +62,8 @@ def run(options: Options) -> Report:
         "lost": verdict.lost,
         "doubled": verdict.doubled,
         "unequal_rows": verdict.unequal,
+        "unlogged": verdict.unlogged,
+        "connections_cut": gate.connections,
         "seconds": struck_s,
     }
     return report
@@ -75,10 +84,10 @@ def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, 
         return chaos, {**crew.ended, **{f"drained, {k}": n for k, n in drained.items()}}
 
 
-def judge(made: World, load: Load) -> Verdict:
+def judge(made: World, logged: list[Logged]) -> Verdict:
     """Every row of every view against the oracle."""
-    verdict = Verdict(actions=sum(len(actions) for actions, _ in load.logged))
+    verdict = Verdict(actions=sum(len(actions) for actions, _ in logged))
     with RedisRowStore(made.store_url) as store:
         for view in made.views:
-            check_view(store, view, load.logged, verdict)
+            check_view(store, view, logged, verdict)
     return verdict

@@ -7,6 +7,7 @@ truth says how many actions are lost and how many counted twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,13 +30,15 @@ Logged = tuple[NDArray[np.void], int]
 
 @dataclass(slots=True)
 class Verdict:
-    """actions: logged. rows: that must be there. unequal: of them, and rows that nobody expects."""
+    """actions: logged. rows: that must be there. unequal: of them, and rows that nobody expects.
+    unlogged: actions that the broker confirmed, and that are in no log."""
 
     actions: int = 0
     rows: int = 0
     unequal: int = 0
     lost: int = 0
     doubled: int = 0
+    unlogged: int = 0
 
 
 def totals_view(name: str, entity: Side, source: str, like: ViewPlan) -> ViewPlan:
@@ -77,6 +80,22 @@ def check_view(store: RowStore, view: ViewPlan, logged: list[Logged], verdict: V
             surplus = _total(view, row) - sum((state or {}).get("total_tiles", ()))
             verdict.lost += max(0, -surplus)
             verdict.doubled += max(0, surplus)
+
+
+def unlogged(confirmed: list[Logged], logged: list[Logged]) -> int:
+    """How many actions were confirmed and are not in the log."""
+    missing = _count(confirmed)
+    missing.subtract(_count(logged))
+    return sum(count for count in missing.values() if count > 0)
+
+
+def _count(batches: list[Logged]) -> Counter[tuple[int, ...]]:
+    names = ("user", "item", "type", "time_ms", "value")
+    return Counter(
+        action
+        for actions, _ in batches
+        for action in zip(*(actions[name].tolist() for name in names), strict=True)
+    )
 
 
 def _state(view: ViewPlan, history: list[Any]) -> dict[str, Any] | None:

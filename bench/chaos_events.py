@@ -22,23 +22,26 @@ from bench.chaos_nursery import Nursery
 from bench.chaos_world import Load, World, continued
 from schemas.errors import StreamError
 
-EventKind = Literal["kill", "stop", "store", "broker", "rekeyed"]
+EventKind = Literal["kill", "stop", "store", "broker", "rekeyed", "cut"]
 
 PROGRESS_S: Final = 4.0
 TICK_S: Final = 0.01
 STOPPED_S: Final = (2.5, 4.5)  # the session ends after 2 s
+CUT_S: Final = (0.5, 3.5)
 SETTLE_S: Final = 60.0
 LOOK_S: Final = 0.2
 DRAIN_S: Final = 25.0
 
 
 def deck(kills: int, dice: random.Random) -> list[EventKind]:
-    """The events, shuffled: of ten about one store, of twenty one lost log of each kind."""
+    """The events, shuffled: of ten about one store, of twenty one lost log of each kind, and one
+    time that the broker is away with its log."""
     few = max(1, kills // 20)
     events: list[EventKind] = ["store"] * max(1, kills // 10)
     counts: dict[EventKind, int] = {
         "broker": few if kills >= 4 else 0,
         "rekeyed": few if kills >= 5 else 0,
+        "cut": few if kills >= 6 else 0,
         "stop": kills // 4,
     }
     for event, count in counts.items():
@@ -155,6 +158,7 @@ class Chaos:
             self._strike(event)
             self.done[event] += 1
         self._settle()
+        self.world.read_log()
 
     def _strike(self, event: EventKind) -> None:
         if event == "kill":
@@ -167,10 +171,15 @@ class Chaos:
             self.world.cut_store(self.dice)
         elif event == "rekeyed":
             # Rows that a dead process left ahead of their source table would be refused.
-            self._caught_up(dict(self.load.ends))
+            self._caught_up(self.world.ends())
             self.crew.hold("items", self.world.lose_rekeyed_log)
+        elif event == "cut":
+            self.world.gate.cut()
+            self._wait(self.dice.uniform(*CUT_S))
+            self.world.gate.open()
         else:
             self._settle()  # what only the lost log held could not be counted by anybody
+            self.world.read_log()
             self.world.lose_broker_log()
             seed = self.dice.randrange(1 << 30)
             self.load = continued(self.load, self.world.config, seed, self.per_s)
@@ -178,7 +187,7 @@ class Chaos:
 
     def _settle(self) -> None:
         self.load.finish()
-        self._caught_up(self.load.ends)
+        self._caught_up(self.world.ends())
 
     def _caught_up(self, ends: dict[int, int]) -> None:
         """Until all rows have these offsets, whoever has to be started again meanwhile."""

@@ -5,6 +5,10 @@ wrote is in the page cache. So its disk stops to confirm first (`appendfsync no`
 on writing for a moment, the store is killed, and its file is cut as a loss of power may leave it:
 anywhere behind what was written when the disk stopped. Nothing behind that was confirmed to
 anybody.
+
+All clients reach the broker through a gate (`bench.chaos_gate`), which cuts them off as a broker
+does that is restarted with its log. A send that fails so may be in the log or not, and nobody sends
+it again: what counts is what the log holds, which is read before it is lost and at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +29,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.chaos_check import Logged, totals_view
+from bench.chaos_gate import Gate
 from encore.local import Server, start_broker, start_store
-from schemas.actions import ACTION, ActionType
+from schemas.actions import ACTION, ActionType, decode_batch
+from schemas.errors import StreamError
 from schemas.names import PLAN_KEY
 from schemas.plan import Plan, ViewPlan, dump_plan, load_plan
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from streams.admin import Admin
 from streams.config import StreamConfig
+from streams.ends import read_ends
+from streams.log_reader import KafkaLogReader
 from streams.producer import ActionProducer
 from streams.replay import StreamMark, item_mark, wait_stored
 
@@ -39,6 +47,7 @@ T0: Final = 1_650_800_000_000
 USERS: Final = 400
 ITEMS: Final = 300
 MESSAGE_ACTIONS: Final = 40
+RECONNECT_S: Final = 0.2
 LOCK: Final = Path(__file__).parent.parent / "feature_repo" / "plan.lock.json"
 
 
@@ -53,13 +62,16 @@ def chaos_plan() -> Plan:
 
 @dataclass(slots=True)
 class World:
-    """A broker, a store, and the truth about what is in the log. epoch: of the topic's log."""
+    """A broker behind its gate, a store, and the truth about what is in the log. epoch: of the
+    topic's log. logged: what the logs held that are read."""
 
     directory: Path
+    gate: Gate
     broker: Server
     store: Server
     plan: Plan
     epoch: int = 1
+    logged: list[Logged] = field(default_factory=list)
     confirmed_bytes: int = 0
     cut_bytes: int = 0
 
@@ -67,7 +79,7 @@ class World:
     def config(self) -> StreamConfig:
         """Of every process; quick to notice a member that died."""
         return StreamConfig(
-            self.broker.address,
+            self.gate.address,
             self.store_url,
             self.directory,
             session_timeout_s=2.0,
@@ -135,10 +147,32 @@ class World:
         files = (self.directory / "store" / "appendonlydir").glob("*.incr.aof")
         return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
+    def ends(self) -> dict[int, int]:
+        """Where the topic's partitions end, whoever was told of it."""
+        config = self.config
+        starts = {(config.topic, partition): 0 for partition in range(config.partitions)}
+        found = asyncio.run(read_ends(config.bootstrap, starts))
+        return {partition: end for (_, partition), end in found.items() if end}
+
+    def read_log(self) -> None:
+        """Add what the present log holds to the truth."""
+
+        async def read(partition: int, end: int) -> None:
+            reader, at = KafkaLogReader(self.config.bootstrap, 10_000), 0
+            while at < end:
+                for record in await reader.read(self.config.topic, partition, at, end):
+                    batch = decode_batch(record.value)
+                    self.logged.append((batch.actions, batch.sent_ms))
+                    at = int(record.offset) + 1
+            await reader.close()
+
+        for place in self.ends().items():
+            asyncio.run(read(*place))
+
     def lose_broker_log(self) -> None:
         """Kill the broker, which forgets all, and start it again: new logs under the old names."""
         self.broker.child.kill()
-        self.broker = start_broker(self.directory, self.broker.port)
+        self.broker = start_broker(self.directory, self.broker.port, self.gate.address)
         self.epoch += 1
         self.create_topics()
 
@@ -158,14 +192,17 @@ class World:
 @contextmanager
 def world(directory: Path) -> Iterator[World]:
     """Servers of their own, topics and plan in place; all gone at the end."""
-    made = World(directory, start_broker(directory), started_store(directory), chaos_plan())
-    try:
-        made.publish()
-        made.create_topics()
-        yield made
-    finally:
-        made.broker.child.kill()
-        made.store.child.kill()
+    with Gate() as gate:
+        broker = start_broker(directory, advertised=gate.address)
+        gate.target = broker.port
+        made = World(directory, gate, broker, started_store(directory), chaos_plan())
+        try:
+            made.publish()
+            made.create_topics()
+            yield made
+        finally:
+            made.broker.child.kill()
+            made.store.child.kill()
 
 
 def started_store(directory: Path, port: int = 0) -> Server:
@@ -203,7 +240,10 @@ def draw_actions(dice: np.random.Generator, count: int, now_ms: int) -> NDArray[
 
 
 class Load(threading.Thread):
-    """Sends until told to stop, one batch at a time; `logged` is what the broker confirmed."""
+    """Sends until told to stop, one batch at a time, over a new connection where one broke.
+
+    logged: what the broker confirmed. unheard: sends that failed, which may be in the log.
+    """
 
     def __init__(self, config: StreamConfig, seed: int, per_s: int) -> None:
         super().__init__(daemon=True)
@@ -211,25 +251,34 @@ class Load(threading.Thread):
         self._dice = np.random.default_rng(seed)
         self._enough = threading.Event()
         self._failure: Exception | None = None
+        self._sent = 0
         self.logged: list[Logged] = []
-        self.ends: dict[int, int] = {}
+        self.unheard = 0
 
     def run(self) -> None:
         """Pace is by the clock: what a slow broker delays is sent behind it."""
-        config = self._config
+        begun_s = time.monotonic()
         try:
-            with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
-                begun = time.monotonic()
-                sent = 0
-                while not self._enough.is_set():
-                    now_ms = T0 + int(1000 * (time.monotonic() - begun))
-                    part = draw_actions(self._dice, MESSAGE_ACTIONS, now_ms)
-                    self.ends.update(producer.send(part, now_ms))
-                    self.logged.append((part, now_ms))
-                    sent += len(part)
-                    self._enough.wait(begun + sent / self._per_s - time.monotonic())
+            while not self._enough.is_set():
+                try:
+                    self._send(begun_s)
+                except StreamError:  # as another process would go on, with other actions
+                    self._enough.wait(RECONNECT_S)
         except Exception as error:
             self._failure = error
+
+    def _send(self, begun_s: float) -> None:
+        config = self._config
+        with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
+            while not self._enough.is_set():
+                now_ms = T0 + int(1000 * (time.monotonic() - begun_s))
+                part = draw_actions(self._dice, MESSAGE_ACTIONS, now_ms)
+                self._sent += len(part)
+                self.unheard += 1
+                producer.send(part, now_ms)
+                self.unheard -= 1
+                self.logged.append((part, now_ms))
+                self._enough.wait(begun_s + self._sent / self._per_s - time.monotonic())
 
     def finish(self) -> None:
         """Stop; raises what sending failed with."""
@@ -242,5 +291,5 @@ class Load(threading.Thread):
 def continued(load: Load, config: StreamConfig, seed: int, per_s: int) -> Load:
     """Another load into a new log, which knows what the earlier one logged."""
     following = Load(replace(config), seed, per_s)
-    following.logged = load.logged
+    following.logged, following.unheard = load.logged, load.unheard
     return following

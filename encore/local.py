@@ -77,10 +77,11 @@ def free_port() -> int:
         return port
 
 
-def start_broker(run_dir: Path, port: int = 0) -> Server:
+def start_broker(run_dir: Path, port: int = 0, advertised: str = "") -> Server:
     """Start Tansu and wait until it accepts connections.
 
     run_dir: gets `broker.log`. port: 0 takes a free one, and another when that was just taken.
+    advertised: `host:port` that clients are told to use, where that is another.
     Raises LocalError when it does not come up.
     """
     binary = broker_binary()
@@ -92,7 +93,7 @@ def start_broker(run_dir: Path, port: int = 0) -> Server:
             "broker",
             "--cluster-id=encore",
             f"--listener-url={url}",
-            f"--advertised-listener-url={url}",
+            f"--advertised-listener-url=tcp://{advertised or f'{HOST}:{chosen}'}",
             "--storage-engine=memory://tansu/",
         ]
 

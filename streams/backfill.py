@@ -26,7 +26,6 @@ from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.collecting import Collected, collect
 from streams.config import StreamConfig
-from streams.ends import read_ends
 from streams.filling import FillCounts, FillTask
 from streams.folding import physical_ttl_ms
 from streams.foreign import ForeignCounts, first_logged_ms, take_foreign
@@ -113,6 +112,7 @@ async def fill_view(
         config.cores if total >= FEW_ACTIONS else 1,
         config.dask,
         lambda done: note(f"fill {view.name}", min(done, total), total, ""),
+        servers.open_rows,
     )
     if stream.durability == "fsynced":
         await store.confirm()  # another history than the one of the beginning may lack rows
@@ -140,7 +140,7 @@ async def _history(
         origin = await user_origin(store, stream, view, source)
     else:
         await wait_for_lost_log(
-            store, stream, (source, target), partial(read_ends, stream.bootstrap)
+            store, stream, (source, target), partial(servers.read_ends, stream.bootstrap)
         )
         origin = await item_origin(store, stream, view, (source, target))
     needed = {
@@ -293,7 +293,9 @@ async def _lacking_items(
         pair = await PairStore(store, topic, group, patience_ms).load(partition)
         own = await PairStore(store, topic, name, patience_ms).load(partition)
         end = _end(view, (pair.epoch, pair.next_offset), own.epoch)
-        found[partition] = (end if view.key in pair.folded else own.next_offset), end
+        # A pair names what is caught up; where there is none yet, nothing was folded at all.
+        named = view.key in pair.folded or pair.version == 0
+        found[partition] = (end if named else min(own.next_offset, end - 1)), end
     return found
 
 

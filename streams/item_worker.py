@@ -153,6 +153,7 @@ class ItemWorker:
         ends = {p: pair.next_offset for p, pair in self._pairs.items() if pair.next_offset}
         await self._generations.begin(self._plan.views, self._pairs)
         self._use_views()
+        await self._name_folded()
         places = self._sent.begin(source, await self._sent.marks())
         return places | self._folded.begin(target, ends)
 
@@ -240,8 +241,19 @@ class ItemWorker:
             await self._generations.change(self._plan.views, self._pairs)
             self._use_views()
             self._tell_views()
+            await self._name_folded()
         if await self._generations.step(self._pairs, self._folder):
             self._use_views()
+            await self._name_folded()
+
+    async def _name_folded(self) -> None:
+        """A pair names a generation as soon as it has all before its position: were the log lost
+        before the next message came, nobody would know."""
+        for partition, pair in self._pairs.items():
+            folded = self._generations.folded(partition)
+            if folded - pair.folded:
+                pair.folded = folded
+                await self._tables.save(partition, pair)
 
     def _use_views(self) -> None:
         self._folder.views, self._folder.silent = self._plan.views, self._plan.silent

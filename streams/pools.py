@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from schemas.errors import EncoreError, SettingsError, StreamError
-from store.redis_store import RedisRowStore
-from store.wire import StoreConfig
+from store.base import RowStore
 from streams.filling import FillCounts, FillTask, fill
+from streams.servers import open_rows
 
 LOOK_S: Final = 0.2
-#: Writing a few thousand rows waits behind requests at worst.
-WRITE_TIMEOUT_MS: Final = 20_000
 
 #: Told how many actions are done.
 Done = Callable[[int], None]
@@ -29,11 +27,17 @@ _counter: list[Any] = []
 
 
 def run_tasks(
-    tasks: Sequence[FillTask], store_url: str, cores: int, dask: str, done: Done
+    tasks: Sequence[FillTask],
+    store_url: str,
+    cores: int,
+    dask: str,
+    done: Done,
+    opened: Callable[[str], RowStore] = open_rows,
 ) -> FillCounts:
     """Run all tasks. Blocking.
 
-    cores: local processes; 1 runs them in this one. dask: address of a scheduler, "" for none.
+    cores: local processes; 1 runs them in this one, with the store that `opened` opens. dask:
+    address of a scheduler, "" for none.
     Raises what a task raised, once those that had begun have ended; SettingsError without Dask.
     """
     counts = FillCounts()
@@ -50,14 +54,16 @@ def run_tasks(
         done(total)
 
     for task in tasks:
-        counts.add(_run(task, store_url, note))
+        counts.add(_run(task, opened(store_url), note))
     return counts
 
 
-def _run(task: FillTask, store_url: str, note: Done) -> FillCounts:
-    with RedisRowStore(StoreConfig(store_url, timeout_ms=WRITE_TIMEOUT_MS)) as store:
+def _run(task: FillTask, store: RowStore, note: Done) -> FillCounts:
+    try:
         store.begin_history()
         return fill(task, store, note)
+    finally:
+        store.close()
 
 
 def _completed(
@@ -96,7 +102,7 @@ def _result(future: Future[FillCounts]) -> FillCounts:
 
 def _in_pool(task: FillTask, store_url: str) -> FillCounts:
     """In a process of a pool, whose counter is told, or of a cluster."""
-    return _run(task, store_url, _count_up)
+    return _run(task, open_rows(store_url), _count_up)
 
 
 def _count_up(actions: int) -> None:

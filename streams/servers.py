@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-from store.base import AsyncRowStore
-from store.redis_store import AsyncRedisRowStore
+from store.base import AsyncRowStore, RowStore
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin, TopicFacts
 from streams.config import StreamConfig
+from streams.ends import Place, read_ends
 from streams.log_reader import KafkaLogReader, LogReader
+
+#: Writing a few thousand rows waits behind requests at worst.
+WRITE_TIMEOUT_MS: Final = 20_000
 
 
 class TopicAdmin(Protocol):
@@ -41,6 +45,11 @@ def open_redis(config: StreamConfig) -> AsyncRowStore:
     return AsyncRedisRowStore(StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms))
 
 
+def open_rows(store_url: str) -> RowStore:
+    """The same, for a blocking writer of many rows."""
+    return RedisRowStore(StoreConfig(store_url, timeout_ms=WRITE_TIMEOUT_MS))
+
+
 def open_broker(config: StreamConfig) -> TopicAdmin:
     """The broker that the settings name. Blocking. Raises StreamError where none answers."""
     return Admin(config.bootstrap, min(config.patience_ms, REQUEST_TIMEOUT_MS))
@@ -59,13 +68,17 @@ def now_ms() -> int:
 @dataclass(frozen=True, slots=True)
 class Servers:
     """open_admin may block and is called in a thread. open_reader: for spans of the log that are
-    read again. clock_s: seconds, never going back. wall_ms: ms since 1970, for what people read."""
+    read again. clock_s: seconds, never going back. wall_ms: ms since 1970, for what people read.
+    open_rows: of a store's URL, blocking. read_ends: where partitions end, of a broker's address.
+    """
 
     open_store: Callable[[StreamConfig], AsyncRowStore] = open_redis
     open_admin: Callable[[StreamConfig], TopicAdmin] = open_broker
     open_reader: Callable[[StreamConfig], LogReader] = open_log
     clock_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = now_ms
+    open_rows: Callable[[str], RowStore] = open_rows
+    read_ends: Callable[[str, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] = read_ends
 
     async def admin(self, config: StreamConfig) -> TopicAdmin:
         """`open_admin`, beside the event loop."""

@@ -10,47 +10,55 @@ import numpy as np
 import pytest
 
 from bench.chaos import judge, run
+from bench.chaos_check import unlogged
 from bench.chaos_events import deck
-from bench.chaos_world import T0, Load, chaos_plan, draw_actions, world
+from bench.chaos_world import T0, chaos_plan, draw_actions, world
 from bench.report import Options
 from schemas.layout import layout_of
 from schemas.names import row_keys
 from schemas.row import empty_rows, encode_rows
 from store.base import Write
 from store.redis_store import RedisRowStore
-from streams.config import StreamConfig
 
 pytestmark = pytest.mark.kill
 
 
 def test_a_deck_holds_some_of_everything() -> None:
     events = Counter(deck(20, random.Random(1)))
-    assert events == {"kill": 11, "stop": 5, "store": 2, "broker": 1, "rekeyed": 1}
-    assert Counter(deck(5, random.Random(1))) == dict.fromkeys(events, 1)
+    assert events == {
+        "kill": 10,
+        "stop": 5,
+        "store": 2,
+        "broker": 1,
+        "rekeyed": 1,
+        "cut": 1,
+    }
+    assert Counter(deck(6, random.Random(1))) == dict.fromkeys(events, 1)
     assert deck(1, random.Random(1)) == ["store"]
 
 
 @pytest.mark.slow
 def test_every_row_survives_one_of_each() -> None:
     said: list[str] = []
-    line = run(Options(True, said.append, kills=5, seed=7)).line
+    line = run(Options(True, said.append, kills=6, seed=7)).line
     assert (line["lost"], line["doubled"], line["unequal_rows"]) == (0, 0, 0), said
-    assert line["kills"] == 5
+    assert (line["kills"], line["unlogged"]) == (6, 0)
+    assert line["connections_cut"] > 5
     assert line["rows"] > 500
 
 
 def test_what_is_missing_and_what_is_twice_is_found(tmp_path: Path) -> None:
     with world(tmp_path) as made:
-        load = Load(StreamConfig("nowhere:1", made.store_url, tmp_path), seed=1, per_s=1)
-        load.logged = [(draw_actions(np.random.default_rng(1), 200, T0), T0)]
-        verdict = judge(made, load)
+        logged = [(draw_actions(np.random.default_rng(1), 200, T0), T0)]
+        assert (unlogged(logged, []), unlogged(logged, logged)) == (200, 0)
+        verdict = judge(made, logged)
         assert verdict.actions == 200
         assert verdict.unequal == verdict.rows > 100
         counted = verdict.lost
         assert counted > 300  # of 200 users' and 200 items' actions those that are in time
         totals = next(view for view in chaos_plan().views if view.name == "user_totals")
-        _write_one_too_many(made.store_url, totals.name, int(load.logged[0][0]["user"][0]))
-        again = judge(made, load)
+        _write_one_too_many(made.store_url, totals.name, int(logged[0][0]["user"][0]))
+        again = judge(made, logged)
         assert again.doubled > 0
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from aiokafka.structs import ConsumerRecord
 
-from schemas.errors import StreamError
+from schemas.errors import NotHeldError, StreamError
 from streams.admin import TopicFacts
 from tests.simulation.loop import VirtualLoop
 
@@ -109,13 +109,15 @@ class VirtualReader:
     ) -> tuple[ConsumerRecord, ...]:
         """As `LogReader.read`."""
 
-        def missing(how: str) -> StreamError:
-            return StreamError(f"{topic}/{partition}", required=f"offset {first}", got=how)
+        def missing(how: str, kind: type[StreamError] = StreamError) -> StreamError:
+            return kind(f"{topic}/{partition}", required=f"offset {first}", got=how)
 
         def read() -> tuple[ConsumerRecord, ...]:
             log = self.broker.logs.get(topic)
-            if log is None or not log.first[partition] <= first < log.end(partition):
-                raise missing("no such record")
+            if log is None or first == log.end(partition):
+                raise missing("no answer")
+            if not log.first[partition] <= first < log.end(partition):
+                raise missing("no such record", NotHeldError)
             return tuple(log.records[partition][first : min(before, first + 3)])
 
         found: tuple[ConsumerRecord, ...] = await self.loop.ask(

@@ -11,7 +11,7 @@ from faust.types import TP
 from schemas.errors import EncoreError
 from streams.app import Fetched, Handler, Sender
 from streams.transport import Marks
-from tests.simulation.loop import OWNER, SimulationError, VirtualLoop
+from tests.simulation.loop import OWNER, SimulationError, Task, VirtualLoop
 
 Job = Callable[[], Awaitable[None]]
 
@@ -21,6 +21,18 @@ class Places(frozenset[TP]):
 
     def __iter__(self) -> Iterator[TP]:
         return iter(sorted(super().__iter__()))
+
+
+def why_ended(name: str, task: Task) -> str:
+    """Of a process. Raises SimulationError for an error that nobody foresaw."""
+    if task.cancelled() or not task.done():
+        return "killed"
+    error = task.exception()
+    if error is None:
+        return "drained"
+    if not isinstance(error, EncoreError):
+        raise SimulationError("unforeseen", f"{name} ended by {error!r}") from error
+    return str(error)
 
 
 class Member:
@@ -68,14 +80,7 @@ class Member:
 
     def reason(self) -> str:
         """Why it ended. Raises SimulationError for an error that nobody foresaw."""
-        if self.task.cancelled() or not self.task.done():
-            return "killed"
-        error = self.task.exception()
-        if error is None:
-            return "drained"
-        if not isinstance(error, EncoreError):
-            raise SimulationError("unforeseen", f"{self.name} ended by {error!r}") from error
-        return str(error)
+        return why_ended(self.name, self.task)
 
     def give(self, job: Job) -> None:
         """Let it do this next."""

@@ -16,13 +16,24 @@ import numpy as np
 from faust.types import TP
 
 from aggregation import deletion
+from aggregation.fold import fold
 from schemas.errors import EncoreError
 from store import memory
 from store.base import Progress, Write
 from store.memory import MemoryRowStore
-from streams import folding, item_messages, lanes, pipeline
+from streams import (
+    backfill,
+    filling,
+    folding,
+    generations,
+    item_messages,
+    lanes,
+    origins,
+    pipeline,
+)
 from streams.durability import Confirmations
 from streams.folding import Folder
+from streams.generations import Generations
 from streams.messages import ActionRun
 from streams.side_outputs import SideOutputs
 from streams.source import Source
@@ -163,6 +174,38 @@ async def send_nothing(self: SideOutputs, *what: Any) -> None:
     return
 
 
+def take_all_of_the_stream(self: Generations) -> Any:
+    return {key: self._recorded[key] for key in self._views}
+
+
+def fill_to_the_end(task: Any) -> Any:
+    return np.full((task.of, task.of), 1 << 40)
+
+
+def fence_at_the_floor(floors: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    return dict(floors)
+
+
+def forget_deletions(view: Any, rows: Any, row_index: Any, actions: Any, sent_ms: Any) -> Any:
+    return fold(view, rows, row_index, actions, sent_ms)
+
+
+async def never_wait(*_: Any) -> None:
+    return
+
+
+async def keep_no_floor(store: Any, topic: str, group: str, view: Any, wanted: Any) -> Any:
+    return dict(wanted)
+
+
+def expire_too_soon(view: Any, retention_ms: int) -> int:
+    return int(view.ttl_ms)
+
+
+async def tell_nobody(self: Generations, *_: Any) -> None:
+    return
+
+
 #: For `tests.simulation.test_scenes`: chance finds them once in a hundred histories.
 A_LOST_LOG_GETS_NO_NUMBER: Final = Mutant(
     "a lost log gets no number", Source, "open", classmethod(number_a_lost_log)
@@ -196,4 +239,17 @@ MUTANTS: Final = (
     ),
     Mutant("malformed messages are dead letters", SideOutputs, "send_dead", send_nothing),
     Mutant("late actions go aside", SideOutputs, "send_late", send_nothing),
+    Mutant(
+        "what lags takes nothing of the stream",
+        Generations,
+        "floors",
+        property(take_all_of_the_stream),
+    ),
+    Mutant("a filling ends at the floor", filling, "_bounds", fill_to_the_end, 10),
+    Mutant("filled rows end before the floor", origins, "_fences", fence_at_the_floor, 5),
+    Mutant("a filling deletes, too", filling, "fold_in_order", forget_deletions, 5),
+    Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 77),
+    Mutant("floors never change", generations, "record_floors", keep_no_floor),
+    Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
+    Mutant("what a lost log took is told", Generations, "_tell_of_lost", tell_nobody, 33),
 )

@@ -16,27 +16,37 @@ import numpy as np
 from aiokafka.structs import ConsumerRecord
 
 from schemas.actions import ActionType
-from schemas.ids import partitions_of
 from schemas.layout import layout_of
-from schemas.names import HEADER_LOG, by_item_topic, floors_keys, generation_group, row_key
+from schemas.names import (
+    HEADER_LOG,
+    PLAN_KEY,
+    STAGED_KEY,
+    by_item_topic,
+    gaps_keys,
+    generation_group,
+    row_key,
+)
 from schemas.plan import ViewPlan
 from schemas.rekeyed import decode_rekeyed
 from schemas.row import TOMBSTONE_MS, encode_rows, read_fence
 from store.base import Progress, Write
 from store.memory import MemoryRowStore
-from streams.generations import parse_floors
+from streams.gaps import Gap, parse_gaps
 from streams.source_table import parse_pair
 from tests.oracle.fold import Sent, as_dicts, in_time, rows_of, since_deletion, state_of
 from tests.simulation.broker import TopicLog
+from tests.simulation.history import History, floors_of, place_of, plan_of, staged_of
 from tests.simulation.loop import SimulationError
 
 #: One action: the id of the log it was sent to, partition, offset, index in its message.
 Origin = tuple[str, int, int, int]
 #: What a row holds.
 Held = Mapping[Origin, Sent]
-#: What was stored at one moment: rows, and the number of each log.
-Known = tuple[dict[str, Held], dict[str, tuple[tuple[str, int], ...]], dict[tuple[int, int], int]]
+#: What goes back when the store does.
+STORED: Final = ("held", "left", "epochs", "pairs", "marks", "stands")
+Known = dict[str, dict[Any, Any]]
 PARTITIONS: Final = 2
+RETENTION_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,11 @@ class Reference:
     held: dict[str, Held] = field(default_factory=dict)
     epochs: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     pairs: dict[tuple[int, int], int] = field(default_factory=dict)  # (partition, epoch) → saved
+    left: dict[str, frozenset[Origin]] = field(default_factory=dict)  # key → held when it expired
+    marks: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # by group
+    stands: dict[tuple[int, int], int] = field(default_factory=dict)  # (partition, epoch) → mark
+    history: History = field(default_factory=History)
+    staged: set[tuple[str, int]] = field(default_factory=set)  # generations that ever were
     logs: dict[str, str] = field(default_factory=dict)  # topic → the id it has now
     expired: dict[tuple[str, int], int] = field(default_factory=dict)  # → the first offset left
     rows_checked: int = 0
@@ -129,14 +144,22 @@ class Reference:
         if new <= old:
             raise SimulationError("fence", f"{write.key}: fence {old} became {new}")
         entity_id = int(entity[1:-1])
+        if write.expire_ms <= max(view.ttl_ms, RETENTION_MS):
+            raise SimulationError("expiry", f"{write.key} would leave within {write.expire_ms} ms")
+        if before is None and self.history.is_filled(self, view, entity_id, new):
+            self._filled_row_landed(view, entity_id, write)
+            return
         held = dict(self.held.get(write.key, {}))
+        left = self.left.get(write.key, frozenset())
         for partition, log_id in enumerate(self._logs(view, new[0])):
             after = max(
                 self._floor(view, partition, new[0]) - 1, old[1] if new[0] == old[0] else -1
             )
-            before_log = self._admitted(view, partition, new[0])
+            without = self._admitted(view, partition, new[0]) | left
             for arrival in self.partitions[log_id, partition].arrivals[entity_id]:
-                if after < arrival.offset <= new[1] and arrival.origin not in before_log:
+                if self.has_gap(view, partition, new[0], arrival.offset):
+                    continue
+                if after < arrival.offset <= new[1] and arrival.origin not in without:
                     held[arrival.origin] = arrival.sent
         want = self._encoded(view, entity_id, held, new)
         if want != write.value:
@@ -148,6 +171,21 @@ class Reference:
         self.held[write.key] = held
         self.rows_checked += 1
 
+    def _filled_row_landed(self, view: ViewPlan, entity_id: int, write: Write) -> None:
+        """Raises SimulationError unless the row is what lies below the floors."""
+        fence = read_fence(write.value)
+        assert fence is not None
+        for held in self.history.below(self, view, entity_id):
+            if self._encoded(view, entity_id, held, fence) == write.value:
+                self.held[write.key] = held
+                self.rows_checked += 1
+                return
+        raise SimulationError("filled", f"{write.key} is not what lies below {fence}: {held}")
+
+    def expired_row(self, key: str) -> None:
+        """It has left the store; what it held does not come again."""
+        self.left[key] = self.left.get(key, frozenset()) | self.held.pop(key, {}).keys()
+
     def epoch_landed(self, topic: str, topic_id: str, epoch: int) -> None:
         """The store gave a log its number."""
         given = self.epochs.get(topic, ())
@@ -156,40 +194,104 @@ class Reference:
 
     def progress_landed(self, topic: str, group: str, marks: Mapping[int, Progress]) -> None:
         """Raises SimulationError where a mark speaks of what is not stored."""
+        if (topic, group) == (self.topic, self.group):
+            for partition, mark in marks.items():
+                if self._log_of(topic, mark.epoch) == self.logs[topic]:
+                    self.stands[partition, mark.epoch] = mark.next_offset
         for view in self.views.values():
             if topic == view.source and group == generation_group(
                 self.group, view.name, view.generation
             ):
                 for partition, mark in marks.items():
                     self.require_stored(view, partition, mark.epoch, mark.next_offset)
+                    self._require_told(view, partition, mark, self.marks.get((group, partition)))
+                    self.marks[group, partition] = mark.epoch, mark.next_offset
         if group.startswith(f"{self.item_group}.rekey."):
             target_epoch = int(group.rpartition(".")[2])
             for partition, mark in marks.items():
                 self._require_rekeyed(partition, mark, target_epoch)
 
     def text_landed(self, key: str, text: str) -> None:
-        """A saved source table speaks of rows, too."""
+        """A saved source table speaks of rows, too; so does a staged plan that is filled."""
+        if key == STAGED_KEY:
+            self._staged_landed(text)
         place = f"encore:sources:{{{by_item_topic(self.topic)}:{self.item_group}:"
         if not key.startswith(place):
             return
-        partition, pair = int(key[len(place) : -1]), parse_pair(text, key)
+        whose, pair = key[len(place) : -1], parse_pair(text, key)
+        if not whose.isdigit():  # of one generation, which catches up
+            name, _, rest = whose.partition("@")
+            view = self.views[name, int(rest.partition(":")[0])]
+            at = int(rest.partition(":")[2])
+            if at in floors_of(self, view):  # before, it is the floor
+                self.require_stored(view, at, pair.epoch, pair.next_offset)
+            return
+        partition = int(whose)
         if pair.next_offset < self.pairs.get((partition, pair.epoch), 0):
             raise SimulationError("pair", f"{key} went back to {pair.next_offset}")
         self.pairs[partition, pair.epoch] = pair.next_offset
-        for view in self.current("item"):
-            if view.key in pair.folded:
+        for view in self.views.values():
+            if view.entity == "item" and view.key in pair.folded:
                 self.require_stored(view, partition, pair.epoch, pair.next_offset)
+
+    def _staged_landed(self, text: str) -> None:
+        """Raises SimulationError where a generation is said to be filled and a row is missing."""
+        found = staged_of(text)
+        for view in () if found.plan is None else found.plan.views:
+            if found.views.get(view.name) == view.generation:
+                self.views[view.key] = view
+                self.staged.add(view.key)
+                if found.state == "filled":
+                    self._require_filled(view)
+
+    def _require_filled(self, view: ViewPlan) -> None:
+        for entity in {action[view.entity] for action, _ in self.truth.values()}:
+            key = row_key(view.name, view.generation, entity)
+            if key in self.held or key in self.left:
+                continue
+            if all(
+                any(takes(view, sent) for sent in held.values())
+                for held in self.history.below(self, view, entity)
+            ):
+                raise SimulationError("filled", f"{key} is not there")
+
+    def _require_told(
+        self, view: ViewPlan, partition: int, mark: Progress, before: tuple[int, int] | None
+    ) -> None:
+        """Raises SimulationError where a generation went on in a new log without what the group had
+        of the one before, and nobody said so."""
+        epoch, at = max(before or (0, 0), floors_of(self, view).get(partition, (0, 0)))
+        if epoch in (0, mark.epoch):
+            return
+        gaps = self.gaps_of(view).get(partition, ())
+        log_id, upto = self._log_of(self.topic, epoch), self.stands.get((partition, epoch), 0)
+        for entity, arrivals in self.partitions[log_id, partition].arrivals.items():
+            key = row_key(view.name, view.generation, entity)
+            for arrival in arrivals:
+                if self._gone(key, arrival) or any(g.holds(epoch, arrival.offset) for g in gaps):
+                    continue
+                wanted = at <= arrival.offset < upto and takes(view, arrival.sent)
+                if wanted and arrival.origin not in self.held.get(key, {}):
+                    raise SimulationError("told", f"{key} lacks {arrival.origin} for ever")
+
+    def _gone(self, key: str, arrival: Arrival) -> bool:
+        return arrival.origin in self.left.get(key, ())
 
     def require_stored(self, view: ViewPlan, partition: int, epoch: int, upto: int) -> None:
         """Raises SimulationError where an action before this offset is in no row."""
         log_id = self._logs(view, epoch)[partition]
         floor = self._floor(view, partition, epoch)
         before_log = self._admitted(view, partition, epoch)
+        gaps = self.gaps_of(view).get(partition, ())
         for entity, arrivals in self.partitions[log_id, partition].arrivals.items():
             key = row_key(view.name, view.generation, entity)
             held = self.held.get(key, {})
             for arrival in arrivals:
                 taken = floor <= arrival.offset < upto and takes(view, arrival.sent)
+                if self._gone(key, arrival):
+                    continue
+                if any(gap.holds(epoch, arrival.offset) for gap in gaps):
+                    continue
                 if taken and arrival.origin not in held and arrival.origin not in before_log:
                     raise SimulationError(
                         "stored",
@@ -214,9 +316,24 @@ class Reference:
     # --- lookups ------------------------------------------------------------------------------
 
     def current(self, entity: str) -> list[ViewPlan]:
-        """The newest generation of each view of that entity."""
-        newest = {view.name: view for view in self.views.values() if view.entity == entity}
-        return list(newest.values())
+        """Those of the published plan."""
+        text = self.rows.get_text(PLAN_KEY)
+        views = plan_of(text).views if text is not None else ()
+        return [view for view in views if view.entity == entity]
+
+    def gaps_of(self, view: ViewPlan) -> dict[int, tuple[Gap, ...]]:
+        """What it is said to lack, by partition."""
+        group = self.group if view.entity == "user" else self.item_group
+        key, _ = gaps_keys(view.source, group, view.name, view.generation)
+        return parse_gaps(self.rows.get_text(key), key)
+
+    def log_of(self, topic: str, epoch: int) -> str:
+        """The id of the log with that number."""
+        return self._log_of(topic, epoch)
+
+    def has_gap(self, view: ViewPlan, partition: int, epoch: int, offset: int) -> bool:
+        """The message is one that the generation is said to lack."""
+        return any(gap.holds(epoch, offset) for gap in self.gaps_of(view).get(partition, ()))
 
     def _log_of(self, topic: str, epoch: int) -> str:
         return next((id_ for id_, number in self.epochs.get(topic, ()) if number == epoch), "")
@@ -240,9 +357,7 @@ class Reference:
         }
 
     def _floor(self, view: ViewPlan, partition: int, epoch: int) -> int:
-        group = self.group if view.entity == "user" else self.item_group
-        key, _ = floors_keys(view.source, group, view.name, view.generation)
-        at_epoch, floor = parse_floors(self.rows.get_text(key), key).get(partition, (0, 0))
+        at_epoch, floor = floors_of(self, view).get(partition, (0, 0))
         return floor if at_epoch == epoch else 0
 
     def floor(self, view: ViewPlan, partition: int, log_id: str) -> int:
@@ -265,17 +380,17 @@ class Reference:
 
     def image(self) -> Known:
         """What `restore` takes."""
-        return dict(self.held), dict(self.epochs), dict(self.pairs)
+        return {name: dict(getattr(self, name)) for name in STORED}
 
     def restore(self, image: Known | None) -> None:
         """The store went back to then; None: it forgot everything."""
-        held, epochs, pairs = image or ({}, {}, {})
-        self.held, self.epochs, self.pairs = dict(held), dict(epochs), dict(pairs)
+        for name in STORED:
+            setattr(self, name, dict(image[name]) if image else {})
 
     def is_ahead(self, key: str) -> bool:
         """The item row holds messages of a lost log beyond what was saved of that log."""
         fence, entity = read_fence(self.rows.read([key])[0]), int(key.partition("{")[2][:-1])
-        partition = int(partitions_of(np.array([entity]), PARTITIONS)[0])
+        partition = place_of(entity, PARTITIONS)
         return fence is not None and fence[1] >= self.pairs.get((partition, fence[0]), 0)
 
 

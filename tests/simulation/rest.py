@@ -49,11 +49,11 @@ def come_to_rest(world: World) -> bool:
 def is_told(world: World) -> bool:
     """An item worker refused a row that holds more than anyone knows, and it does."""
     found = re.search(r"row (i@\S+): needs nothing beyond", (world.reasons or [""])[-1])
-    late = lagging(world)
+    late = lagging(world) if found else []
     return bool(
         found
         and late
-        and all(each.startswith("pair") for each in late)
+        and all(each.startswith(("pair", "staged")) for each in late)
         and world.reference.is_ahead(found[1])
     )
 
@@ -76,6 +76,10 @@ def happen_next(world: World, dice: Random) -> None:
             and world.happen(Event("rebalance", place + len(world.groups) * dice.getrandbits(20)))
         ):
             return
+    if world.fillings.refused:
+        world.happen(Event("give_up", 0))
+    elif world.fillings.operator is None and world.fillings.staged().active:
+        world.happen(Event("backfill", 1))
     world.happen(Event("tick", dice.getrandbits(20)))
     for _ in range(4):
         world.happen(Event("idle", dice.getrandbits(30)))
@@ -127,6 +131,8 @@ def lagging(world: World) -> list[str]:
         wanted = {view.key for view in world.reference.current("item")}
         if target.end(partition) and not wanted <= pair.folded:
             late.append(f"pair {partition} speaks for {sorted(pair.folded)}")
+    if world.fillings.staged().active:
+        late.append(f"staged: {world.fillings.staged().views}")
     return late
 
 
@@ -169,14 +175,17 @@ def judge_late(world: World, view: ViewPlan) -> None:
         (dict(record.headers)[HEADER_VIEW].decode(), dict(record.headers)[HEADER_SOURCE].decode())
         for record in world.broker.logs[late_topic(CONFIG.topic)].records[0]
     }
+    epoch = dict(reference.epochs.get(CONFIG.topic, ())).get(log.topic_id, 0)
     floors = [reference.floor(view, p, log.topic_id) for p in range(PARTITIONS)]
     for origin, sent in reference.truth.items():
         topic_id, partition, offset, _ = origin
         if topic_id != log.topic_id or offset < floors[partition] or sent[0]["type"] == 12:
             continue
+        if reference.has_gap(view, partition, epoch, offset):
+            continue
         place = f"{CONFIG.topic}/{partition}/{offset}"
         key = row_key(view.name, view.generation, sent[0]["user"])
-        folded = origin in reference.held.get(key, {})
+        folded = origin in reference.held.get(key, {}) or origin in reference.left.get(key, ())
         if in_time(view, *sent) and not folded:
             raise SimulationError("nowhere", str(origin))
         if not in_time(view, *sent) and (view.name, place) not in aside:

@@ -35,7 +35,12 @@ WEIGHTS: Final = {
     "lose": 0.3,
     "plan": 0.5,
     "wipe": 0.08,
-    "expire": 1,
+    "expire": 2,
+    "archive": 2,
+    "backfill": 1,
+    "interrupt": 0.2,
+    "give_up": 0.1,
+    "leave": 8,
 }
 
 
@@ -49,6 +54,9 @@ RARE: Final = (
     "plan",
     "wipe",
     "expire",
+    "backfill",
+    "interrupt",
+    "leave",
     "rebalance",
 )
 WEATHER: Final = (0, 0.5, 1, 1, 2)

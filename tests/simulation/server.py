@@ -79,6 +79,10 @@ class Server:
         self.witness.restore(None)
         self.moments = [self._moment()]
 
+    def expire(self, key: str) -> None:
+        """A row that may expire does so."""
+        del self.rows._data.values[key], self.rows._data.expires_ms[key]
+
     # --- what calls do ------------------------------------------------------------------------
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:

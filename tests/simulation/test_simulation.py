@@ -28,7 +28,5 @@ def test_one_seed_is_one_history() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule)
 def test_a_broken_rule_is_found(mutant: Mutant) -> None:
     with mutant.applied():
-        assert any(
-            generate(seed, STEPS).error is not None
-            for seed in range(mutant.first, mutant.first + 100)
-        )
+        seeds = range(mutant.first, mutant.first + 100)
+        assert any(generate(seed, STEPS).error is not None for seed in seeds)

@@ -32,10 +32,12 @@ from streams.source_table import lowest_reached, parse_pair
 from streams.worker import Worker
 from tests.aggregation.plans import small_view
 from tests.simulation.broker import Broker, BrokerAdmin, TopicLog, VirtualReader, VirtualSender
+from tests.simulation.filling import Fillings, next_of
+from tests.simulation.history import plan_of
 from tests.simulation.loop import Op, SimulationError, VirtualLoop
 from tests.simulation.member import Member, Places
 from tests.simulation.messages import some_message
-from tests.simulation.reference import PARTITIONS, Reference
+from tests.simulation.reference import PARTITIONS, RETENTION_MS, Reference
 from tests.simulation.server import Server, VirtualStore
 
 T0: Final = 1_650_800_000_000
@@ -48,7 +50,10 @@ CONFIG: Final = StreamConfig(
     partitions=PARTITIONS,
     batch_actions=4,
     patience_ms=1_000,
+    retention_ms=RETENTION_MS,
 )
+#: Events of `Fillings`; the others are the world's own.
+FILLING: Final = ("archive", "backfill", "interrupt", "give_up")
 MakeHandler = Callable[[StreamConfig, Servers], Handler]
 
 
@@ -94,7 +99,7 @@ class World:
 
     def __init__(self, kinds: Kinds) -> None:
         self.loop = VirtualLoop()
-        rows = MemoryRowStore()
+        rows = MemoryRowStore(clock_ms=lambda: 0.0)  # rows expire when an event says so
         self.reference = Reference(CONFIG.topic, CONFIG.group, CONFIG.item_group, rows)
         self.server = Server(rows, self.reference)
         self.broker = Broker(self._heard, self.reference.logs)
@@ -107,9 +112,8 @@ class World:
         self.happened: dict[str, int] = {}
         self.reasons: list[str] = []
         self.story: list[str] = []
-        user = replace(small_view(), name="u", source=CONFIG.topic)
-        item = replace(small_view(), name="i", entity="item", source=CONFIG.item_topic)
-        self.plan = Plan(0, 0, (user, item), ())
+        user = replace(small_view(ttl_ms=60_000), name="u", source=CONFIG.topic)
+        item = replace(user, name="i", entity="item", source=CONFIG.item_topic)
         self._servers = Servers(
             lambda config: VirtualStore(self.loop, self.server),
             lambda config: BrokerAdmin(self.broker),
@@ -118,6 +122,10 @@ class World:
         )
         for topic, partitions in CONFIG.topics.items():
             self.broker.create(topic, partitions)
+        self.fillings = Fillings(
+            CONFIG, self.loop, self.server, self.broker, self.reference, self._servers
+        )
+        self._note_source()
         self.publish((user, item))
 
     def close(self) -> None:
@@ -125,18 +133,29 @@ class World:
         for group in self.groups:
             for name in group.members:
                 self.loop.kill(name)
+        self.fillings.interrupt(0)
         self.loop.settle()
         self.loop.close()
+        self.fillings.close()
 
     # --- what is there ------------------------------------------------------------------------
 
+    @property
+    def plan(self) -> Plan | None:
+        """What is published now."""
+        text = self.server.rows.get_text(PLAN_KEY)
+        return None if text is None else plan_of(text)
+
+    def _note_source(self) -> None:
+        self.reference.history.sources.append(self.broker.logs[CONFIG.topic].topic_id)
+
     def publish(self, views: tuple[ViewPlan, ...]) -> None:
         """A plan with these views."""
-        self.plan = Plan(self.plan.version + 1, self.plan.version, views, ())
+        held = self.plan.version if self.plan else 0
         for view in views:
             self.reference.views[view.name, view.generation] = view
         version = int(self.server.rows.get_text(PLAN_VERSION_KEY) or 0)
-        text = dump_plan(self.plan)
+        text = dump_plan(Plan(held + 1, held, views, ()))
         self.server.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, version, text)
         self.server.sync(len(self.server.moments))
 
@@ -152,7 +171,11 @@ class World:
 
     def happen(self, event: Event) -> bool:
         """False where there was nothing for it to happen to."""
-        act: Callable[[int], str | None] = getattr(self, f"do_{event.kind}")
+        act: Callable[[int], str | None] = (
+            getattr(self.fillings, event.kind)
+            if event.kind in FILLING
+            else getattr(self, f"do_{event.kind}")
+        )
         try:
             what = act(event.pick)
         except SimulationError as error:
@@ -168,6 +191,8 @@ class World:
                 self.loop.kill(name)  # with a process go all its tasks
                 self.reasons.append(f"{name}: {group.members.pop(name).reason()}")
                 self.story.append(f"    {self.reasons[-1]}")
+        if (ended := self.fillings.ended()) is not None:
+            self.story.append(f"    {ended}")
         return True
 
     def _settle_op(self, pick: int, how: str) -> str | None:
@@ -187,6 +212,8 @@ class World:
         for group in self.groups:
             if op.owner in group.members:
                 group.members[op.owner].hear(reply)
+        if self.fillings.operator is not None and op.owner == self.fillings.operator.name:
+            reply()
 
     def do_step(self, pick: int) -> str | None:
         """One operation is done."""
@@ -387,12 +414,19 @@ class World:
     def do_lose(self, pick: int) -> str | None:
         """The broker loses the log of a topic and makes a new one under its name."""
         topic = (CONFIG.topic, CONFIG.item_topic)[pick % 2]
-        return f"{topic}, now {self.broker.create(topic, PARTITIONS).topic_id}"
+        self.clock_ms += 1  # no two logs begin at one time
+        made = self.broker.create(topic, PARTITIONS)
+        if topic == CONFIG.topic:
+            self._note_source()
+        return f"{topic}, now {made.topic_id}"
 
     def do_wipe(self, pick: int) -> str | None:
         """The store comes back empty. As told, the plan is applied and the re-keyed topic made
         anew; what the logs hold no more would take a rebuild, so nothing may have expired."""
         if any(any(log.first) for log in self.broker.logs.values()):
+            return None
+        plan = self.plan
+        if plan is None:
             return None
         self._break_connections()
         self.server.wipe()
@@ -400,7 +434,7 @@ class World:
             for member in group.members.values():
                 member.outlived = True
         self.broker.create(CONFIG.item_topic, PARTITIONS)
-        self.publish(self.plan.views)
+        self.publish(plan.views)
         return "with everything in it"
 
     def do_expire(self, pick: int) -> str | None:
@@ -411,6 +445,7 @@ class World:
         if upto <= log.first[partition]:
             return None
         log.first[partition] = self.reference.expired[log.topic_id, partition] = upto
+        self.fillings.archived(log, partition, upto)
         return f"{CONFIG.topic}/{partition} up to {upto}"
 
     def _needed_no_more(self, log: TopicLog, partition: int) -> int:
@@ -436,13 +471,22 @@ class World:
         epochs = self.server.durable.rows.epochs.get(CONFIG.item_topic, {})
         return f"{CONFIG.item_group}.rekey.{epochs.get(log.topic_id, 0)}"
 
+    def do_leave(self, pick: int) -> str | None:
+        """A row that nobody wrote for long leaves the store. Nothing is on its way that long."""
+        if self.members(lambda member: member.paused or bool(member.inbox)):
+            return None
+        return self.fillings.expire_row(pick)
+
     def do_plan(self, pick: int) -> str | None:
-        """A plan with a new generation of a view."""
-        user, item = self.plan.views
+        """A plan with a new generation of a view; refused while one is staged."""
+        plan, staged = self.plan, self.fillings.staged()
+        if plan is None or staged.active:
+            return None
+        user, item = plan.views
         if pick % 3:
-            user = replace(user, generation=user.generation + 1)
+            user = next_of(user, staged)
         else:
-            item = replace(item, generation=item.generation + 1)
+            item = next_of(item, staged)
         self.publish((user, item))
         return f"u@{user.generation}, i@{item.generation}"
 
