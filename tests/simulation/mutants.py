@@ -213,6 +213,9 @@ A_LOST_LOG_GETS_NO_NUMBER: Final = Mutant(
 ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
     "rows ahead of a lost log are refused", Pair, "enter", forget_where_it_ended
 )
+WHAT_LAGS_TAKES_NOTHING: Final = Mutant(
+    "what lags takes nothing of the stream", Generations, "floors", property(take_all_of_the_stream)
+)
 MUTANTS: Final = (
     Mutant(
         "a message at or below the fence is dropped", folding._ViewFold, "_beyond_fence", fold_again
@@ -220,31 +223,25 @@ MUTANTS: Final = (
     Mutant(
         "at the fence is not beyond it", folding._ViewFold, "_beyond_fence", fold_the_newest_again
     ),
-    Mutant("fences have epochs", folding._ViewFold, "_beyond_fence", forget_epochs, 36),
-    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly, 25),
+    Mutant("fences have epochs", folding._ViewFold, "_beyond_fence", forget_epochs, 30),
+    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly, 10),
     Mutant("late is judged by each message", Folder, "begin", judge_by_the_batch),
     Mutant("nothing is acked after a failure", Folder, "begin", go_on_after_failure),
     Mutant("rows come before their mark", Folder, "begin", answer_before_it_is_done),
-    Mutant("a row's messages come in order", lanes, "_behind", begin_at_once),
-    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 59),
+    Mutant("a row's messages come in order", lanes, "_behind", begin_at_once, 8),
+    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 33),
     Mutant("a deletion empties its row", deletion, "deletions", keep_what_was_deleted),
     Mutant("marks never move back", memory, "merge_progress", overwrite_marks),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered),
     Mutant("nothing is written once the log is another", Source, "check", never_check),
     Mutant("a process stays in one history", server, "check_history", trust_any_history),
     Mutant("what the table has is dropped", SourceTable, "admit", admit_everything),
-    Mutant("a message is for one log", item_messages, "record_headers", forget_which_log),
+    Mutant("a message is for one log", item_messages, "record_headers", forget_which_log, 21),
     Mutant(
         "a table names the version it read", MemoryRowStore, "compare_and_set_text", save_blindly
     ),
     Mutant("malformed messages are dead letters", SideOutputs, "send_dead", send_nothing),
     Mutant("late actions go aside", SideOutputs, "send_late", send_nothing),
-    Mutant(
-        "what lags takes nothing of the stream",
-        Generations,
-        "floors",
-        property(take_all_of_the_stream),
-    ),
     Mutant("a filling ends at the floor", filling, "_bounds", fill_to_the_end, 10),
     Mutant("filled rows end before the floor", origins, "_fences", fence_at_the_floor, 5),
     Mutant("a filling deletes, too", filling, "fold_in_order", forget_deletions, 5),

@@ -9,7 +9,11 @@ from random import Random
 import pytest
 
 from tests.simulation.loop import SimulationError
-from tests.simulation.mutants import A_LOST_LOG_GETS_NO_NUMBER, ROWS_AHEAD_ARE_REFUSED
+from tests.simulation.mutants import (
+    A_LOST_LOG_GETS_NO_NUMBER,
+    ROWS_AHEAD_ARE_REFUSED,
+    WHAT_LAGS_TAKES_NOTHING,
+)
 from tests.simulation.rest import come_to_rest, happen_next, judge
 from tests.simulation.world import REAL, Event, World
 
@@ -86,3 +90,82 @@ def test_rows_ahead_of_a_lost_log_are_refused(world: World, broken: bool) -> Non
 
 def item_rows(world: World) -> list[str]:
     return [key for key in world.server.rows.image().values if key.startswith("i@1")]
+
+
+def begin_filling(world: World) -> str:
+    """All is stored, and a backfill of both views has written its rows: the process's name."""
+    produce(world, 8)
+    assert come_to_rest(world)
+    assert world.happen(Event("backfill", 1))
+    operator = world.fillings.operator
+    assert operator is not None
+    go_on(world, operator.name, "store confirm")
+    return operator.name
+
+
+def stream_alone(world: World, without: str) -> None:
+    """What there is to read is folded, while one process stands still."""
+    dice = Random(0)
+    for _ in range(400):
+        others = [n for n, op in enumerate(world.loop.pending) if op.owner != without]
+        if others:
+            world.happen(Event("step", others[0]))
+        elif not any(world.happen(Event(k, dice.getrandbits(20))) for k in ("hand", "fetch")):
+            return
+
+
+def read_slowly(world: World) -> None:
+    """Each read of a span takes longer than a slice: the stream goes on in between."""
+    dice = Random(0)
+    for _ in range(600):
+        if any(op.label.startswith("read actions/") for op in world.loop.pending):
+            world.happen(Event("tick", 1))
+        happen_next(world, dice)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_filled_generation_lags_and_is_caught_up(world: World, broken: bool) -> None:
+    with WHAT_LAGS_TAKES_NOTHING.applied() if broken else nullcontext():
+        name = begin_filling(world)
+        produce(world, 14)
+        stream_alone(world, name)
+        produce(world, 14)
+        if broken:
+            with pytest.raises(SimulationError, match=r"u@2"):
+                read_slowly(world)
+        else:
+            read_slowly(world)
+            assert come_to_rest(world)
+            judge(world, "user item")
+            assert [view.generation for view in world.reference.current("user")] == [2]
+
+
+def test_a_staged_generation_whose_messages_left_the_topic_holds_nobody_up(world: World) -> None:
+    name = begin_filling(world)
+    produce(world, 14)
+    stream_alone(world, name)
+    for partition in range(2):
+        log = world.broker.logs["actions"]
+        world.fillings.archived(log, partition, log.end(partition))
+        log.first[partition] = world.reference.expired[log.topic_id, partition] = log.end(partition)
+    assert come_to_rest(world)
+    judge(world, "user item")
+    assert any("--cancel" in line for line in world.story), "the backfill says what to do"
+    assert [view.generation for view in world.reference.current("user")] == [1]
+    assert not any("ended" in reason for reason in world.reasons), "workers went on"
+
+
+def test_a_row_that_left_the_store_begins_anew(world: World) -> None:
+    produce(world, 12)
+    assert come_to_rest(world)
+    while world.happen(Event("sync", 1 << 20)):
+        pass
+    for partition in range(2):
+        assert world.happen(Event("expire", partition))
+    left = 0
+    while world.happen(Event("leave", 0)):
+        left += 1
+    assert left > 1
+    produce(world, 20)
+    assert come_to_rest(world)
+    judge(world, "user item")
