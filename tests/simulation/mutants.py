@@ -202,10 +202,6 @@ def expire_too_soon(view: Any, retention_ms: int) -> int:
     return int(view.ttl_ms)
 
 
-async def tell_nobody(self: Generations, *_: Any) -> None:
-    return
-
-
 #: For `tests.simulation.test_scenes`: chance finds them once in a hundred histories.
 A_LOST_LOG_GETS_NO_NUMBER: Final = Mutant(
     "a lost log gets no number", Source, "open", classmethod(number_a_lost_log)
@@ -248,5 +244,4 @@ MUTANTS: Final = (
     Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 77),
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
-    Mutant("what a lost log took is told", Generations, "_tell_of_lost", tell_nobody, 33),
 )

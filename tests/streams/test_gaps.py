@@ -160,7 +160,8 @@ def test_an_item_generation_takes_nothing_more_where_its_log_ends() -> None:
         facts = TopicFacts(CONFIG.item_topic, "log-1", 2)
         target = Source(Broker(CONFIG.item_topic), facts, epoch, 100)
         folded = ItemGenerations(CONFIG, servers(), held, target)
-        pairs = {0: Pair(epoch, 40, SourceTable(), 1, frozenset({ITEMS.key}))}
+        folded_there = SourceTable({0: (1, 40)})
+        pairs = {0: Pair(epoch, 40, folded_there, 1, frozenset({ITEMS.key}))}
         await folded.begin([ITEMS, new], pairs)
         await folded.step(pairs, Folder(held, (ITEMS, new), epoch, nowhere, 100))
         return folded

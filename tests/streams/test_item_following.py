@@ -156,7 +156,7 @@ def test_a_filled_generation_whose_log_is_lost_takes_nothing_more(
         await own.save(1, Pair(2, 8, SourceTable(), 0))
         source = Source(Nobody(), facts, 2, 100)
         made = ItemGenerations(config, REAL_SERVERS, store, source)
-        pairs = {p: Pair(2, 8, SourceTable(), 3) for p in range(2)}
+        pairs = {p: Pair(2, 8, SourceTable({0: (1, 9)}), 3) for p in range(2)}
         await made.begin([view], pairs)
         assert made.floors == {view.key: {0: NOTHING}}
         assert [len(made.folded(p)) for p in range(2)] == [0, 1]
@@ -168,10 +168,10 @@ def test_a_filled_generation_whose_log_is_lost_takes_nothing_more(
 
 
 class Nobody:
-    """A `streams.servers.TopicAdmin` that is not asked."""
+    """A `streams.servers.TopicAdmin` of a topic that is as it was."""
 
     def describe(self, topic: str) -> TopicFacts | None:
-        raise AssertionError
+        return TopicFacts(topic, "id-2", 2)
 
     def ensure_topics(self, topics: Mapping[str, int]) -> dict[str, TopicFacts]:
         raise AssertionError
