@@ -54,7 +54,7 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
     return replace(made, plan=replace(made.plan, views=(view,)))
 
 
-def wait_items(stack: Stack, ends: dict[int, int], timeout_s: float = 30) -> None:
+def wait_items(stack: Stack, ends: dict[int, int], timeout_s: float = 60) -> None:
     """Until all item rows have these source offsets, as a replay waits."""
     config = stack.config
 
