@@ -6,11 +6,16 @@ import asyncio
 import json
 from typing import Any
 
+import grpc
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import predictor.grpc_messages as messages
+from predictor.grpc_codec import error_parts
 from predictor.grpc_server import GrpcServer
+from predictor.http import create_app
 from predictor.limits import Limits
 from predictor.protocol import InferReply, InferRequest, encode_reply, parse_infer
 from predictor.service import Service
@@ -78,6 +83,7 @@ WRONG: list[tuple[str, tuple[bytes, str], str]] = [
     ("size no number", packed(IDS, {"user_id": "8"}), ""),
     ("size of less", packed(IDS, {"user_id": 7}), "inputs.user_id.data"),
     ("size beyond", packed(IDS, {"candidate_ids": 1 << 40}), ""),
+    ("parameters", packed(IDS, parameters={f"p{i}": i for i in range(33)}), "parameters"),
     ("flag", packed(IDS, parameters={"binary_data_output": 1}), "parameters.binary_data_output"),
     (
         "flag of an output",
@@ -129,3 +135,27 @@ def test_a_taken_grpc_port_is_refused_unless_it_is_shared() -> None:
             await each.stop(0)
 
     asyncio.run(listen())
+
+
+def test_a_defect_is_told_alike() -> None:
+    """A service that has no version to tell: nobody foresaw that."""
+    service = Service.__new__(Service)
+    service.limits = Limits()
+
+    async def ask() -> tuple[httpx.Response, Any]:
+        transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            reply = await client.get("/v2")
+        server = GrpcServer(service, "127.0.0.1", 0)
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                await channel.unary_unary(f"/{messages.SERVICE}/ServerMetadata")(b"", timeout=60)
+        await server.stop(0)
+        return reply, caught.value
+
+    reply, error = asyncio.run(ask())
+    assert reply.status_code == 500
+    assert error.code() is grpc.StatusCode.INTERNAL
+    [status] = [value for key, value in error.trailing_metadata() if key.endswith("-bin")]
+    assert error_parts(status) == reply.json()
