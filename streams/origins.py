@@ -114,18 +114,16 @@ async def wait_for_lost_log(
     """Return once the item worker has folded all that was re-keyed of a lost log of the source.
 
     logs: source, re-keyed. A lost log is history as a whole, so what of it lies behind a floor of
-    the re-keyed topic would count twice. Nothing is asked where no saved table speaks of one.
+    the re-keyed topic would count twice. Nothing is asked where the present log is the first.
     Raises StreamError where the item worker does not get there within `patience_ms`.
     """
     source, target = logs
     pairs = PairStore(store, config.item_topic, config.item_group, config.patience_ms)
     starts: dict[Place, int] = {}
-    lost = False
     for partition in range(config.partitions):
         pair = await pairs.load(partition)
-        lost |= any(epoch < source.epoch for epoch, _ in pair.table.reached.values())
         starts[config.item_topic, partition] = pair.standing(target.epoch)
-    ends = await read_ends(starts) if lost else {}
+    ends = await read_ends(starts) if source.epoch > 1 else {}
     waited_ms = 0
     for (topic, partition), end in ends.items():
         while (at := (await pairs.load(partition)).standing(target.epoch)) < end:
