@@ -52,36 +52,50 @@ def run_backfill(
 ) -> BackfillResult:
     """Stage, fill, catch up, switch. Blocking.
 
-    Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, and what `review`
-    raises.
+    What is staged is filled in one history of the store: begin again where it was wiped meanwhile.
+    Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, HistoryError, and
+    what `review` raises.
     """
     history = named_history(config.foreign, config.before_ms)
-    with RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS)) as store:
+    with _rows(settings) as store:
+        store_history = store.begin_history()
         staging = stage(settings.repo, store, options.views, review, options.unchanged, history)
         now = staging.staged
         fills: tuple[FillReport, ...] = ()
         if now.state == "filling":
-            fills = asyncio.run(_fill(config, staging, note))
+            fills = asyncio.run(_fill(config, staging, note, store_history))
             now = mark_filled(store, now)
-        asyncio.run(_catch_up(config, staging, note, options.wait_s))
+    asyncio.run(_catch_up(config, staging, note, options.wait_s))
+    with _rows(settings) as store:  # one that restarted since has what was confirmed
         result = switch(settings.repo, store, now)
     return BackfillResult(result.plan, staging.difference, staging.resumed, fills)
 
 
 def give_up(settings: Settings) -> Staged:
     """End what is staged; its rows stay and are read by nobody. Returns what was staged."""
-    with RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS)) as store:
+    with _rows(settings) as store:
         return end(store)
 
 
-async def _fill(config: BackfillConfig, staging: Staging, note: Note) -> tuple[FillReport, ...]:
+async def _fill(
+    config: BackfillConfig, staging: Staging, note: Note, store_history: str
+) -> tuple[FillReport, ...]:
     async with _store(config) as store:
-        return tuple([await fill_view(config, view, store, note) for view in staging.views])
+        return tuple(
+            [
+                await fill_view(config, view, store, note, store_history=store_history)
+                for view in staging.views
+            ]
+        )
 
 
 async def _catch_up(config: BackfillConfig, staging: Staging, note: Note, wait_s: float) -> None:
     async with _store(config) as store:
         await wait_caught_up(config.stream, staging.views, store, note, wait_s)
+
+
+def _rows(settings: Settings) -> RedisRowStore:
+    return RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS))
 
 
 def _store(config: BackfillConfig) -> AsyncRedisRowStore:

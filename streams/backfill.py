@@ -15,7 +15,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from typing import Final
 from schemas.errors import StreamError
 from schemas.names import generation_group
 from schemas.plan import ViewPlan
-from store.base import AsyncRowStore
+from store.base import AsyncRowStore, check_history
 from streams.collecting import Collected, collect
 from streams.config import StreamConfig
 from streams.filling import FillCounts, FillTask
@@ -88,12 +88,17 @@ async def fill_view(
     store: AsyncRowStore,
     note: Note,
     servers: Servers = REAL_SERVERS,
+    store_history: str = "",
 ) -> FillReport:
-    """Fill a staged generation up to its floors, durably. Raises StreamError, StoreError."""
+    """Fill a staged generation up to its floors, durably.
+
+    store_history: the one in which it was staged; "" for the present one. Nothing is written in
+    another: a wipe forgets which numbers were given. Raises StreamError, StoreError, HistoryError.
+    """
     stream = config.stream
     aside = stream.data_dir / "backfill" / f"{view.name}@{view.generation}"
-    if stream.durability == "fsynced":
-        await store.begin_history()
+    began = await store.begin_history()
+    check_history(store_history, began, f"store of {view.name}@{view.generation}")
     origin, found = await _history(config, view, store, servers, aside / "log")
     history = [file for files in found.files.values() for file in files]
     before_ms = config.before_ms
@@ -102,7 +107,10 @@ async def fill_view(
     foreign, taken = await asyncio.to_thread(
         take_foreign, config.foreign, before_ms, aside / "foreign"
     )
-    tasks = tasks_of(config, view, origin, found.files, foreign)
+    tasks = [
+        replace(task, store_history=began)
+        for task in tasks_of(config, view, origin, found.files, foreign)
+    ]
     total = sum(task.actions for task in tasks)
     began_s = time.monotonic()
     counts = await asyncio.to_thread(
@@ -115,7 +123,7 @@ async def fill_view(
         servers.open_rows,
     )
     if stream.durability == "fsynced":
-        await store.confirm()  # another history than the one of the beginning may lack rows
+        await store.confirm()  # a later history may lack rows
     seconds = time.monotonic() - began_s
     await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
     note(f"fill {view.name}", total, total, f"{counts.rows + counts.there:,} rows")

@@ -49,7 +49,8 @@ class FillTask:
     files: those that may hold their actions, in the log's order. bounds: {partition: {log
     partition: the first offset that is no history of the entities of `partition`}}. fences:
     {partition: (epoch, offset)} of the rows. of: the partition count of the view's topic.
-    expire_ms: as of `store.base.Write`.
+    expire_ms: as of `store.base.Write`. store_history: the one in which the generation is staged,
+    "" for any; in a later one its number may be another's.
     """
 
     view: ViewPlan
@@ -63,6 +64,7 @@ class FillTask:
     memory_bytes: int = 1 << 30
     patience_ms: int = 30_000
     expire_ms: int = 0
+    store_history: str = ""
 
     @property
     def actions(self) -> int:

@@ -100,7 +100,8 @@ class Folder:
     epoch: of the topic that the runs are read from. patience_ms: how long a failing store is tried
     again. views may be replaced between two calls. floors: (view, generation) → {partition: the
     first offset it takes}; where none is given, it takes all. silent: generations whose late and
-    future actions are counted and not sent aside, since another one of the view sends them. ended:
+    future actions are counted and not sent aside where another one of the view takes the message
+    and sends them; it stands before them in `views`, and its rows are written first. ended:
     partition → {epoch of a lost log: from where on its messages may come once more}.
     retention_ms: how long the topic keeps its messages; 0 where nobody says, and rows stay.
     """
@@ -130,10 +131,16 @@ class Folder:
         """
         permitted = asyncio.ensure_future(allow())
         gate = asyncio.Semaphore(OVERLAP)
-        parts = [
-            self._lanes.enter(view.key, lanes, partial(_fold_part, part, gate, permitted))
-            for view, lanes, part in self._parts(run)
-        ]
+        parts: list[asyncio.Task[None]] = []
+        speaking: dict[tuple[str, range], asyncio.Task[None]] = {}
+        for view, lanes, part in self._parts(run):
+            work = partial(_fold_part, part, gate, permitted)
+            silent = view.key in self.silent
+            # A silent row's fence passes over what is late: that must be told by then.
+            after = speaking.get((view.name, lanes)) if silent else None
+            parts.append(self._lanes.enter(view.key, lanes, work, after))
+            if not silent:
+                speaking[view.name, lanes] = parts[-1]
         return asyncio.create_task(_all_of([permitted, *parts]))
 
     async def apply(self, run: ActionRun, allow: Callable[[], Awaitable[None]]) -> None:
@@ -158,6 +165,11 @@ class Folder:
         for partition, floor in self.floors.get(view.key, {}).items():
             takes &= (run.partition != partition) | (run.offset >= floor)
         return takes
+
+    def speaker(self, silent: ViewPlan) -> ViewPlan | None:
+        """The generation that sends aside what a silent one does not, if it is folded here."""
+        others = (view for view in self.views if view.name == silent.name)
+        return next((view for view in others if view.key not in self.silent), None)
 
     def check_not_back(self, key: str, fence: tuple[int, int]) -> None:
         """Raises StreamError where the stored fence lies before one this process wrote."""
@@ -369,15 +381,27 @@ class _ViewFold:
         counts.late += int(report.late.sum())
         counts.future += int(report.future.sum())
         counts.repeated += len(self.which) - len(at)
-        parts = {"late": at[report.late], "future": at[report.future]}
+        parts = {
+            "late": self._untold(at[report.late]),
+            "future": self._untold(at[report.future]),
+        }
         outside = [
             OutsideActions(self.view.name, reason, places)
             for reason, places in parts.items()
             if len(places)
         ]
-        if outside and self.view.key not in self.folder.silent:
+        if outside:
             await self.folder.side_output(self.run, outside)
         self.reported = True
+
+    def _untold(self, places: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Of these places in the run, those that this generation is to send aside itself."""
+        if self.view.key not in self.folder.silent or len(places) == 0:
+            return places
+        speaker = self.folder.speaker(self.view)
+        if speaker is None:
+            return places[:0]
+        return places[~self.folder.above_floor(speaker, self.run)[places]]
 
     async def _write(
         self,

@@ -30,8 +30,9 @@ class PlanFollower:
     """The views that a worker folds, now and after the next publication or staging.
 
     entity, source: of the views. required: a plan without such a view is refused. views: those of
-    the published plan, then filled ones of the staged plan. silent: (name, generation) of the
-    latter. Used by one task.
+    the published plan, then filled ones of the staged plan. silent: (name, generation) of those of
+    the latter for which a published one tells what is late or from the future: it judges alike.
+    Used by one task.
     """
 
     def __init__(
@@ -103,4 +104,10 @@ class PlanFollower:
             for view in fed_views(staged.plan, self._entity, self._source)
             if view.key not in known and staged.views.get(view.name) == view.generation
         )
-        return (*views, *filled), frozenset(view.key for view in filled)
+        told = {_bounds(view) for view in views}
+        return (*views, *filled), frozenset(view.key for view in filled if _bounds(view) in told)
+
+
+def _bounds(view: ViewPlan) -> tuple[str, int, int]:
+    """What an action outside a view's time bounds is judged by."""
+    return view.name, view.skew_ms, view.future_ms

@@ -33,14 +33,19 @@ class Lanes:
         self._last: dict[tuple[Hashable, int], asyncio.Task[None]] = {}
 
     def enter(
-        self, of: Hashable, lanes: range, work: Callable[[], Awaitable[None]]
+        self,
+        of: Hashable,
+        lanes: range,
+        work: Callable[[], Awaitable[None]],
+        after: asyncio.Task[None] | None = None,
     ) -> asyncio.Task[None]:
         """Begin `work` behind all that entered any of these lanes before.
 
-        of: whose lanes. Where earlier work failed or was cancelled, the task raises what that did,
-        and all that enters later does: rows of these lanes lack what the earlier work had.
+        of: whose lanes. after: a task that it begins behind as well. Where earlier work failed or
+        was cancelled, the task raises what that did, and all that enters later does: rows of these
+        lanes lack what the earlier work had.
         """
-        last = (self._last.get((of, lane)) for lane in lanes)
+        last = (after, *(self._last.get((of, lane)) for lane in lanes))
         before = [task for task in dict.fromkeys(last) if task is not None]
         task = asyncio.create_task(_behind(before, work))
         self._last.update(dict.fromkeys(((of, lane) for lane in lanes), task))

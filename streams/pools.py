@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from schemas.errors import EncoreError, SettingsError, StreamError
-from store.base import RowStore
+from store.base import RowStore, check_history
 from streams.filling import FillCounts, FillTask, fill
 from streams.servers import open_rows
 
@@ -38,7 +38,8 @@ def run_tasks(
 
     cores: local processes; 1 runs them in this one, with the store that `opened` opens. dask:
     address of a scheduler, "" for none.
-    Raises what a task raised, once those that had begun have ended; SettingsError without Dask.
+    Raises what a task raised, once those that had begun have ended; SettingsError without Dask;
+    HistoryError where the store is in another history than a task's.
     """
     counts = FillCounts()
     if dask or cores > 1:
@@ -60,7 +61,8 @@ def run_tasks(
 
 def _run(task: FillTask, store: RowStore, note: Done) -> FillCounts:
     try:
-        store.begin_history()
+        place = f"store of {task.view.name}@{task.view.generation}"
+        check_history(task.store_history, store.begin_history(), place)
         return fill(task, store, note)
     finally:
         store.close()

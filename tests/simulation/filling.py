@@ -227,6 +227,7 @@ class Operator:
 
     async def _run(self) -> None:
         store = self._store()
+        began = await store.begin_history()
         staged = await self._stage(store)
         assert staged.plan is not None
         views = [v for v in staged.plan.views if staged.views.get(v.name) == v.generation]
@@ -234,10 +235,10 @@ class Operator:
         if staged.state == "filling":
             filler = self._store()
             for view in views:
-                await backfill.fill_view(config, view, filler, say_nothing, self._servers)
+                await backfill.fill_view(config, view, filler, say_nothing, self._servers, began)
             staged = await self._replace(store, staged, replace(staged, state="filled"))
         await backfill.wait_caught_up(self._config, views, self._store(), say_nothing, WAIT_S)
-        await self._switch(store, staged)
+        await self._switch(self._store(), staged)
 
     async def _stage(self, store: VirtualStore) -> Staged:
         version = int(await store.get_text(PLAN_VERSION_KEY) or 0)

@@ -30,6 +30,7 @@ from streams import (
     lanes,
     origins,
     pipeline,
+    pools,
 )
 from streams.durability import Confirmations
 from streams.folding import Folder
@@ -43,6 +44,7 @@ from tests.simulation import server
 Allow = Callable[[], Awaitable[None]]
 Task = asyncio.Task[None]
 begin: Final = Folder.begin
+enter: Final = lanes.Lanes.enter
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,10 @@ async def send_nothing(self: SideOutputs, *what: Any) -> None:
     return
 
 
+def wait_for_nobody(self: Any, of: Any, lanes: range, work: Any, after: Any = None) -> Task:
+    return enter(self, of, lanes, work)
+
+
 def take_all_of_the_stream(self: Generations) -> Any:
     return {key: self._recorded[key] for key in self._views}
 
@@ -211,6 +217,12 @@ ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
 )
 WHAT_LAGS_TAKES_NOTHING: Final = Mutant(
     "what lags takes nothing of the stream", Generations, "floors", property(take_all_of_the_stream)
+)
+A_FILLING_IS_OF_ONE_HISTORY: Final = Mutant(
+    "a filling is of one history", pools, "check_history", trust_any_history
+)
+WHAT_IS_SILENT_COMES_AFTER: Final = Mutant(
+    "a silent generation is written once another told", lanes.Lanes, "enter", wait_for_nobody
 )
 MUTANTS: Final = (
     Mutant(

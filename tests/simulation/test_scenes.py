@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import count
 from random import Random
 
 import pytest
 
 from tests.simulation.loop import SimulationError
 from tests.simulation.mutants import (
+    A_FILLING_IS_OF_ONE_HISTORY,
     A_LOST_LOG_GETS_NO_NUMBER,
     ROWS_AHEAD_ARE_REFUSED,
+    WHAT_IS_SILENT_COMES_AFTER,
     WHAT_LAGS_TAKES_NOTHING,
 )
 from tests.simulation.rest import come_to_rest, happen_next, judge
 from tests.simulation.world import REAL, Event, World
 
-ITEMS = 1
+USERS, ITEMS = 0, 1
+#: A backfill of the user view alone, with no end to its rows.
+ONLY_USERS = 49
 
 
 @pytest.fixture
@@ -103,11 +108,16 @@ def begin_filling(world: World) -> str:
     return operator.name
 
 
-def stream_alone(world: World, without: str) -> None:
-    """What there is to read is folded, while one process stands still."""
+def stream_alone(world: World, without: str, held: str = "nothing") -> None:
+    """What there is to read is folded, while one process stands still. held: what
+    begins with it has no answer."""
     dice = Random(0)
     for _ in range(400):
-        others = [n for n, op in enumerate(world.loop.pending) if op.owner != without]
+        others = [
+            n
+            for n, op in enumerate(world.loop.pending)
+            if op.owner != without and not op.label.startswith(held)
+        ]
         if others:
             world.happen(Event("step", others[0]))
         elif not any(world.happen(Event(k, dice.getrandbits(20))) for k in ("hand", "fetch")):
@@ -169,3 +179,78 @@ def test_a_row_that_left_the_store_begins_anew(world: World) -> None:
     produce(world, 20)
     assert come_to_rest(world)
     judge(world, "user item")
+
+
+def wiped_in_a_filling(after: int) -> bool:
+    """A history in which the store comes back empty after so many steps of a filling. False where
+    the filling has ended by then."""
+    world = World(REAL)
+    try:
+        produce(world, 8)
+        assert come_to_rest(world)
+        assert world.happen(Event("backfill", ONLY_USERS))
+        for _ in range(after):
+            if world.fillings.operator is None:
+                return False
+            step_of(world, world.fillings.operator.name)
+        assert world.happen(Event("wipe", 0))
+        assert come_to_rest(world)
+        judge(world, "user item")
+        return True
+    finally:
+        world.close()
+
+
+def step_of(world: World, name: str) -> None:
+    """Its next operation, or some time where it waits for none."""
+    place = next((n for n, op in enumerate(world.loop.pending) if op.owner == name), None)
+    assert world.happen(Event("tick", 0) if place is None else Event("step", place))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_filling_writes_nothing_into_a_store_that_was_wiped_since(broken: bool) -> None:
+    """Its generation's number may be another's there."""
+    with A_FILLING_IS_OF_ONE_HISTORY.applied() if broken else nullcontext():
+        if broken:
+            with pytest.raises(SimulationError, match=r"u@2"):
+                wiped_anywhere()
+        else:
+            assert wiped_anywhere() > 20
+
+
+def wiped_anywhere() -> int:
+    """At how many places of a filling the store was wiped: at each."""
+    return next(after for after in count() if not wiped_in_a_filling(after))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_late_is_told_before_a_silent_generation_passes_it(
+    world: World, broken: bool
+) -> None:
+    """Workers are killed before they told, and after the switch the silent one is alone."""
+    with WHAT_IS_SILENT_COMES_AFTER.applied() if broken else nullcontext():
+        produce(world, 8)
+        assert come_to_rest(world)
+        assert world.happen(Event("backfill", ONLY_USERS))
+        operator = world.fillings.operator
+        assert operator is not None
+        while world.fillings.staged().state != "filled":
+            step_of(world, operator.name)
+        assert world.happen(Event("tick", 2))
+        produce(world, 14)
+        stream_alone(world, operator.name, "send actions.late")
+        names = list(world.groups[USERS].members)
+        assert any(asks(world, name, "send actions.late") for name in names)
+        for name in names:
+            place = [member.name for _, member in world.members(lambda member: True)].index(name)
+            assert world.happen(Event("kill", place))
+            world.loop.pending[:] = [op for op in world.loop.pending if op.owner != name]
+        while world.fillings.operator is not None:
+            step_of(world, operator.name)
+        assert [view.generation for view in world.reference.current("user")] == [2]
+        assert come_to_rest(world)
+        if broken:
+            with pytest.raises(SimulationError, match="late and not aside"):
+                judge(world, "user item")
+        else:
+            judge(world, "user item")

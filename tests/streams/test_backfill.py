@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from schemas.errors import NotHeldError, StreamError
+from schemas.errors import HistoryError, NotHeldError, StreamError
 from schemas.names import generation_group, row_keys
-from store.memory import AsyncMemoryRowStore, MemoryRowStore
+from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
 from streams.action_table import action_table
 from streams.admin import TopicFacts
 from streams.archive import partition_dir, write_file
@@ -251,6 +251,22 @@ def test_history_is_not_taken_from_a_log_that_was_replaced_meanwhile(tmp_path: P
             await fill_view(BackfillConfig(config), USERS, store, lambda *said: None, servers)
 
     asyncio.run(scenario())
+
+
+def test_a_view_is_not_filled_in_a_later_history_than_it_was_staged_in(tmp_path: Path) -> None:
+    config, store = replace(CONFIG, data_dir=tmp_path), MemoryRowStore()
+    staged_in = store.begin_history()
+    store.restore(Image())
+
+    async def scenario() -> None:
+        own = AsyncMemoryRowStore(store)
+        with pytest.raises(HistoryError, match=rf"needs {staged_in}, got .*wiped"):
+            await fill_view(
+                BackfillConfig(config), USERS, own, lambda *_: None, store_history=staged_in
+            )
+
+    asyncio.run(scenario())
+    assert store.image() == Image()
 
 
 def test_what_nobody_holds_is_told_and_a_hole_at_the_end_refused(tmp_path: Path) -> None:

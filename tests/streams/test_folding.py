@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -256,6 +256,45 @@ def test_late_and_future_actions_go_aside_once_and_before_the_write() -> None:
     assert sorted(bench.outside) == [("future", 3, []), ("late", 3, [])]
     assert (folder.counts.late, folder.counts.future, folder.counts.folded) == (1, 1, 4)
     assert_rows_equal_oracle(bench.store, VIEW, sent)
+
+
+def two_generations(bench: Bench) -> tuple[Folder, list[Batch]]:
+    """A folder of a published and a silent generation, and a message with a late action."""
+    folder, silent = bench.folder(), replace(VIEW, generation=2)
+    folder.views, folder.silent = (VIEW, silent), frozenset({silent.key})
+    actions = some_actions(6, 1)
+    actions["time_ms"] = T0 + np.array([0, 10_000, 10_000, 10_000, 10_000, 10_000])
+    return folder, [(actions, T0 + 10_000)]
+
+
+def test_a_silent_generation_is_written_once_the_speaking_one_has_told() -> None:
+    """Its fence passes over what is late: it would not come again after a crash."""
+    bench = Bench()
+    folder, sent = two_generations(bench)
+
+    async def fails(run: ActionRun, groups: list[OutsideActions]) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)  # time for whatever would be written meanwhile
+        raise StreamError("actions.late", required="a confirmed record", got="none")
+
+    told, folder.side_output = folder.side_output, fails
+    with pytest.raises(StreamError, match="confirmed record"):
+        bench.apply(folder, run_of(sent))
+    assert bench.store.facts().keys == 0
+    folder = replace(two_generations(bench)[0], side_output=told)
+    bench.apply(folder, run_of(sent))
+    assert bench.outside == [("late", 0, [])], "once"
+    for view in folder.views:
+        assert_rows_equal_oracle(bench.store, view, sent)
+
+
+def test_a_silent_generation_tells_what_the_speaking_one_does_not_take() -> None:
+    bench = Bench()
+    folder, sent = two_generations(bench)
+    folder.floors = {VIEW.key: {0: NOTHING}}
+    bench.apply(folder, run_of(sent))
+    assert bench.outside == [("late", 0, [])]
+    assert_rows_equal_oracle(bench.store, folder.views[1], sent)
 
 
 def test_a_side_output_that_fails_prevents_the_write() -> None:

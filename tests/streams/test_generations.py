@@ -203,6 +203,13 @@ def test_a_publication_is_noticed_once() -> None:
         assert await follower.look()
         assert generations_of(follower) == [2, 3]
         assert follower.silent == {newer.key}
+        for other in (replace(newer, skew_ms=newer.skew_ms + 1), replace(newer, name="new")):
+            plan = Plan(7, 6, (other,), ())
+            stage(store, Staged("filled", plan, {other.name: 3}, {other.name: 3}))
+            assert await follower.look()
+            assert follower.views == (NEXT, other)
+            assert follower.silent == set(), "no published one tells what is late for it"
+        stage(store, replace(staged, state="filled"))
         publish(store, Plan(7, 6, (newer,), ()))
         assert await follower.look()
         assert generations_of(follower) == [3]

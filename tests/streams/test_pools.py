@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import SettingsError, StreamError
+from schemas.errors import HistoryError, SettingsError, StreamError
 from store.redis_store import RedisRowStore
 from streams.filling import FillTask
 from streams.pools import run_tasks
@@ -50,6 +50,23 @@ def test_what_a_task_raises_comes_back(tmp_path: Path, valkey: str) -> None:
     with pytest.raises(StreamError, match="a whole file of the archive") as caught:
         run_tasks(tasks, valkey, 2, "", lambda done: None)
     assert caught.value.parts()["where"] == tasks[0].files[0].path
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_nothing_is_written_in_another_history_of_the_store(
+    tmp_path: Path, valkey: str, cores: int
+) -> None:
+    made, sent = work(tmp_path)
+    with RedisRowStore(valkey) as store:
+        begun = store.begin_history()
+        elsewhere = [replace(each, store_history="another") for each in made]
+        where = f"store of {made[0].view.name}@1, its history: needs another, got {begun}"
+        with pytest.raises(HistoryError, match=where):
+            run_tasks(elsewhere, valkey, cores, "", lambda done: None)
+        same = [replace(each, store_history=begun) for each in made]
+        counts = run_tasks(same, valkey, cores, "", lambda done: None)
+        assert counts.rows and counts.there == 0, "no row was there"
+        assert_rows_equal_oracle(store, made[0].view, sent)
 
 
 class EndsWhoeverReadsIt:
