@@ -34,6 +34,10 @@ class TopicFacts:
     partitions: int
 
 
+class LineClosed(OSError):
+    """The broker hung up in the middle of a reply."""
+
+
 class TopicLine:
     """Connects when it is first asked. Not to be shared among threads."""
 
@@ -105,7 +109,7 @@ def _read(line: socket.socket, size: int) -> bytes:
     while len(held) < size:
         part = line.recv(size - len(held))
         if not part:
-            raise ConnectionResetError("the broker closed the connection")
+            raise LineClosed("the broker closed the connection")
         held += part
     return bytes(held)
 
