@@ -13,10 +13,12 @@ broker run on the same cores.
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ import numpy as np
 
 from bench.report import Options, Report
 from bench.samples import demo_plan
-from bench.stream_fresh import Freshness, measure, probes
+from bench.stream_fresh import MESSAGE_ACTIONS, WARM_S, Freshness, measure, probes
 from bench.stream_log import (
     PARTITIONS,
     Actions,
@@ -186,8 +188,9 @@ def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None
 def _freshness(
     running: Cluster, view: ViewPlan, log: Actions, count: int, per_s: float
 ) -> list[Freshness]:
-    """At each of LOADS, of `count` probes."""
-    made = probes(view, log, count * len(LOADS))
+    """At each of LOADS, of `count` probes and those of the time before any counts."""
+    counts = [count + math.ceil(WARM_S * load * per_s / MESSAGE_ACTIONS) for load in LOADS]
+    made = iter(probes(view, log, sum(counts)))
     with running.worker(view.source):
         return [
             asyncio.run(
@@ -195,11 +198,11 @@ def _freshness(
                     running.broker.address,
                     view.source,
                     running.store_url,
-                    made[turn * count : (turn + 1) * count],
+                    list(islice(made, each)),
                     load * per_s,
                 )
             )
-            for turn, load in enumerate(LOADS)
+            for load, each in zip(LOADS, counts, strict=True)
         ]
 
 
