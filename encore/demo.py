@@ -83,6 +83,8 @@ def demo_settings(settings: Settings) -> Settings:
             "store_port": 0,
             "allow_now_ms": True,
             "sink_roll_ms": ROLL_MS,
+            # Requests of a replay say what time it is, and read past the cache.
+            "item_cache": False,
         }
     )
 
