@@ -34,7 +34,7 @@ class TopicFacts:
     partitions: int
 
 
-class LineClosed(OSError):
+class LineClosedError(OSError):
     """The broker hung up in the middle of a reply."""
 
 
@@ -109,7 +109,7 @@ def _read(line: socket.socket, size: int) -> bytes:
     while len(held) < size:
         part = line.recv(size - len(held))
         if not part:
-            raise LineClosed("the broker closed the connection")
+            raise LineClosedError("the broker closed the connection")
         held += part
     return bytes(held)
 

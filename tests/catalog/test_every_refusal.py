@@ -218,7 +218,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "online_store.update",
     ),
     "test_online_store.py::test_no_store_url": ("online_store._open",),
-    "test_required.py::test_a_view_that_the_service_does_not_read_is_refused": ("required.with_required",),
+    "test_required.py::test_a_view_that_the_service_does_not_read_is_refused": (
+        "required.with_required",
+    ),
     "test_staging.py::test_of_two_at_once_one_wins": ("publish.set_staged",),
     "test_staging.py::test_a_generation_is_filled_from_one_history": ("staging._check_history",),
     "test_staging.py::test_rule_14_a_number_that_was_given_up_is_not_used_again": (
