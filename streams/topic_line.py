@@ -34,7 +34,7 @@ class TopicFacts:
     partitions: int
 
 
-class LineClosedError(OSError):
+class LineClosedError(ConnectionResetError):
     """The broker hung up in the middle of a reply."""
 
 
