@@ -110,10 +110,11 @@ class ItemGenerations:
         own = await asyncio.gather(*(self._pairs_of(view).load(p) for p in unnamed))
         filled = {p: pair for p, pair in zip(unnamed, own, strict=True) if pair.version > 0}
         for partition, pair in filled.items():
-            if pair.epoch != epoch and pair.table != pairs[partition].table:
+            if pair.epoch != epoch:
                 await self._target.check()  # where the pair is of a newer log, this one is lost
-                await self._lose((view.key, partition), pair, END)
-            elif pair.epoch == epoch and pair.next_offset < pairs[partition].standing(epoch):
+                if pair.table != pairs[partition].table:
+                    await self._lose((view.key, partition), pair, END)
+            elif pair.next_offset < pairs[partition].standing(epoch):
                 self._lagging[view.key, partition] = pair
         floors = {p: (epoch, pairs[p].standing(epoch)) for p in unnamed if p not in filled}
         topic, group = self._config.item_topic, self._config.item_group

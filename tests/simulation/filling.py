@@ -237,6 +237,7 @@ class Operator:
             for view in views:
                 await backfill.fill_view(config, view, filler, say_nothing, self._servers, began)
             staged = await self._replace(store, staged, replace(staged, state="filled"))
+        await store.confirm()
         await backfill.wait_caught_up(self._config, views, self._store(), say_nothing, WAIT_S)
         await self._switch(self._store(), staged)
 

@@ -254,3 +254,19 @@ def test_what_is_late_is_told_before_a_silent_generation_passes_it(
                 judge(world, "user item")
         else:
             judge(world, "user item")
+
+
+def test_what_is_waited_for_is_not_taken_back(world: World) -> None:
+    """Rows count as filled once the store's disk knows it; then the backfill waits for workers."""
+    produce(world, 8)
+    assert come_to_rest(world)
+    assert world.happen(Event("backfill", ONLY_USERS))
+    operator = world.fillings.operator
+    assert operator is not None
+    while world.fillings.staged().state != "filled":
+        step_of(world, operator.name)
+    go_on(world, operator.name, "store marks g")
+    assert world.happen(Event("crash", len(world.server.moments)))
+    assert world.fillings.staged().state == "filled"
+    assert come_to_rest(world)
+    judge(world, "user item")

@@ -174,6 +174,24 @@ def test_an_item_generation_takes_nothing_more_where_its_log_ends() -> None:
     assert gaps_of(store, new) == {0: (Gap(1, 12, END),)}, "of a log that was lost"
 
 
+def test_what_was_filled_from_a_newer_log_on_is_not_said_to_be_folded_in_a_lost_one() -> None:
+    """Also where the table of its floor is that of the lost log's end."""
+    new, table = replace(ITEMS, generation=2), SourceTable({0: (1, 40)})
+
+    async def take_up() -> None:
+        held = AsyncMemoryRowStore()
+        name = generation_group(CONFIG.item_group, "i", 2)
+        own = PairStore(held, CONFIG.item_topic, name, 100)
+        await own.save(0, Pair(2, 0, table, 0))
+        facts = TopicFacts(CONFIG.item_topic, "log-1", 2)
+        target = Source(Broker(CONFIG.item_topic, "log-2"), facts, 1, 100)
+        folded = ItemGenerations(CONFIG, servers(), held, target)
+        await folded.begin([ITEMS, new], {0: Pair(1, 40, table, 1, frozenset({ITEMS.key}))})
+
+    with pytest.raises(StreamError, match="needs the id log-1 it had at the start, got log-2"):
+        asyncio.run(take_up())
+
+
 @pytest.mark.parametrize("view", [VIEW, ITEMS])
 def test_a_generation_with_a_gap_is_not_switched_to(view: ViewPlan) -> None:
     reader = READER if view.entity == "user" else ITEM_READER
