@@ -76,10 +76,11 @@ class Admission:
         config = self.config
         return max(config.target_s, config.at_least * self._typical_s) + self._reading_s
 
-    def check(self) -> None:
+    def check(self, left_s: float = math.inf) -> None:
         """Refuse whoever comes now, if that is known before looking at its request.
 
-        Raises RequestError (503).
+        left_s: until its caller's deadline, where that is known: over, if it was kept waiting
+        before it was seen. Raises RequestError (503).
         """
         if self.in_flight >= self.config.in_flight:
             self.refused.in_flight += 1
@@ -87,9 +88,13 @@ class Admission:
         if self._stands() and self.wait_s > self.bound_s:
             self.refused.standing += 1
             raise self._too_long(self.bound_s)
-        if self.wait_s > self._patience_s:
+        patience_s = min(self._patience_s, left_s)
+        if self.wait_s > patience_s:
             self.refused.deadline += 1
-            raise self._too_long(self._patience_s)
+            raise self._too_long(patience_s)
+        if left_s <= 0:
+            self.refused.deadline += 1
+            raise _refusal("time until its deadline", "none")
 
     @contextmanager
     def admitted(self, cost_s: float, patience_s: float) -> Iterator[None]:

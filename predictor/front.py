@@ -1,54 +1,105 @@
-"""In front of the application: what is refused here costs no routing, no body and no parsing.
+"""In front of the application: what is refused here costs no task, no routing and no body.
 
-Under overload most requests are refused, on the event loop that serves the others; so the refusal
-is a comparison or two before anything else.
+Under overload most requests are refused, on the event loop that serves the others; so a refusal is
+written as soon as a request's headers are there, by the connection itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import asyncio
 from typing import Any, Final
 
-from predictor.metrics import Metrics
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
 from predictor.models import MODELS
 from predictor.protocol import encode_error
-from predictor.rank import Ranker
+from predictor.service import Service
 from predictor.timeline import Timeline
 from schemas.errors import RequestError
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+#: Routes that meet admission, and the names that their requests are counted under.
+_NAMES: Final = {
+    **{f"/v2/models/{name}/infer".encode(): name for name in MODELS},
+    b"/get-online-features": "get-online-features",
+}
+_HEAD: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+)
 
-_INFER: Final = {f"/v2/models/{name}/infer": name for name in MODELS}
 
+class Front(HttpToolsProtocol):
+    """A connection to an application whose `state.service` is a Service.
 
-class Front:
-    """An ASGI application around another: inference requests meet admission first."""
+    Requests that it leaves alone (pipelined behind one that is served, `Expect`, other spellings of
+    a route, callers that do not read) meet admission in their handlers.
+    """
 
-    def __init__(self, app: App, ranker: Ranker, metrics: Metrics) -> None:
-        self._app, self._ranker, self._metrics = app, ranker, metrics
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        app: Any = config.app
+        service: Service = app.state.service
+        self._admission = service.ranker.admission
+        self._metrics = service.observer.metrics
+        self._refused = False  # the request that is coming in
+        self._stays = True  # the connection, after it
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        name = _INFER.get(scope["path"]) if scope["type"] == "http" else None
-        if name is not None:
+    def on_headers_complete(self) -> None:
+        """Refuse the request, or begin it."""
+        name = _NAMES.get(self.url)
+        if name is not None and self._is_next():
             try:
-                self._ranker.admission.check()
+                self._admission.check()
             except RequestError as error:
-                await self._refuse(name, error, send)
+                self._refuse(name, error)
                 return
-        await self._app(scope, receive, send)
+        super().on_headers_complete()
 
-    async def _refuse(self, name: str, error: RequestError, send: Send) -> None:
+    def on_body(self, body: bytes) -> None:
+        """Of a refused request it is read, so that the next one is found behind it, and dropped."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A connection ends, or waits for its next request, only when this one is read: closed
+        earlier, what is still coming in would reset it and take the reply along."""
+        if not self._refused:
+            super().on_message_complete()
+            return
+        self._refused = False
+        self.server_state.total_requests += 1
+        if not self._stays:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _is_next(self) -> bool:
+        """It is a POST whose reply is the next on this connection, and whose body will come."""
+        return (
+            getattr(self.cycle, "response_complete", True)  # None before the first
+            and self.parser.get_method() == b"POST"
+            and not self.expect_100_continue
+            and not self.parser.should_upgrade()
+            and not self.transport.is_closing()
+            and not self.flow.write_paused
+        )
+
+    def _refuse(self, name: str, error: RequestError) -> None:
         body = encode_error({"error": str(error), **error.parts()})
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"retry-after", b"1"),
-        ]
-        await send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        self._refused = True
+        self._stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        lines = [_HEAD, b"content-length: %d\r\n" % len(body)]
+        lines += [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        lines += [b"\r\n" if self._stays else b"connection: close\r\n\r\n", body]
+        self.transport.write(b"".join(lines))
         self._metrics.observe(Timeline(name, "http"), error.status, error.where)

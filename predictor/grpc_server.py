@@ -11,8 +11,9 @@ does. Every refusal carries its parts as a `google.rpc.ErrorInfo` in `grpc-statu
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -42,7 +43,11 @@ _CODES: Final = {
 }
 #: Where a refusal with 503 says that there is too much to do.
 _BUSY: Final = ("request", "rank log")
+#: What is counted in place of a model's name where the message was not looked at.
+UNREAD: Final = "unread"
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Any], Awaitable[Any]]
+Answer = Callable[[bytes, Context], Awaitable[bytes]]
 
 
 class GrpcServer:
@@ -61,6 +66,8 @@ class GrpcServer:
             ]
         )
         calls = _Calls(service)
+        # Registered, it has a queue of its own: health checks do not wait behind overload.
+        self._server.add_registered_method_handlers(messages.SERVICE, calls.served())
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(messages.SERVICE, calls.inference()),
@@ -101,18 +108,43 @@ class _Calls:
             "ModelReady": self._method(messages.ModelReadyRequest, self._model_ready),
             "ServerMetadata": self._method(messages.ServerMetadataRequest, self._metadata),
             "ModelMetadata": self._method(messages.ModelMetadataRequest, self._model_metadata),
-            "ModelInfer": self._method(messages.ModelInferRequest, self._infer),
         }
+
+    def served(self) -> dict[str, grpc.RpcMethodHandler]:
+        """Of GRPCInferenceService, what meets admission.
+
+        As a method that takes a stream it begins when a call's headers are there (a stream of one
+        message and a message are the same on the wire): whoever is refused costs no reading.
+        """
+        infer = self._answer(messages.ModelInferRequest, self._infer)
+
+        async def answer(_: object, context: Context) -> bytes:
+            left_s = context.time_remaining()  # None where the caller set no deadline
+            try:
+                self._service.ranker.admission.check(math.inf if left_s is None else left_s)
+            except RequestError as error:
+                timeline = Timeline(UNREAD, "grpc")
+                self._service.observer.metrics.observe(timeline, error.status, error.where)
+                await _abort(context, code_of(error), error)
+            data = await context.read()
+            # A caller that left before its message came is told nothing.
+            return b"" if data is grpc.aio.EOF else await infer(data, context)
+
+        return {"ModelInfer": grpc.stream_unary_rpc_method_handler(answer)}
 
     def health(self) -> dict[str, grpc.RpcMethodHandler]:
         """Of grpc.health.v1.Health."""
         return {"Check": self._method(messages.HealthCheckRequest, self._check)}
 
     def _method(self, kind: Any, handle: Handler) -> grpc.RpcMethodHandler:
-        """A method that takes a message of a kind, with refusals as statuses."""
+        """A method that takes a message of a kind."""
+        return grpc.unary_unary_rpc_method_handler(self._answer(kind, handle))
+
+    def _answer(self, kind: Any, handle: Handler) -> Answer:
+        """From a message of a kind, in bytes, to its answer's; refusals are statuses."""
         most_bytes = self._service.limits.body_bytes
 
-        async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        async def answer(data: bytes, context: Context) -> bytes:
             try:
                 reply = await handle(decode_message(kind, data, most_bytes), context)
                 return bytes(reply.SerializeToString())
@@ -122,7 +154,7 @@ class _Calls:
                 log.exception("grpc: %s", kind.DESCRIPTOR.full_name)
                 await _abort(context, grpc.StatusCode.INTERNAL, defect())
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return answer
 
     async def _live(self, request: Any, context: Any) -> Any:
         return messages.ServerLiveResponse(live=True)
@@ -150,7 +182,6 @@ class _Calls:
         timeline = Timeline(model.name, "grpc", _traceparent(context))
         with Watched(service.observer, timeline) as watched:
             watched.begin()
-            service.ranker.admission.check()  # before more is spent on it
             parsed = request_of(request, service.limits)
             reply = await service.infer(model, parsed, request.model_version, remaining_ms)
             return reply_message(reply)
@@ -180,9 +211,7 @@ def _traceparent(context: Any) -> str:
     return ""
 
 
-async def _abort(
-    context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, error: EncoreError
-) -> NoReturn:
+async def _abort(context: Context, code: grpc.StatusCode, error: EncoreError) -> NoReturn:
     """End a call with the one line as its message, and the parts in the trailer."""
     number: int = code.value[0]
     trailer = ((messages.STATUS_TRAILER, status_bytes(error, number)),)

@@ -108,8 +108,8 @@ async def _run(config: ServeConfig, listeners: list[socket.socket]) -> None:
     async with serving(config) as service:
         server = _Server(
             uvicorn.Config(
-                Front(create_app(service), service.ranker, service.observer.metrics),
-                http="httptools",
+                create_app(service),
+                http=Front,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -67,6 +67,18 @@ def test_a_wait_that_nobody_has_patience_for_is_refused_before_anything_is_known
     door.check()
 
 
+def test_who_was_kept_waiting_past_its_deadline_before_it_was_seen_is_refused() -> None:
+    door, _ = admission()
+    door.check(0.001)
+    with pytest.raises(RequestError, match="needs time until its deadline, got none"):
+        door.check(0.0)
+    with door.admitted(COST_S, 9.0):
+        with pytest.raises(RequestError, match="a wait of at most 5 ms, got 10 ms"):
+            door.check(0.005)
+        door.check(0.011)
+    assert door.refused.deadline == 2
+
+
 def test_a_failed_request_gives_its_place_back() -> None:
     door, _ = admission()
     with pytest.raises(ZeroDivisionError), door.admitted(COST_S, 9.0):

@@ -1,12 +1,15 @@
-"""What is refused before anything is parsed."""
+"""What is refused before anything is parsed, by a real connection; the rest goes in."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 
 from predictor.front import Front
 from predictor.generation import Generations
@@ -14,55 +17,223 @@ from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
 from tests.predictor.support import PLAN, DictStore
 
+INFER = "/v2/models/rank/infer"
 
-def asked(path: str, in_flight: int, kind: str = "http") -> tuple[list[dict[str, Any]], str]:
-    """What was sent, and the metrics."""
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "inside"})
+class Inside:
+    """An application that tells each request's path and body, and may be held."""
 
-    async def work() -> tuple[list[dict[str, Any]], str]:
-        config = RankConfig(in_flight=in_flight)
-        ranker = Ranker(DictStore({}), Generations(PLAN, "ranking"), None, config)
-        metrics = Metrics()
-        sent: list[Any] = []
+    def __init__(self, in_flight: int) -> None:
+        ranker = Ranker(DictStore({}), Generations(PLAN, "ranking"), None, RankConfig())
+        self.metrics = Metrics()
+        service = SimpleNamespace(ranker=ranker, observer=SimpleNamespace(metrics=self.metrics))
+        self.state = SimpleNamespace(service=service)
+        self.admission = ranker.admission
+        self.admission.in_flight = ranker.config.in_flight - in_flight
+        self.began, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
+        self.fronts: list[Front] = []
 
-        async def send(message: Any) -> None:
-            sent.append(message)
+    def fill(self) -> None:
+        """From now on it is full."""
+        self.admission.in_flight = self.admission.config.in_flight
 
-        async def receive() -> Any:
-            raise AssertionError("the body was read")
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.began.set()
+        await self.go_on.wait()
+        told = b"%s %s %d" % (scope["method"].encode(), scope["path"].encode(), len(body))
+        headers = [(b"content-length", b"%d" % len(told))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": told})
 
-        await Front(application, ranker, metrics)({"type": kind, "path": path}, receive, send)
-        return sent, metrics.text().decode()
+
+Talk = Callable[[Inside, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def connected(talk: Talk, in_flight: int = 0) -> Inside:
+    """Talk over a connection to a service that takes so many more requests."""
+
+    async def work() -> Inside:
+        inside = Inside(in_flight)
+        config = uvicorn.Config(inside, http=Front, lifespan="off", log_config=None)
+        config.load()
+        state = uvicorn.server.ServerState()
+        loop = asyncio.get_running_loop()
+
+        def front() -> Front:
+            inside.fronts.append(Front(config, state, {}, loop))
+            return inside.fronts[-1]
+
+        server = await loop.create_server(front, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        try:
+            async with asyncio.timeout(60):
+                await talk(inside, reader, writer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+            server.close()
+            await server.wait_closed()
+        return inside
 
     return asyncio.run(work())
 
 
-@pytest.mark.parametrize("model", ["rank", "aggregate"])
-def test_a_full_service_refuses_inference_without_reading_its_body(model: str) -> None:
-    (start, body), metrics = asked(f"/v2/models/{model}/infer", in_flight=0)
-    headers = dict(start["headers"])
-    assert start["status"] == 503
-    assert headers[b"retry-after"] == b"1"
-    assert int(headers[b"content-length"]) == len(body["body"])
-    error = json.loads(body["body"])
-    assert set(error) == {"error", "code", "where", "required", "got", "do"}
-    assert error["required"] == "at most 0 requests at once"
-    counted = f'encore_requests_total{{model="{model}",protocol="http",status="503"}} 1.0'
-    assert counted in metrics
+def request(path: str = INFER, body: bytes = b"", method: str = "POST", *headers: str) -> bytes:
+    """With the body's length, where the headers do not say otherwise."""
+    lines = [f"{method} {path} HTTP/1.1", "host: x", *headers]
+    if not any(line.startswith("transfer-encoding") for line in headers):
+        lines.append(f"content-length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def reply(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers, body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in head[1:] if line)
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return int(head[0].split()[1]), headers, body
+
+
+CHUNKS = (b"5\r\nhello\r\n", b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize(
-    ("path", "in_flight", "kind"),
+    ("path", "name"),
     [
-        ("/v2/models/rank/infer", 1, "http"),
-        ("/v2/models/other/infer", 0, "http"),
-        ("/v2/health/live", 0, "http"),
-        ("/metrics", 0, "http"),
-        ("", 0, "lifespan"),
+        (INFER, "rank"),
+        ("/v2/models/aggregate/infer", "aggregate"),
+        ("/get-online-features", "get-online-features"),
     ],
 )
-def test_everything_else_goes_in(path: str, in_flight: int, kind: str) -> None:
-    sent, _ = asked(path, in_flight, kind)
-    assert sent == [{"type": "inside"}]
+def test_a_full_service_refuses_in_the_shape_of_every_error(path: str, name: str) -> None:
+    async def talk(_: Inside, reader: Any, writer: Any) -> None:
+        writer.write(request(path, b"{}"))
+        status, headers, body = await reply(reader)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert headers["content-type"] == "application/json"
+        error = json.loads(body)
+        assert set(error) == {"error", "code", "where", "required", "got", "do"}
+        assert error["required"] == "at most 256 requests at once"
+
+    inside = connected(talk)
+    counted = f'encore_requests_total{{model="{name}",protocol="http",status="503"}} 1.0'
+    assert counted in inside.metrics.text().decode()
+    assert not inside.began.is_set()
+
+
+def test_a_refused_connection_takes_the_next_request() -> None:
+    """Also behind bodies that come late, are large or chunked."""
+    large = request(body=b"x" * 3_000_000)
+    chunked = request(INFER, b"", "POST", "transfer-encoding: chunked")
+
+    async def talk(inside: Inside, reader: Any, writer: Any) -> None:
+        for head, tail in ((large[:100], large[100:]), (chunked, b"".join(CHUNKS))):
+            writer.write(head)
+            assert (await reply(reader))[0] == 503  # before its body came
+            writer.write(tail)
+            await writer.drain()
+        inside.admission.in_flight = 0
+        writer.write(request(body=b"abc"))
+        assert (await reply(reader))[::2] == (200, f"POST {INFER} 3".encode())
+
+    connected(talk)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def talk(_: Inside, reader: Any, writer: Any) -> None:
+        writer.write(request(body=b"ab") + request("/v2", method="GET") + request(body=b"cd"))
+        assert (await reply(reader))[0] == 503
+        assert (await reply(reader))[2] == b"GET /v2 0"
+        # Behind one that is being served it is the handler's to refuse.
+        assert (await reply(reader))[2] == f"POST {INFER} 2".encode()
+
+    connected(talk)
+
+
+def test_what_is_being_served_is_answered_first() -> None:
+    async def talk(inside: Inside, reader: Any, writer: Any) -> None:
+        inside.go_on.clear()
+        writer.write(request(body=b"first"))
+        await inside.began.wait()
+        inside.fill()
+        writer.write(request(body=b"next"))
+        while not inside.fronts[0].pipeline:
+            await asyncio.sleep(0.01)
+        inside.go_on.set()
+        assert (await reply(reader))[2] == f"POST {INFER} 5".encode()
+        assert (await reply(reader))[2] == f"POST {INFER} 4".encode()
+        writer.write(request(body=b"last"))
+        assert (await reply(reader))[0] == 503
+
+    connected(talk, in_flight=1)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_connection_that_is_to_close_does_so_behind_the_body(version: str) -> None:
+    asked = request(INFER, b"x" * 99, "POST", "connection: close")
+    asked = asked.replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+
+    async def talk(_: Inside, reader: Any, writer: Any) -> None:
+        writer.write(asked[:-1])
+        status, headers, _body = await reply(reader)
+        assert (status, headers["connection"]) == (503, "close")
+        writer.write(asked[-1:])
+        assert await reader.read() == b""
+
+    connected(talk)
+
+
+def test_a_refused_connection_that_asks_nothing_more_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def talk(_: Inside, reader: Any, writer: Any) -> None:
+        writer.write(request(body=b"x"))
+        assert (await reply(reader))[0] == 503
+        assert await reader.read() == b""
+
+    begin = Front.__init__
+
+    def hasty(self: Front, *given: Any) -> None:
+        begin(self, *given)
+        self.timeout_keep_alive = 0
+
+    monkeypatch.setattr(Front, "__init__", hasty)
+    connected(talk)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "in_flight"),
+    [
+        (INFER, "POST", 1),
+        (INFER, "GET", 0),
+        (INFER, "OPTIONS", 0),
+        ("/v2/models/other/infer", "POST", 0),
+        ("/v2/health/live", "GET", 0),
+        ("/metrics", "GET", 0),
+        ("/push", "POST", 0),
+    ],
+)
+def test_everything_else_goes_in(path: str, method: str, in_flight: int) -> None:
+    async def talk(_: Inside, reader: Any, writer: Any) -> None:
+        writer.write(request(path, method=method))
+        assert (await reply(reader))[2] == f"{method} {path} 0".encode()
+
+    connected(talk, in_flight)
+
+
+def test_a_body_that_waits_to_be_asked_for_is_asked_for() -> None:
+    """Refused before, it might never come, and the next request would be taken for it."""
+
+    async def talk(_: Inside, reader: Any, writer: Any) -> None:
+        asked = request(INFER, b"abc", "POST", "expect: 100-continue")
+        writer.write(asked[:-3])
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+        writer.write(asked[-3:])
+        assert (await reply(reader))[2] == f"POST {INFER} 3".encode()
+
+    connected(talk)

@@ -1,0 +1,83 @@
+"""Calls that are refused before their message is read, and those that are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+import predictor.grpc_messages as messages
+from predictor.generation import Generations
+from predictor.grpc_codec import error_parts
+from predictor.grpc_server import GrpcServer
+from predictor.limits import Limits
+from predictor.metrics import Metrics
+from predictor.rank import RankConfig, Ranker
+from tests.predictor.support import PLAN, DictStore
+
+Talk = Callable[[grpc.aio.Channel, Any], Awaitable[None]]
+NOISE = b"\xff\xff\xff"  # no message: whoever looks at it refuses it as such
+
+
+def called(talk: Talk) -> str:
+    """Talk to a server whose service is full; its metrics."""
+
+    async def work() -> str:
+        ranker = Ranker(DictStore({}), Generations(PLAN, "ranking"), None, RankConfig())
+        ranker.admission.in_flight = ranker.config.in_flight
+        metrics = Metrics()
+        observer = SimpleNamespace(metrics=metrics, tracer=None, slow_log=None)
+        service: Any = SimpleNamespace(
+            ranker=ranker, observer=observer, limits=Limits(), ready=True
+        )
+        server = GrpcServer(service, "127.0.0.1", 0)
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                await talk(channel, ranker.admission)
+        finally:
+            await server.stop(0)
+            ranker.close()
+        return metrics.text().decode()
+
+    return asyncio.run(work())
+
+
+async def refusal(channel: grpc.aio.Channel, message: bytes) -> tuple[Any, dict[str, str]]:
+    """The status of a call, and the parts in its trailer."""
+    infer: Any = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await infer(message, timeout=60)
+    trailers: Any = dict(caught.value.trailing_metadata())
+    return caught.value.code(), error_parts(trailers[messages.STATUS_TRAILER]) or {}
+
+
+@pytest.mark.parametrize("size", [3, 500_000])
+def test_a_full_service_refuses_before_the_message_is_read(size: int) -> None:
+    async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
+        for _ in range(3):  # the channel is not harmed by what nobody read
+            code, parts = await refusal(channel, NOISE * (size // 3))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert parts["required"] == "at most 256 requests at once"
+        admission.in_flight = 0
+        code, parts = await refusal(channel, NOISE)
+        assert (code, parts["where"]) == (grpc.StatusCode.INVALID_ARGUMENT, "body")
+
+    counted = 'encore_requests_total{model="unread",protocol="grpc",status="503"} 3.0'
+    assert counted in called(talk)
+
+
+def test_a_full_service_answers_who_looks_after_it() -> None:
+    async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
+        check: Any = channel.unary_unary(f"/{messages.HEALTH_SERVICE}/Check")
+        told = messages.HealthCheckResponse.FromString(await check(b"", timeout=60))
+        assert told.status == 1
+        live: Any = channel.unary_unary(f"/{messages.SERVICE}/ServerLive")
+        assert messages.ServerLiveResponse.FromString(await live(b"", timeout=60)).live
+
+    called(talk)
