@@ -53,13 +53,15 @@ class Admission:
     """Of one serving process, used by its event loop.
 
     in_flight: requests admitted and not answered. wait_s: what the inference thread still has to do
-    for them.
+    for them. coming: requests that passed `check` and are still being read, kept by who called it:
+    all of a burst are checked before the first of them is admitted.
     """
 
     config: AdmissionConfig = field(default_factory=AdmissionConfig)
     clock: Callable[[], float] = time.monotonic
     in_flight: int = 0
     wait_s: float = 0.0
+    coming: int = 0
     refused: Refused = field(default_factory=Refused)
     _typical_s: float = 0.0
     _reading_s: float = 0.0
@@ -82,16 +84,10 @@ class Admission:
         left_s: until its caller's deadline, where that is known: over, if it was kept waiting
         before it was seen. Raises RequestError (503).
         """
-        if self.in_flight >= self.config.in_flight:
-            self.refused.in_flight += 1
-            raise _refusal(f"at most {self.config.in_flight} requests at once", "one more")
-        if self._stands() and self.wait_s > self.bound_s:
-            self.refused.standing += 1
-            raise self._too_long(self.bound_s)
-        patience_s = min(self._patience_s, left_s)
-        if self.wait_s > patience_s:
+        self._check(self.in_flight + self.coming, self.wait_s + self.coming * self._typical_s)
+        if self.wait_s > left_s:
             self.refused.deadline += 1
-            raise self._too_long(patience_s)
+            raise self._too_long(left_s)
         if left_s <= 0:
             self.refused.deadline += 1
             raise _refusal("time until its deadline", "none")
@@ -104,7 +100,7 @@ class Admission:
         be served in full. Raises RequestError (503), and nothing was counted.
         """
         self._learn(max(patience_s, 0.0))
-        self.check()
+        self._check(self.in_flight, self.wait_s)
         if self.wait_s > max(patience_s, 0.0):
             self.refused.deadline += 1
             raise self._too_long(patience_s)
@@ -121,6 +117,17 @@ class Admission:
     def took_to_read(self, seconds: float) -> None:
         """What the store took for one request."""
         self._reading_s += _GAIN * (seconds - self._reading_s)
+
+    def _check(self, in_flight: int, wait_s: float) -> None:
+        if in_flight >= self.config.in_flight:
+            self.refused.in_flight += 1
+            raise _refusal(f"at most {self.config.in_flight} requests at once", "one more")
+        if self._stands() and wait_s > self.bound_s:
+            self.refused.standing += 1
+            raise self._too_long(self.bound_s, wait_s)
+        if wait_s > self._patience_s:
+            self.refused.deadline += 1
+            raise self._too_long(self._patience_s, wait_s)
 
     def _learn(self, patience_s: float) -> None:
         """How long the more patient of the callers can wait: who comes next is hardly more so."""
@@ -140,9 +147,10 @@ class Admission:
         if self.wait_s <= self._typical_s + self._reading_s:
             self._short_s = now_s
 
-    def _too_long(self, bound_s: float) -> RequestError:
+    def _too_long(self, bound_s: float, wait_s: float | None = None) -> RequestError:
         required = f"a wait of at most {max(bound_s, 0) * 1000:.0f} ms"
-        return _refusal(required, f"{self.wait_s * 1000:.0f} ms")
+        got_s = self.wait_s if wait_s is None else wait_s
+        return _refusal(required, f"{got_s * 1000:.0f} ms")
 
 
 def _refusal(required: str, got: str) -> RequestError:

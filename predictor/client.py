@@ -47,7 +47,11 @@ _STATUSES: Final = {
     grpc.StatusCode.INTERNAL: 500,
 }
 _AWAY: Final = 503
-_NOT_BEGUN: Final = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+_NOT_BEGUN: Final = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,  # reset by a server with too many calls to look at them
+)
 _FIRST_PAUSE_S: Final = 0.01
 
 

@@ -60,6 +60,11 @@ class Front(HttpToolsProtocol):
             except RequestError as error:
                 self._refuse(name, error)
                 return
+            self._admission.coming += 1
+            super().on_headers_complete()
+            # Called behind the task's first step, which meets admission if the body is there.
+            self.loop.call_soon(self._came)
+            return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -82,6 +87,9 @@ class Front(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _came(self) -> None:
+        self._admission.coming -= 1
 
     def _is_next(self) -> bool:
         """It is a POST whose reply is the next on this connection, and whose body will come."""

@@ -35,6 +35,9 @@ from schemas.errors import EncoreError, LocalError, RequestError
 log: Final = logging.getLogger(__name__)
 #: A message up to so many times the limit is read, to be refused with its reason.
 _REFUSABLE: Final = 4
+#: Calls of a method that wait to be seen by the event loop: from the first bound on some, from the
+#: second on all further ones are reset by the library, outside of Python (the caller: CANCELLED).
+_UNSEEN: Final = (64, 128)
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
@@ -63,6 +66,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(share_port)),
                 ("grpc.max_receive_message_length", _REFUSABLE * service.limits.body_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.server.max_pending_requests", _UNSEEN[0]),
+                ("grpc.server.max_pending_requests_hard_limit", _UNSEEN[1]),
             ]
         )
         calls = _Calls(service)
@@ -117,16 +122,21 @@ class _Calls:
         message and a message are the same on the wire): whoever is refused costs no reading.
         """
         infer = self._answer(messages.ModelInferRequest, self._infer)
+        admission = self._service.ranker.admission
 
         async def answer(_: object, context: Context) -> bytes:
             left_s = context.time_remaining()  # None where the caller set no deadline
             try:
-                self._service.ranker.admission.check(math.inf if left_s is None else left_s)
+                admission.check(math.inf if left_s is None else left_s)
             except RequestError as error:
                 timeline = Timeline(UNREAD, "grpc")
                 self._service.observer.metrics.observe(timeline, error.status, error.where)
                 await _abort(context, code_of(error), error)
-            data = await context.read()
+            admission.coming += 1
+            try:
+                data = await context.read()
+            finally:
+                admission.coming -= 1
             # A caller that left before its message came is told nothing.
             return b"" if data is grpc.aio.EOF else await infer(data, context)
 

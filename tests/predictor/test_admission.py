@@ -79,6 +79,17 @@ def test_who_was_kept_waiting_past_its_deadline_before_it_was_seen_is_refused() 
     assert door.refused.deadline == 2
 
 
+def test_who_is_still_being_read_counts_for_those_behind_it() -> None:
+    door, _ = admission(in_flight=2)
+    door.check()
+    door.coming = 2
+    with pytest.raises(RequestError, match="at most 2 requests at once"):
+        door.check()
+    with door.admitted(COST_S, 9.0):  # not against itself
+        door.coming = 0
+        door.check()
+
+
 def test_a_failed_request_gives_its_place_back() -> None:
     door, _ = admission()
     with pytest.raises(ZeroDivisionError), door.admitted(COST_S, 9.0):

@@ -140,6 +140,7 @@ def test_a_refused_connection_takes_the_next_request() -> None:
         inside.admission.in_flight = 0
         writer.write(request(body=b"abc"))
         assert (await reply(reader))[::2] == (200, f"POST {INFER} 3".encode())
+        assert inside.admission.coming == 0
 
     connected(talk)
 
