@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,8 @@ Talk = Callable[[grpc.aio.Channel, Any], Awaitable[None]]
 NOISE = b"\xff\xff\xff"  # no message: whoever looks at it refuses it as such
 
 
-def called(talk: Talk) -> str:
-    """Talk to a server whose service is full; its metrics."""
+def called(talk: Talk, address: list[str] | None = None) -> str:
+    """Talk to a server whose service is full; its metrics. address: gets the server's."""
 
     async def work() -> str:
         ranker = Ranker(DictStore({}), Generations(PLAN, "ranking"), None, RankConfig())
@@ -37,6 +38,8 @@ def called(talk: Talk) -> str:
         )
         server = GrpcServer(service, "127.0.0.1", 0)
         await server.start()
+        if address is not None:
+            address.append(f"127.0.0.1:{server.port}")
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 await talk(channel, ranker.admission)
@@ -81,3 +84,25 @@ def test_a_full_service_answers_who_looks_after_it() -> None:
         assert messages.ServerLiveResponse.FromString(await live(b"", timeout=60)).live
 
     called(talk)
+
+
+def test_calls_behind_a_long_queue_of_unseen_ones_are_reset() -> None:
+    """While the event loop does nothing at all, so that it can only be the library."""
+
+    async def talk(_: grpc.aio.Channel, admission: Any) -> None:
+        with grpc.insecure_channel(address[0]) as channel:
+            infer: Any = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
+            calls = [infer.future(NOISE, timeout=90) for _ in range(400)]
+            deadline_s = time.monotonic() + 60
+            while sum(each.done() for each in calls) < 250:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            reset = {each.code() for each in calls if each.done()}
+            assert reset == {grpc.StatusCode.CANCELLED}
+            while not all(each.done() for each in calls):
+                await asyncio.sleep(0.01)
+            found = {each.code() for each in calls}
+            assert found == {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+    address: list[str] = []
+    called(talk, address)
