@@ -30,7 +30,8 @@ _FIRST_WINDOW: Final = 65_535
 _MESSAGE_PREFIX: Final = 5  # compressed or not, and the length
 _STATUS: Final = re.compile(rb"grpc-status.(\d+)", re.S)
 #: gRPC's status → HTTP's, so that both protocols are judged alike.
-_HTTP_STATUS: Final = {0: 200, 3: 400, 4: 504, 5: 404, 8: 503, 14: 503}
+#: 1: the server reset a call that waited behind too many others, before it began.
+_HTTP_STATUS: Final = {0: 200, 1: 503, 3: 400, 4: 504, 5: 404, 8: 503, 14: 503}
 
 
 @dataclass(frozen=True, slots=True)

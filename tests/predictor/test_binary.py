@@ -13,15 +13,26 @@ import pytest
 from numpy.typing import NDArray
 
 import predictor.grpc_messages as messages
+from predictor.admission import Admission, AdmissionConfig
 from predictor.grpc_codec import error_parts
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.limits import Limits
 from predictor.protocol import InferReply, InferRequest, encode_reply, parse_infer
+from predictor.rank import Ranker
 from predictor.service import Service
 from schemas.errors import LocalError, RequestError
 from tests.predictor.support import RunningServer
 from tests.predictor.support import body as json_body
+
+
+def bare_service() -> Service:
+    """As far as a server looks at it before anybody asks."""
+    service = Service.__new__(Service)
+    service.limits = Limits()
+    service.ranker = Ranker.__new__(Ranker)
+    service.ranker.admission = Admission(AdmissionConfig())
+    return service
 
 
 def packed(
@@ -121,8 +132,7 @@ def test_a_compressed_body_is_refused(running: RunningServer) -> None:
 
 
 def test_a_taken_grpc_port_is_refused_unless_it_is_shared() -> None:
-    service = Service.__new__(Service)
-    service.limits = Limits()
+    service = bare_service()
 
     async def listen() -> None:
         first = GrpcServer(service, "127.0.0.1", 0)
@@ -139,8 +149,7 @@ def test_a_taken_grpc_port_is_refused_unless_it_is_shared() -> None:
 
 def test_a_defect_is_told_alike() -> None:
     """A service that has no version to tell: nobody foresaw that."""
-    service = Service.__new__(Service)
-    service.limits = Limits()
+    service = bare_service()
 
     async def ask() -> tuple[httpx.Response, Any]:
         transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
