@@ -3,13 +3,14 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
-# The environment is up to date when it holds the stamp of these two files' content.
-STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | git hash-object --stdin)
+KERNELS := setup.py aggregation/native/build.py $(sort $(wildcard aggregation/native/*.[ch]))
+# The environment is up to date when it holds the stamp of these files' content.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt $(KERNELS) | git hash-object --stdin)
 TEST_WORKERS ?= 2
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types imports unit test demo bench clean
+.PHONY: help install kernels lint types imports unit test demo bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +28,11 @@ $(STAMP):
 	echo "installing into $(VENV); takes a minute or two …"
 	@PYTHONWARNINGS="ignore:Editable installation" \
 	    $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@$(BIN)/python -m aggregation.native.build || echo "going on with numpy alone"
 	@rm -f $(VENV)/.installed-* && touch $@
+
+kernels:  ## build the C kernels in place; without a compiler numpy does the same, slower
+	@python=$(BIN)/python; test -x $$python || python=python3; $$python -m aggregation.native.build
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from aggregation.native.build import build
+from aggregation.native.library import Kernels, load
 from encore.local import start_broker, start_store
 from tests import refusals
 
@@ -47,3 +49,13 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = start_store(tmp_path_factory.mktemp("valkey"))
     yield f"redis://{server.address}/0"
     server.child.kill()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The kernels of these sources, whatever lies beside them; a warning fails the build."""
+    path = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    build(path, ["-Werror"])
+    library = load(path)
+    assert library is not None
+    return library

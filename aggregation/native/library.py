@@ -1,0 +1,57 @@
+"""Finds the built kernels.
+
+Who can compute either way takes the library as an argument: `kernels()` unless a caller says
+otherwise, None for numpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from aggregation.native.build import BUILT, sources_digest
+
+log: Final = logging.getLogger(__name__)
+
+
+class Kernels(ctypes.PyDLL):
+    """The library. Its functions hold the interpreter's lock while they run."""
+
+
+def load(path: Path) -> Kernels | None:
+    """The library at a path. None without one that is of the sources here."""
+    if not path.exists():
+        return None
+    try:
+        library = Kernels(str(path))
+    except OSError as error:
+        log.warning("kernels: %s; computing with numpy", error)
+        return None
+    said = library.kernel_sources
+    said.restype, said.argtypes = ctypes.c_char_p, ()
+    if said() != sources_digest().encode():
+        log.warning("kernels: built from other sources; computing with numpy: run `make kernels`")
+        return None
+    return library
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The library that was built here; None where none was."""
+    return load(BUILT)
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's first element lies. The array must outlive the call that it is given to."""
+    found: int = array.ctypes.data
+    return found
+
+
+def path_in_use() -> str:
+    """How requests are computed here: `native` or `numpy`."""
+    return "numpy" if kernels() is None else "native"
