@@ -50,11 +50,11 @@ class ViewChange:
 
 @dataclass(frozen=True)
 class ServiceChange:
-    """One service whose fingerprint changes, which retires the models made for the old one.
+    """One service. Where its fingerprint changes, the models made for the old one are retired.
 
     before, after: fingerprints, "" where there is none. Slots are named as in the plan, crosses
     among them. crossed: of the changed ones the crosses that a feature changed under, by
-    "view.feature"; the cross itself is as it was.
+    "view.feature"; the cross itself is as it was. in_place: what else serving obeys and is another.
     """
 
     what: What
@@ -66,6 +66,12 @@ class ServiceChange:
     removed: tuple[str, ...] = ()
     reordered: bool = False
     crossed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    in_place: tuple[str, ...] = ()
+
+    @property
+    def retires(self) -> bool:
+        """Models made for what it was fit no more."""
+        return self.before not in ("", self.after)
 
 
 @dataclass(frozen=True)
@@ -176,9 +182,11 @@ def _view(
 
 def _state_reasons(before: ViewPlan, after: ViewPlan) -> Iterable[str]:
     """What of the stored state or values is another."""
-    for name in ("kind", "entity", "source", "timestamp_field"):
+    for name in ("kind", "entity", "source", "timestamp_field", "join_key", "push_source"):
         if getattr(before, name) != getattr(after, name):
-            yield f"{name} {getattr(before, name)} → {getattr(after, name)}"
+            yield f"{name} {getattr(before, name) or 'none'} → {getattr(after, name) or 'none'}"
+    if before.string_keys != after.string_keys:
+        yield f"string keys {_listed(before.string_keys)} → {_listed(after.string_keys)}"
     for name in ("skew_ms", "future_ms"):
         if getattr(before, name) != getattr(after, name):
             yield f"{name} {text(getattr(before, name))} → {text(getattr(after, name))}"
@@ -225,7 +233,7 @@ def _services(held: Plan, after: Plan) -> Iterable[ServiceChange]:
             yield ServiceChange("added", name, "", new[name].fingerprint)
         elif name not in new:
             yield ServiceChange("removed", name, old[name].fingerprint, "", removed=tuple(before))
-        elif old[name].fingerprint != new[name].fingerprint:
+        elif old[name] != new[name]:
             kept = [slot for slot in before if slot in later]
             changed = [slot for slot in kept if before[slot] != later[slot]]
             yield ServiceChange(
@@ -238,7 +246,27 @@ def _services(held: Plan, after: Plan) -> Iterable[ServiceChange]:
                 removed=tuple(slot for slot in before if slot not in later),
                 reordered=kept != [slot for slot in later if slot in before],
                 crossed=_crossed([(slot, before[slot], later[slot]) for slot in changed]),
+                in_place=tuple(_obeyed(old[name], new[name])),
             )
+
+
+def _obeyed(before: ServicePlan, after: ServicePlan) -> Iterable[str]:
+    """What a service is told beside its slots, and is another."""
+    if before.required != after.required:
+        yield f"required views {_listed(before.required)} → {_listed(after.required)}"
+    if before.fingerprint != after.fingerprint:
+        return  # the slots tell what is read
+    gone = [name for name in before.features if name not in after.features]
+    come = [name for name in after.features if name not in before.features]
+    for what, chosen in (("more", come), ("no more", gone)):
+        if chosen:
+            yield f"{what} read by the service's name: {', '.join(chosen)}"
+    if not gone and not come and before.features != after.features:
+        yield "features read by the service's name in another order"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _crossed(changed: Iterable[tuple[str, Any, Any]]) -> dict[str, tuple[str, ...]]:
@@ -301,8 +329,9 @@ def _view_lines(change: ViewChange, filled: bool) -> list[str]:
 
 def _service_lines(change: ServiceChange) -> list[str]:
     sign = _SIGNS[change.what]
-    marks = " → ".join(mark for mark in (change.before, change.after) if mark)
-    found = [f"  {sign} service {change.name} ({marks})"]
+    marks = " → ".join(dict.fromkeys(mark for mark in (change.before, change.after) if mark))
+    kept = "" if change.before != change.after else ", models stay"
+    found = [f"  {sign} service {change.name} ({marks}{kept})"]
     if change.what == "changed":
         for what in ("added", "changed", "removed"):
             slots = getattr(change, what)
@@ -312,4 +341,5 @@ def _service_lines(change: ServiceChange) -> list[str]:
             found.append(f"      crosses changed by {operand}: {', '.join(crosses)}")
         if change.reordered:
             found.append("      slots in another order")
+        found += [f"      {told}" for told in change.in_place]
     return found

@@ -16,7 +16,7 @@ def retired_by(service: ServiceChange, models: Iterable[LiveModel]) -> tuple[Liv
     return tuple(
         model
         for model in models
-        if (model.service, model.fingerprint) == (service.name, service.before)
+        if service.retires and (model.service, model.fingerprint) == (service.name, service.before)
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
+from typing import Any
 
 from catalog.compiler import compile_plan
 from catalog.declare import (
@@ -30,7 +31,7 @@ from catalog.difference import Difference, difference, lines
 from catalog.publish import publish, published
 from schemas.errors import PlanError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
-from schemas.plan import Plan, dump_plan
+from schemas.plan import Plan, ServicePlan, ViewPlan, dump_plan
 from store.redis_store import RedisRowStore
 from tests.catalog.declarations import USER_FIELDS, WINDOWS, Repo
 
@@ -153,6 +154,85 @@ def test_slots_in_another_order() -> None:
     found = from_first(replace(Repo(), selection={"videos": ["tag", "author_id"]}))
     assert found.services[0].reordered
     assert lines(found)[-1] == "      slots in another order"
+
+
+def declared(*required: Any, parent: Plan | None = None) -> Plan:
+    plain = Repo().definitions()
+    users, activity, _ = plain.views
+    service = feature_service("ranking", [users, activity], required=list(required))
+    return compile_plan(replace(plain, services=(service,)), parent)
+
+
+def test_required_views_alone_are_told_and_retire_nothing() -> None:
+    users, activity, _ = Repo().definitions().views
+    before = declared()
+    after = declared(users, activity, parent=before)
+    found = difference(before, after)
+    (service,) = found.services
+    assert not service.retires
+    mark = before.service("ranking").fingerprint
+    assert lines(found) == [
+        "plan version 1 → 2",
+        f"  ~ service ranking ({mark}, models stay)",
+        "      required views none → users, user_activity",
+    ]
+    back = declared(activity, parent=after)
+    assert lines(difference(after, back))[2:] == [
+        "      required views users, user_activity → user_activity"
+    ]
+
+
+def test_what_is_read_by_the_services_name_is_told() -> None:
+    service = FIRST.service("ranking")
+    chosen = service.features
+
+    def with_features(*names: str) -> list[str]:
+        changed = replace(service, features=names)
+        return lines(difference(FIRST, replace(FIRST, version=2, services=(changed,))))[2:]
+
+    assert with_features(*chosen[1:]) == [f"      no more read by the service's name: {chosen[0]}"]
+    assert with_features(*chosen, "users:more") == [
+        "      more read by the service's name: users:more"
+    ]
+    assert with_features(*chosen[::-1]) == [
+        "      features read by the service's name in another order"
+    ]
+
+
+IN_PLACE = {
+    "entity": "item",
+    "kind": "streamed",
+    "source": "other.parquet",
+    "timestamp_field": "at",
+    "join_key": "uid",
+    "ttl_ms": 60_000,
+    "skew_ms": 60_000,
+    "future_ms": 60_000,
+    "string_keys": ("user_id",),
+    "push_source": "users_push",
+}
+
+
+def test_each_attribute_of_a_view_is_told() -> None:
+    told_otherwise = {
+        *("name", "generation", "features", "fields"),  # as changes of features, or a new key
+        *("accumulators", "sequences", "written"),  # as another generation
+    }
+    assert {each.name for each in fields(ViewPlan)} == {*IN_PLACE, *told_otherwise}
+    users = FIRST.view("users")
+    rest = tuple(view for view in FIRST.views if view.name != "users")
+    for name, value in IN_PLACE.items():
+        changed: Any = {name: value}
+        after = replace(FIRST, version=2, views=(*rest, replace(users, **changed)))
+        (line,) = [each for each in lines(difference(FIRST, after)) if "view users@1" in each]
+        said = name.removesuffix("_ms").replace("string_keys", "string keys")
+        assert line.startswith(f"  ~ view users@1, in place: {said}"), line
+
+
+def test_each_attribute_of_a_service_is_told() -> None:
+    """By the fingerprint with its slots, or by a line of its own."""
+    slots = {"user_slots", "item_slots", "sequences", "crosses", "fingerprint"}
+    assert {each.name for each in fields(ServicePlan)} == {*slots, "name", "features", "required"}
 
 
 def test_a_view_and_a_service_less() -> None:

@@ -65,6 +65,13 @@ def test_rule_9_a_slot_that_a_live_model_uses_is_not_removed() -> None:
         review(of(whole))
 
 
+def test_what_changes_in_place_retires_no_model() -> None:
+    kept = ServiceChange("changed", "ranking", BEFORE, BEFORE, in_place=("required views",))
+    guard([LIVE], retire=False)(of(kept))
+    assert not any("retires" in line for line in told(of(kept), [LIVE]))
+    assert as_data(of(kept), [LIVE])["services"][0]["retires"] == []
+
+
 def test_rule_9_what_no_live_model_uses_may_go() -> None:
     guard([LIVE], retire=True)(of(REMOVED))
     guard([LIVE], retire=False)(of(ADDED))
