@@ -69,7 +69,7 @@ class Sizes:
 
 QUICK: Final = Sizes({"batched": 1_500_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0)
 FULL: Final = Sizes(
-    {"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000, 400_000
+    {"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000, 1_500_000
 )
 
 
@@ -103,14 +103,14 @@ def run(options: Options) -> Report:
         per_s = float(np.median([rate.per_s for rate in rates["distinct"]]))
         options.say(f"stream: freshness at {LOADS[0] * per_s:,.0f} actions/s and more …")
         fresh = _freshness(running, _view(plan, "fresh"), log, sizes.probes, per_s)
-        scale = by_users(running, small, log[: sizes.by_users]) if small else {}
+        if small:
+            options.say("stream: more and more users …")
+        scale = by_users(running, small, log[: sizes.by_users], sizes.rounds) if small else None
     report = Report(line=_keys(rates, others, fresh))
-    report.line["by_users"] = {
-        users: {"per_s": rate.per_s, "rows": rate.rows, "cpu_us": rate.cpu_us}
-        for users, rate in scale.items()
-    }
     _describe(report, sizes, rates, others, fresh)
-    _describe_scale(report, scale)
+    if scale is not None:
+        report.line |= scale.keys()
+        scale.describe(report)
     return report
 
 
@@ -297,14 +297,3 @@ def _describe(
         "feast_push_memory (not in --quick) keeps them in a dictionary that ends with it, and is "
         "no contender for the ratio."
     )
-
-
-def _describe_scale(report: Report, scale: dict[int, Rate]) -> None:
-    if not scale:
-        return
-    rows: list[Any] = [
-        (f"{users:,}", rate.per_s, rate.rows, *(us / rate.rows for us in rate.cpu_us.values()))
-        for users, rate in scale.items()
-    ]
-    head = ["users with a row", "actions/s", "rows an action", "worker µs", "store µs", "broker µs"]
-    report.table("The same actions over more and more users; µs of CPU a row written", head, rows)

@@ -92,18 +92,18 @@ class Cluster:
         total = sum(ends.values())
         with self.worker(topic):
             done = self._wait(topic, 1)
-            began_s, cpu = time.monotonic(), self._cpu_s()
+            began_s, cpu = time.monotonic(), self.cpu_s()
             self._wait(topic, total // 3)
             rss = self._rss_mb()
             self._wait(topic, total)
             took_s = time.monotonic() - began_s
             timed = actions * (total - done) / total
-            used = {name: value - cpu[name] for name, value in self._cpu_s().items()}
+            used = {name: value - cpu[name] for name, value in self.cpu_s().items()}
             grown = self._rss_mb() - rss
         per_action = {name: value / timed * 1e6 for name, value in used.items()}
-        return Rate(timed / took_s, per_action, grown, self._rows_written() / actions)
+        return Rate(timed / took_s, per_action, grown, self.rows_written() / actions)
 
-    def _rows_written(self) -> int:
+    def rows_written(self) -> int:
         """By the worker that was drained last, as its last line tells."""
         log = (self.directory / "worker.log").read_text()
         return int(log.rpartition("rows_written=")[2].partition(",")[0])
@@ -117,7 +117,8 @@ class Cluster:
             time.sleep(POLL_S)
         return stored
 
-    def _cpu_s(self) -> dict[str, float]:
+    def cpu_s(self) -> dict[str, float]:
+        """CPU time so far of worker, store and broker."""
         pids = {
             "worker": self.process.pid,
             "store": self.store_server.child.pid,

@@ -17,6 +17,8 @@ from bench.stream_log import (
     singles,
 )
 from bench.stream_peers import hourly_counts, message_layout, newest_hours
+from bench.stream_scale import Scale
+from bench.stream_steady import STEADY_PER_S, Steady, load_messages
 from schemas.actions import decode_batch
 from schemas.ids import partitions_of
 from tests.streams.support import plain
@@ -69,3 +71,32 @@ def test_each_probe_ends_with_a_user_of_its_own_partition() -> None:
     users = [decode_batch(probe.value).actions["user"][-1] for probe in made]
     assert len(set(users)) == len(made)
     assert partitions_of(np.array(users), PARTITIONS).tolist() == [p.partition for p in made]
+
+
+def test_a_spell_of_load_is_of_the_users_asked_for() -> None:
+    """All of them about as often, each in its own partition, at the rate in event time."""
+    users = np.arange(1 << 44, (1 << 44) + 500)
+    made = load_messages(users, LOG, 1_000)
+    assert {message.partition for message in made} == set(range(PARTITIONS))
+    counts: Counter[int] = Counter()
+    for message in made:
+        decoded = decode_batch(message.value)
+        own = decoded.actions["user"]
+        assert (partitions_of(own, PARTITIONS) == message.partition).all()
+        assert message.key == b"%d" % own[0]
+        counts.update(own.tolist())
+    assert set(counts) == set(users.tolist())
+    assert max(counts.values()) < 3 * min(counts.values())
+    assert abs(sum(counts.values()) * 1_000 / (decoded.sent_ms - 1_000) - STEADY_PER_S) < 100
+
+
+def test_flatness_is_of_what_one_round_measured() -> None:
+    """The machine may be slower in another one."""
+
+    def spells(*costs: float) -> list[Steady]:
+        return [Steady({"worker": us - 1, "store": 1, "broker": 50}, 1.0) for us in costs]
+
+    load = {10_000: spells(10, 30, 10), 100_000: spells(2, 2, 2), 1_000_000: spells(11, 30, 15)}
+    keys = Scale({}, load).keys()
+    assert keys["flat_ratio"] == 1.1
+    assert [keys[f"us_per_action_{name}"] for name in ("10k", "100k", "1m")] == [10, 2, 15]
