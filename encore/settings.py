@@ -138,8 +138,8 @@ class Settings(BaseSettings):
     stale_after_ms: int = Field(
         0,
         ge=0,
-        description="a user's streamed row is STALE once the newest action stored of its partition"
-        " is older; 0: never",
+        description="a streamed row is STALE once the newest action stored of its partition is"
+        " older; 0: never",
     )
     allow_now_ms: bool = Field(
         False, description="take a request's now_ms as its clock: for replays and tests"

@@ -69,7 +69,10 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
     from predictor.watch import WatchRequests
     from store.wire import StoreConfig
 
-    freshness = FreshnessConfig(settings.group, settings.partitions, settings.stale_after_ms)
+    streams = stream_config(settings)
+    freshness = FreshnessConfig(
+        streams.group, streams.item_group, streams.partitions, settings.stale_after_ms
+    )
     return ServeConfig(
         store=StoreConfig(settings.store_url, timeout_ms=settings.store_timeout_ms),
         service=settings.service,

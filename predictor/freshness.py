@@ -1,44 +1,48 @@
 """Which streamed views lag: their marks beside the rows, looked at off the request path.
 
-A worker stores with its marks the newest event time of each partition that is in the rows. A user's
-row of a view is STALE where that time, of the user's partition, lies longer before the request's
-clock than `stale_after_ms`. What the row says stands; it may lack what came since. A partition in
-which nothing happens looks the same, so the bound must be longer than its quiet times; 0 turns it
-off. While the store does not answer, what it said last ages.
-
-Views of items are left out: their marks carry no event time.
+A worker stores with its marks the newest event time of each partition that is in the rows; of items
+it is the one that every partition of the source has reached in their re-keyed partition. A row is
+STALE where that time, of its entity's partition, lies longer before the request's clock than
+`stale_after_ms`. What the row says stands; it may lack what came since. A partition in which
+nothing happens looks the same, so the bound must be longer than its quiet times; 0 turns it off.
+While the store does not answer, what it said last ages. Rows out of the item cache are judged as
+those of the store, by the same marks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.program import ServiceProgram
+from aggregation.program import Assembled, ServiceProgram
 from predictor.generation import Generations
+from predictor.record import Query
 from schemas.errors import StoreError
-from schemas.ids import partition_of
+from schemas.ids import partitions_of
 from schemas.names import generation_group
+from schemas.plan import ViewPlan
 from schemas.status import Status
 from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
 
+_NONE: Final[Mapping[int, int]] = {}
 _PRESENT, _STALE = int(Status.PRESENT), int(Status.STALE)
 
 
 @dataclass(frozen=True, slots=True)
 class FreshnessConfig:
-    """group: of the stream workers. partitions: of the topics. stale_after_ms: with 0 no row is
-    stale, and marks are followed for the metrics alone. poll_s: pause between looks."""
+    """group, item_group: of the workers that fold. partitions: of the topics. stale_after_ms: with
+    0 no row is stale, and marks are followed for the metrics alone. poll_s: pause between looks."""
 
     group: str
+    item_group: str
     partitions: int
     stale_after_ms: int
     poll_s: float = 0.5
@@ -65,32 +69,58 @@ class Freshness:
 
     async def look(self) -> None:
         """Read the marks once. Raises StoreError."""
-        marks = {}
-        for view in self._generations.current.program.user_views:
-            if view.kind == "streamed":
-                group = generation_group(self._config.group, view.name, view.generation)
-                found = await self._store.get_progress(view.source, group)
-                marks[view.key] = {at: mark.watermark_ms for at, mark in found.items()}
-        self._marks = marks
+        program = self._generations.current.program
+        self._marks = {
+            view.key: await self._marks_of(view, group)
+            for views, group in (
+                (program.user_views, self._config.group),
+                (program.item_views, self._config.item_group),
+            )
+            for view in views
+            if view.kind == "streamed"
+        }
+
+    async def _marks_of(self, view: ViewPlan, group: str) -> dict[int, int]:
+        name = generation_group(group, view.name, view.generation)
+        found = await self._store.get_progress(view.source, name)
+        return {partition: mark.watermark_ms for partition, mark in found.items()}
 
     def watermarks_ms(self) -> dict[str, int]:
         """By view the event time that all partitions with a mark have stored, at the last look."""
         return {name: min(marks.values()) for (name, _), marks in self._marks.items() if marks}
 
-    def lags(self, program: ServiceProgram, user_id: int, now_ms: int) -> NDArray[np.bool_]:
-        """(Vu,) whether the user's row of each view is older than the bound at a clock.
-
-        A view without a mark does not lag: nothing is known of it, or nothing was ever stored.
-        """
+    def judged(self, assembled: Assembled, program: ServiceProgram, asked: Query) -> Assembled:
+        """The same with the statuses of rows that lag STALE; itself where none does."""
         if not self._config.stale_after_ms:
-            return np.zeros(len(program.user_views), bool)
-        partition = partition_of(user_id, self._config.partitions)
+            return assembled
+        users = self._lags(program.user_views, np.array([asked.user_id]), asked.now_ms)
+        items = self._lags(program.item_views, asked.candidate_ids, asked.now_ms)
+        if users is not None:
+            assembled = replace(assembled, user_status=stale(assembled.user_status, users[0]))
+        if items is not None:
+            assembled = replace(assembled, item_status=stale(assembled.item_status, items))
+        return assembled
+
+    def _lags(
+        self, views: Sequence[ViewPlan], ids: NDArray[np.int64], now_ms: int
+    ) -> NDArray[np.bool_] | None:
+        """(n, V) whether the row of each entity and view is older than the bound; None where none
+        is. A partition without a mark does not lag: nothing is known of it."""
         oldest_ms = now_ms - self._config.stale_after_ms
-        newest = [self._marks.get(view.key, {}).get(partition) for view in program.user_views]
-        return np.array([each is not None and each < oldest_ms for each in newest], bool)
+        late = [
+            [at for at, time_ms in self._marks.get(view.key, _NONE).items() if time_ms < oldest_ms]
+            for view in views
+        ]
+        if not any(late):
+            return None
+        lagging = np.zeros((self._config.partitions, len(views)), bool)  # (P, V)
+        for index, partitions in enumerate(late):
+            lagging[[at for at in partitions if at < self._config.partitions], index] = True
+        found: NDArray[np.bool_] = lagging[partitions_of(ids, self._config.partitions)]
+        return found
 
 
 def stale(status: NDArray[np.uint8], lags: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(Vu,) the statuses of a user's rows, those that lag STALE. Rows that are not there, or could
+    """Statuses of rows, those that lag STALE: both of one shape. Rows that are not there, or could
     not be read, stay as they are."""
     return np.where(lags & (status == _PRESENT), np.uint8(_STALE), status)

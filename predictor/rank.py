@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ from predictor.admission import Admission, AdmissionConfig
 from predictor.breaker import Read, StoreReader
 from predictor.budget import Budget, Stage, StageCosts
 from predictor.cascade import Cascade, CascadeConfig, Ranking, callers_order
-from predictor.freshness import Freshness, stale
+from predictor.freshness import Freshness
 from predictor.generation import Generations, ServingGeneration
 from predictor.items import Asked, ask
 from predictor.record import LogEntry, Query
@@ -46,7 +46,7 @@ F32 = NDArray[np.float32]
 T = TypeVar("T")
 Stages = tuple[tuple[Stage, int], ...]
 
-_CORRUPT: Final = int(Status.CORRUPT)
+_STALE, _CORRUPT = int(Status.STALE), int(Status.CORRUPT)
 #: Part of what a request could wait that it is let wait: those before it may take longer.
 _TRUST: Final = 0.8
 #: Part of its time that a request may wait which cannot be served in full anyway.
@@ -297,12 +297,10 @@ class Ranker:
         return assembled, ranking.but(_row_flags(assembled, read.failed))
 
     def _assemble(self, asked: Asked, read: Read, budget: Budget) -> Assembled:
-        assembled, query = asked.assemble(read.rows, read.failed), asked.query
+        assembled = asked.assemble(read.rows, read.failed)
         if self.freshness is not None:
-            lags = self.freshness.lags(asked.program, query.user_id, query.now_ms)
-            if lags.any():
-                assembled = replace(assembled, user_status=stale(assembled.user_status, lags))
-        budget.done("assemble", len(query.candidate_ids))
+            assembled = self.freshness.judged(assembled, asked.program, asked.query)
+        budget.done("assemble", len(asked.query.candidate_ids))
         return assembled
 
     def _unscored(self, generation: ServingGeneration, query: Query) -> tuple[Assembled, Ranking]:
@@ -337,8 +335,8 @@ def _row_flags(assembled: Assembled, failed: Status | None) -> Degraded:
         return Degraded.STORE_TIMEOUT
     if failed is Status.STORE_ERROR:
         return Degraded.STORE_ERROR
-    found = assembled.user_status.tolist()
-    flags = Degraded.STALE_ROWS if Status.STALE in found else Degraded(0)
-    if Status.CORRUPT in found or (assembled.item_status == _CORRUPT).any():
-        flags |= Degraded.CORRUPT_ROWS
-    return flags
+    found = set(assembled.user_status.tolist())
+    if assembled.item_status.max(initial=0) >= _STALE:
+        found.update(assembled.item_status.ravel().tolist())
+    flags = Degraded.STALE_ROWS if _STALE in found else Degraded(0)
+    return flags | Degraded.CORRUPT_ROWS if _CORRUPT in found else flags

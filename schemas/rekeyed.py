@@ -8,9 +8,9 @@ of 24, little endian:
     SourceRange  first, next i64, epoch u32, partition i32
 
 A message *covers* ranges of source offsets, at most one of a source partition: it holds every valid
-action of them whose item belongs to its own partition, and may hold none. Its `sent_ms` is the
-newest of what it covers, 0 where that held no valid action; late and future are judged against the
-`sent_ms` of each action's source.
+action of them whose item belongs to its own partition, and may hold none. Its `sent_ms` is what all
+that it covers has reached: the least of the ranges' newest, 0 where none held a valid action; late
+and future are judged against the `sent_ms` of each action's source.
 """
 
 from __future__ import annotations

@@ -66,6 +66,18 @@ class ItemGenerations:
         lacking = self._lost | self._lagging.keys()
         return frozenset(key for key in self._views if (key, partition) not in lacking)
 
+    def standing(self, pairs: Mapping[int, Pair]) -> dict[Key, dict[int, Pair]]:
+        """By generation the pair of each partition that its rows hold all before, but where it was
+        lost. pairs: of all assigned partitions, all before them stored."""
+        return {
+            key: {
+                partition: self._lagging.get((key, partition), pair)
+                for partition, pair in pairs.items()
+                if (key, partition) not in self._lost
+            }
+            for key in self._views
+        }
+
     @property
     def floors(self) -> dict[Key, Offsets]:
         """For `streams.folding.Folder`: a lagging generation takes nothing of the stream."""

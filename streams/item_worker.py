@@ -28,6 +28,7 @@ from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.heartbeat import Heartbeat
 from streams.item_generations import ItemGenerations
+from streams.item_marks import ItemMarks
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.positions import Positions
@@ -120,6 +121,7 @@ class ItemWorker:
             config.patience_ms,
         )
         target = config.item_topic, config.item_group
+        self._item_marks = ItemMarks(self._store, target, self._servers)
         self._beats = {
             config.topic: Heartbeat(
                 self._store, (config.topic, group), self._rekeyer.tally, self._servers
@@ -164,14 +166,13 @@ class ItemWorker:
         await self._source.watch()
         await self._target.watch()
         await self._follow()
-        for beat in self._beats.values():
-            await beat.now_and_then()
-        self._report()
+        await self._now_and_then()
 
     async def close(self) -> None:
         """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
         self._report(now=True)
         await self._rekeyer.settle()
+        await self._item_marks.tell(self._generations.standing(self._pairs), now=True)
         await self._generations.close()
         await self._confirmations.settle()
         for beat in self._beats.values():
@@ -192,6 +193,11 @@ class ItemWorker:
             await self._target.check()
         for batch in self._batches(target):
             await self._store_batch(batch)
+        await self._now_and_then()
+
+    async def _now_and_then(self) -> None:
+        """What is told beside the work; all that was read is stored."""
+        await self._item_marks.tell(self._generations.standing(self._pairs))
         for beat in self._beats.values():
             await beat.now_and_then()
         self._report()

@@ -81,9 +81,10 @@ def rekey(
     sources = np.zeros(len(run), SOURCE)
     sources["offset"], sources["sent_ms"] = run.offset, run.sent_ms
     sources["epoch"], sources["partition"], sources["index"] = epoch, run.partition, run.index
+    covered = np.unique(run.partition).tolist()
     items, which = np.unique(run.actions["item"], return_inverse=True)
     owner = partitions_of(items, partitions)[which] if len(items) else which  # (a,)
-    sent_ms = int(run.sent_ms.max()) if len(run) else 0
+    sent_ms = min((int(run.sent_ms[run.partition == p].max()) for p in covered), default=0)
     places = (np.flatnonzero(owner == partition) for partition in range(partitions))
     return [RekeyedBatch(sent_ms, run.actions[at], sources[at], covers) for at in places]
 

@@ -32,9 +32,16 @@ Reached = tuple[int, int]  # epoch of the source's log, next offset
 
 @dataclass(slots=True)
 class SourceTable:
-    """reached: source partition → the epoch and the offset after the last folded one."""
+    """reached: source partition → the epoch and the offset after the last folded one. sent_ms: of
+    it the time up to which its messages are in the rows, as far as it is known."""
 
     reached: dict[int, Reached] = field(default_factory=dict)
+    sent_ms: dict[int, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def watermark_ms(self) -> int:
+        """The time that every source partition has reached, 0 where nothing is known."""
+        return min(self.sent_ms.values(), default=0)
 
     def admit(self, batch: RekeyedBatch, where: str) -> NDArray[np.bool_]:
         """(a,) bool: the actions that are beyond the table, which then covers the message.
@@ -63,6 +70,8 @@ class SourceTable:
             own = (sources["partition"] == partition) & (sources["offset"] >= known)
             accepted |= own
             self.reached[partition] = epoch, max(known, after)
+            if batch.sent_ms:
+                self.sent_ms[partition] = max(self.sent_ms.get(partition, 0), batch.sent_ms)
         return accepted
 
 
@@ -112,6 +121,7 @@ def dump_pair(pair: Pair, version: int) -> str:
             "epoch": pair.epoch,
             "next_offset": pair.next_offset,
             "sources": sources,
+            "sent_ms": {str(p): at for p, at in sorted(pair.table.sent_ms.items())},
             "ended": {str(epoch): at for epoch, at in sorted(pair.ended.items())},
             "folded": sorted(map(list, pair.folded)),
         }
@@ -131,6 +141,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
         numbers = [int(held[name]) for name in ("epoch", "next_offset", "version")]
         folded = frozenset((str(view), int(number)) for view, number in held.get("folded", ()))
         ended = {int(epoch): int(at) for epoch, at in held.get("ended", {}).items()}
+        sent_ms = {int(p): int(at) for p, at in held.get("sent_ms", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StreamError(
             f"store, {key}",
@@ -138,7 +149,8 @@ def parse_pair(text: str | None, key: str) -> Pair:
             got=f"{text[:60]!r} ({type(error).__name__})",
             do="rebuild the item views from the archive: nobody knows what they hold",
         ) from None
-    return Pair(numbers[0], numbers[1], SourceTable(reached), numbers[2], folded, ended)
+    table = SourceTable(reached, sent_ms)
+    return Pair(numbers[0], numbers[1], table, numbers[2], folded, ended)
 
 
 class PairStore:

@@ -183,7 +183,10 @@ async def _groups(
 async def _pairs(store: AsyncRowStore, facts: TopicFacts, group: str) -> dict[int, Progress]:
     pairs = PairStore(store, facts.name, group, PATIENCE_MS)
     loaded = {partition: await pairs.load(partition) for partition in range(facts.partitions)}
-    return {p: Progress(pair.epoch, pair.next_offset, 0) for p, pair in loaded.items()}
+    return {
+        p: Progress(pair.epoch, pair.next_offset, pair.table.watermark_ms)
+        for p, pair in loaded.items()
+    }
 
 
 def _stored(group: Group, partition: int) -> int:

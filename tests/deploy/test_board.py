@@ -68,7 +68,7 @@ def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
             "ranking",
             spool=spool,
             item_cache=directory,
-            freshness=FreshnessConfig("encore", 1, 0, poll_s=0.01),
+            freshness=FreshnessConfig("encore", "encore-items", 1, 0, poll_s=0.01),
         )
         async with serving(config) as running:
             transport = httpx.ASGITransport(app=create_app(running))

@@ -37,7 +37,12 @@ def test_serve_defaults_are_the_rooms() -> None:
         packages=SETTINGS.packages,
         spool=type(wired.spool)(SETTINGS.spool),
         item_cache=SETTINGS.cache,
-        freshness=FreshnessConfig(SETTINGS.group, SETTINGS.partitions, SETTINGS.stale_after_ms),
+        freshness=FreshnessConfig(
+            SETTINGS.group,
+            stream_config(SETTINGS).item_group,
+            SETTINGS.partitions,
+            SETTINGS.stale_after_ms,
+        ),
     )
     assert asdict(wired) == asdict(bare)
 

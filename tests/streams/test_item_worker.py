@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from encore.kuairand import load_timeline
 from schemas.actions import ACTION
-from schemas.names import dead_letter_topic, late_topic, row_keys
+from schemas.names import dead_letter_topic, generation_group, late_topic, row_keys
 from schemas.plan import Plan, ViewPlan
 from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
 from store.base import RowStore
@@ -113,6 +113,16 @@ def test_item_rows_of_real_ticks_equal_the_oracle(stack: Stack) -> None:
         assert read_topic(config.bootstrap, late_topic(config.item_topic), 1, 1)
         assert items.terminate() == 0
     assert "0 re-keyed twice" in items.text()
+    assert set(watermarks_ms(stack).values()) == {sent[-1][1]}
+
+
+def watermarks_ms(stack: Stack) -> dict[int, int]:
+    """What serving processes are told of the view, by re-keyed partition."""
+    config = stack.config
+    with stack.store() as store:
+        group = generation_group(config.item_group, *stack.view.key)
+        held = store.get_progress(stack.view.source, group)
+    return {partition: mark.watermark_ms for partition, mark in held.items()}
 
 
 @pytest.mark.kill
