@@ -30,7 +30,7 @@ from feast.repo_operations import extract_objects_for_apply_delete
 from catalog.compiler import Definitions, compile_plan
 from catalog.difference import Difference, difference
 from catalog.lock import LOCK_NAME, read_lock, replace_file, write_lock
-from catalog.publish import check_follows, check_not_staged, publish, published, staged
+from catalog.publish import check_follows, check_may_publish, publish, published, staged
 from catalog.registry import read_registry, registered, registry_path, same_content
 from catalog.repo import CONFIG_NAME, definitions_of, load_repo
 from catalog.stream_view import quiet_feast
@@ -79,12 +79,18 @@ def plan_repo(repo: Path, store: RowStore | None = None) -> Proposal:
     return _propose(definitions_of(contents), read_lock(repo / LOCK_NAME), store)
 
 
-def apply(repo: Path, store: RowStore | None = None, review: Review | None = None) -> ApplyResult:
+def apply(
+    repo: Path,
+    store: RowStore | None = None,
+    review: Review | None = None,
+    switching: bool = False,
+) -> ApplyResult:
     """Applies a feature repo. Nothing changes where nothing was declared anew.
 
+    switching: what is published is a staged plan whose rows are all there (`catalog.staging`).
     Raises DeclarationError for what cannot be compiled, PlanError for a lock file, registry or
-    published plan that cannot be built on, or while another plan is staged, StoreError, and what
-    `review` raises.
+    published plan that cannot be built on, or while a plan is staged, StoreError, and what `review`
+    raises.
     """
     config = load_config(repo)
     path, lock = registry_path(config, repo), repo / LOCK_NAME
@@ -93,7 +99,7 @@ def apply(repo: Path, store: RowStore | None = None, review: Review | None = Non
         proposal = _propose(definitions_of(contents), read_lock(lock), store)
         plan, parent = proposal.plan, proposal.parent
         if store is not None and plan != published(store):
-            check_not_staged(staged(store), plan)
+            check_may_publish(staged(store), plan, switching)
         if review is not None:
             review(proposal.difference)
         before = read_registry(path)
@@ -111,7 +117,7 @@ def apply(repo: Path, store: RowStore | None = None, review: Review | None = Non
             if registry_changed:
                 replace_file(path, data)
             changed = write_lock(lock, plan)
-            taken = publish(store, plan) if store is not None else False
+            taken = publish(store, plan, switching) if store is not None else False
     found = proposal.difference
     return ApplyResult(plan, parent, found, changed, registry_changed, taken, lock, path)
 

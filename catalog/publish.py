@@ -41,19 +41,22 @@ def version_of(store: RowStore) -> int:
     return int(store.get_text(PLAN_VERSION_KEY) or 0)
 
 
-def publish(store: RowStore, plan: Plan) -> bool:
+def publish(store: RowStore, plan: Plan, switching: bool = False) -> bool:
     """Makes `plan` the store's; False where it already is.
 
     Compare-and-set: of two plans made from one parent the second is refused. A store may lag
     several versions behind, or be new; what it holds must be an older plan that this one extends,
-    so that every row it holds can still be read. While a plan is staged no other is published: its
-    generations would share their numbers, and so their rows. Raises PlanError, StoreError.
+    so that every row it holds can still be read. switching: it is the end of a backfill.
+
+    While a plan is staged no other is published: its generations would share their numbers, and so
+    their rows. Nor is it itself until all rows are there: the stream would fold into generations
+    that the backfill fills. Raises PlanError, StoreError.
     """
     version = version_of(store)
     held = published(store)
     if held == plan:
         return False
-    check_not_staged(staged(store), plan)
+    check_may_publish(staged(store), plan, switching)
     if held is not None:
         check_follows(held, plan)
     if not store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, version, dump_plan(plan)):
@@ -66,15 +69,26 @@ def publish(store: RowStore, plan: Plan) -> bool:
     return True
 
 
+def check_may_publish(now: Staged, plan: Plan, switching: bool) -> None:
+    """Raises PlanError while a plan is staged, but for its own switch once it is filled."""
+    if now.active and not (switching and now.state == "filled" and now.plan == plan):
+        raise _under_way(now)
+
+
 def check_not_staged(now: Staged, plan: Plan) -> None:
     """Raises PlanError where another plan than `plan` is staged."""
     if now.active and now.plan != plan:
-        raise PlanError(
-            STAGED_KEY,
-            required="no backfill under way",
-            got=f"one of {named(now)}, {now.state}",
-            do="let `encore backfill` end, or give it up with `encore backfill --cancel`",
-        )
+        raise _under_way(now)
+
+
+def _under_way(now: Staged) -> PlanError:
+    return PlanError(
+        STAGED_KEY,
+        required="no backfill under way",
+        got=f"one of {named(now)}, {now.state}",
+        do="let `encore backfill` end, run it again where it was interrupted, or give it up with"
+        " `encore backfill --cancel`",
+    )
 
 
 def named(now: Staged) -> str:

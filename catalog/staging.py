@@ -110,7 +110,7 @@ def switch(repo: Path, store: RowStore, now: Staged) -> ApplyResult:
     """Publish what is staged and filled, and end the staging. Raises as `apply` does."""
     if (found := staged(store)) != now or now.state != "filled":
         raise _changed(found)
-    result = apply(repo, store)
+    result = apply(repo, store, switching=True)
     end(store)
     return result
 

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from catalog.publish import named, staged
 from encore.local import LocalStack, free_port
 from encore.settings import Settings
 from encore.stack_file import announce, owned
 from encore.supervise import Supervisor
 from schemas.errors import LocalError
+from store.redis_store import RedisRowStore
 
 APPLY_TIMEOUT_S: Final = 120.0
 _READY_PATH: Final = "/v2/health/ready"
@@ -72,8 +74,7 @@ def running(settings: Settings, note: Note) -> Iterator[RunningStack]:
         note(f"broker    {connected.bootstrap}")
         note(f"store     {connected.store_url}")
         with Supervisor(connected.runs, connected.environment()) as processes:
-            _apply(processes)
-            note(f"plan      applied from {connected.repo}")
+            note(f"plan      {publish_plan(connected, processes)}")
             for name in ("stream", "sink", "items", "ship"):
                 processes.start(name, [name])
             processes.start("serve", ["serve"], ready=lambda: answers(connected))
@@ -101,6 +102,17 @@ def answers(settings: Settings, timeout_s: float = 0.5) -> bool:
         return False
     finally:
         connection.close()
+
+
+def publish_plan(settings: Settings, processes: Supervisor) -> str:
+    """Publish what is declared, unless a backfill was interrupted: what it was to publish lacks
+    rows. Returns what was done, for people. Raises LocalError."""
+    with RedisRowStore(settings.store_url) as store:
+        now = staged(store)
+    if now.active:
+        return f"as before: the backfill of {named(now)} was interrupted; run it again"
+    _apply(processes)
+    return f"applied from {settings.repo}"
 
 
 def _apply(processes: Supervisor) -> None:

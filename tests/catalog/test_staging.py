@@ -60,7 +60,9 @@ def test_an_interrupted_one_goes_on(repo: Path, store: MemoryRowStore) -> None:
     assert again.staged == first.staged
     filled = mark_filled(store, again.staged)
     assert mark_filled(store, filled) == filled
-    assert publish(store, replace_plan(filled)), "as if the switch had been cut off in its middle"
+    cut = publish(store, replace_plan(filled), switching=True)
+    assert cut, "as if the switch had been cut off in its middle"
+    assert not apply(repo, store).published, "it is already"
     resumed = stage(repo, store, [VIEW])
     assert resumed.staged.state == "filled"
     switch(repo, store, resumed.staged)
@@ -120,6 +122,25 @@ def test_rule_14_nothing_else_is_published_while_a_plan_is_staged(
     with pytest.raises(PlanError, match="no backfill under way"):
         switch(repo, store, filled)
     assert plan_repo(repo, store).plan.view(VIEW).generation == 2, "to look at it is allowed"
+
+
+def test_rule_14_what_is_staged_is_published_by_its_switch_alone(
+    repo: Path, store: MemoryRowStore
+) -> None:
+    """The declarations are the staged ones: applied, they would be served without their rows."""
+    add_window(repo)
+    staging, before = stage(repo, store, [VIEW]), published(store)
+    files = [(repo / LOCK_NAME).read_bytes(), require_lock(repo / LOCK_NAME)]
+    now = staging.staged
+    for state in ("filling", "filled"):
+        with pytest.raises(PlanError, match=f"got one of user_activity@2, {state}; .*run it again"):
+            apply(repo, store)
+        assert published(store) == before
+        assert [(repo / LOCK_NAME).read_bytes(), require_lock(repo / LOCK_NAME)] == files
+        now = filled = mark_filled(store, now)
+    with pytest.raises(PlanError, match="no backfill under way"):
+        publish(store, replace_plan(filled))
+    assert switch(repo, store, filled).published
 
 
 def test_rule_14_a_number_that_was_given_up_is_not_used_again(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catalog.publish import set_staged, version_of
 from encore import demo, demo_live, doctor
 from encore.children import ChildSpec, spawn
 from encore.kuairand import Page
@@ -19,11 +20,14 @@ from encore.lookup import parse_entities, published_plan, views_of
 from encore.ranking import RankReply, RankRequest
 from encore.replay import ReplayReport
 from encore.settings import Settings
-from encore.stack import running
+from encore.stack import publish_plan, running
 from encore.starter import create_project
+from encore.supervise import Supervisor
 from schemas.errors import LocalError, PlanError, SettingsError
 from schemas.plan import Plan
+from schemas.staged import Staged
 from store.memory import MemoryRowStore
+from store.redis_store import RedisRowStore
 from streams.replay import ReplayCounts
 from tests.aggregation.plans import users_view
 
@@ -91,6 +95,20 @@ def test_up_says_why_the_plan_could_not_be_applied(tmp_path: Path) -> None:
     said = r"local\.apply: needs to end within 120 s with exit code 0, got exit code 1: .*; read "
     with pytest.raises(LocalError, match=said), running(settings, lambda note: None):
         pass
+
+
+def test_up_publishes_nothing_over_an_interrupted_backfill(tmp_path: Path, valkey: str) -> None:
+    """It comes up with what is published, so that the backfill can be run again."""
+    settings = Settings(data_dir=tmp_path, repo=tmp_path / "none", store_url=valkey)
+    plan = Plan(2, 1, (), ())
+    with RedisRowStore(valkey) as store, Supervisor(tmp_path, settings.environment()) as processes:
+        set_staged(store, Staged("filling", plan, {"user_activity": 2}), version_of(store))
+        try:
+            said = publish_plan(settings, processes)
+        finally:
+            set_staged(store, Staged(), version_of(store))
+    assert said == "as before: the backfill of user_activity@2 was interrupted; run it again"
+    assert not (tmp_path / "apply.log").exists()
 
 
 # --- the demo -------------------------------------------------------------------------------
