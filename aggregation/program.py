@@ -14,7 +14,7 @@ side, So of them without the crosses of pairs, which come last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from aggregation.block import SideBlock, SideProgram
 from aggregation.crosses import OPERATORS
 from aggregation.crossing import CrossProgram
+from aggregation.native.library import Kernels, kernels
+from aggregation.native.tensors import NativeTensors
 from aggregation.sequence_slots import SequenceProgram
 from aggregation.slots import Column, Records, SlotProgram
 from aggregation.tensors import Ids, Tensors
@@ -62,10 +64,16 @@ class Assembled:
 class ServiceProgram:
     """The compiled program of one service. Immutable; safe to share between threads.
 
-    Raises PlanError for a service the plan does not define, or cannot compute.
+    library: finds the kernels to compute with; numpy does without. Raises PlanError for a service
+    the plan does not define, or cannot compute.
     """
 
-    def __init__(self, plan: Plan, service_name: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        service_name: str,
+        library: Callable[[], Kernels | None] = kernels,
+    ) -> None:
         self.plan = plan
         self.service = plan.service(service_name)
         self._user = SideProgram(plan, self.service, "user")
@@ -82,9 +90,10 @@ class ServiceProgram:
         self._own_slots = self._slots("item", self.item_dtype, slice(None, self.own_slots))
         self._pair_slots = self._slots("item", self.item_dtype, slice(self.own_slots, None))
         self._sequences = SequenceProgram(self.service.sequences, self.user_dtype)
-        self._crosses = CrossProgram(
-            plan, self.service, {"user": self.user_dtype, "item": self.item_dtype}
-        )
+        dtypes: dict[Side, np.dtype[np.void]] = {"user": self.user_dtype, "item": self.item_dtype}
+        self._crosses = CrossProgram(plan, self.service, dtypes)
+        found = library()
+        self._native = None if found is None else NativeTensors(found, plan, self.service, dtypes)
 
     def _slots(
         self, side: Side, dtype: np.dtype[np.void], some: slice = slice(None)
@@ -191,6 +200,8 @@ class ServiceProgram:
 
     def own_ids(self, item: SideBlock) -> Ids:
         """The ids of N items' slots that do not depend on a user. (N, So) int32."""
+        if self._native is not None:
+            return self._native.own_ids(item.values)
         records = Records(item.values, item.null)
         sheet = self._own_slots.sheet(records)
         self._crosses.fill_item(records, sheet)
@@ -201,7 +212,12 @@ class ServiceProgram:
 
         user: of one user. own_ids: `own_ids(item)`, (N, So), where they are known.
         """
-        users, items = Records(user.values, user.null), Records(item.values, item.null)
+        tensors = None
+        if self._native is not None:
+            tensors = self._native(user.values, item.values, None, own_ids)
+        if tensors is None:
+            users, items = Records(user.values, user.null), Records(item.values, item.null)
+            tensors = self._tensors(users, items, None, own_ids)
         return Assembled(
             user_values=user.values,
             item_values=item.values,
@@ -210,7 +226,7 @@ class ServiceProgram:
             user_fences=user.fences[0],
             item_fences=item.fences,
             newest_ms=max(user.newest_ms, item.newest_ms),
-            tensors=self._tensors(users, items, None, own_ids),
+            tensors=tensors,
         )
 
     def tensors(
@@ -224,6 +240,10 @@ class ServiceProgram:
         candidate's crosses on its user's too. Raises ValueError for crosses of many users without
         user_of.
         """
+        if self._native is not None and self._native.takes(user_values, item_values):
+            tensors = self._native(user_values, item_values, user_of)
+            if tensors is not None:
+                return tensors
         return self._tensors(Records.of(user_values), Records.of(item_values), user_of)
 
     def _tensors(

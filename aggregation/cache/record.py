@@ -237,6 +237,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for package in (aggregation, schemas):
         for place in sorted(package.__path__):
-            for path in sorted(Path(place).rglob("*.py")):
-                digest.update(path.read_bytes())
+            for path in sorted(Path(place).rglob("*.*")):
+                if path.suffix in (".py", ".c", ".h"):
+                    digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -22,6 +22,18 @@ log: Final = logging.getLogger(__name__)
 class Kernels(ctypes.PyDLL):
     """The library. Its functions hold the interpreter's lock while they run."""
 
+    def declare(self) -> None:
+        """What each function takes and gives: ctypes would pass addresses as ints of 32 bits."""
+        at = ctypes.c_void_p
+        for name, takes, gives in (
+            ("kernel_sources", (), ctypes.c_char_p),
+            ("tensors", (at, at, at), ctypes.c_int64),
+            ("own_ids", (at, at, at), ctypes.c_int64),
+            ("sizes", (at,), None),
+        ):
+            function = getattr(self, name)
+            function.argtypes, function.restype = takes, gives
+
 
 def load(path: Path) -> Kernels | None:
     """The library at a path. None without one that is of the sources here."""
@@ -33,10 +45,11 @@ def load(path: Path) -> Kernels | None:
         log.warning("kernels: %s; computing with numpy", error)
         return None
     said = library.kernel_sources
-    said.restype, said.argtypes = ctypes.c_char_p, ()
+    said.restype = ctypes.c_char_p
     if said() != sources_digest().encode():
         log.warning("kernels: built from other sources; computing with numpy: run `make kernels`")
         return None
+    library.declare()
     return library
 
 

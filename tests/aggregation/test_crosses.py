@@ -238,7 +238,7 @@ def test_columns_equal_the_oracle_for_one_user_and_for_many(
 
 
 def test_many_candidates_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = ServiceProgram(SMALL, "ranking")
+    program = ServiceProgram(SMALL, "ranking", lambda: None)
     user, item = small_blocks(program, 9, 50, 3)
     user_of = np.random.default_rng(3).integers(0, 9, 50)
     whole = program.tensors(user, item, user_of)
