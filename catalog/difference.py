@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from catalog.durations import text
+from catalog.wording import made_of
 from schemas.fingerprint import feature_meaning, slot_meaning
 from schemas.plan import FeaturePlan, Plan, ServicePlan, ViewPlan
 
@@ -153,7 +154,8 @@ def _feature_details(
         was.pop(told, None)
         is_now.pop(told, None)
     if was != is_now:
-        found.append("what it is computed from")
+        words = made_of(old_view, old), made_of(new_view, new)
+        found.append(" → ".join(words) if words[0] != words[1] else "what it is computed from")
     return tuple(found)
 
 

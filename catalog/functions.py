@@ -132,6 +132,11 @@ class Window:
         return TABLE[self.function].type
 
     @property
+    def of_time(self) -> bool:
+        """Its value is a time."""
+        return self.function in ("min", "max") and self.selected.column not in NUMERIC
+
+    @property
     def tiles(self) -> int:
         """Tiles the window holds."""
         return self.window_ms // self.hop_ms

@@ -161,14 +161,8 @@ def _kind(column: LastN) -> FeatureKind:
 
 def sequence_slot(slot: SlotDraft, column: LastN, field: Field, where: str) -> SlotDraft:
     """The slot of a sequence's column. Raises DeclarationError."""
-    action = column.selected.action
     if column.column == TIME:
-        raise DeclarationError(
-            f"{where}.transform",
-            required="none for a time, which no later request has again",
-            got=f"one over {action}.{TIME}",
-            do=f"declare '{action}.{AGE}', the time that has passed at the request",
-        )
+        raise refuse_time(column.selected, where)
     if column.single:
         return slot
     length = tags.integer(field.tags, tags.LENGTH, where, low=1, default=column.n)
@@ -182,6 +176,16 @@ def sequence_slot(slot: SlotDraft, column: LastN, field: Field, where: str) -> S
     gaps = column.group and ACTION_COLUMNS.get(column.column)
     return replace(
         slot, length=length, aligned=column.group, sentinels=(float(UNKNOWN),) if gaps else ()
+    )
+
+
+def refuse_time(selected: Selected, where: str) -> DeclarationError:
+    """What to raise for a transform over a time."""
+    return DeclarationError(
+        f"{where}.transform",
+        required="none for a time, which no later request has again",
+        got=f"one over {selected.action}.{TIME}",
+        do=f"declare '{selected.action}.{AGE}', the time that has passed at the request",
     )
 
 

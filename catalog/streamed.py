@@ -31,7 +31,14 @@ from catalog.fields import (
     type_name,
 )
 from catalog.functions import FUNCTIONS, Window, compile_windows, parse_window
-from catalog.sequences import LastN, check_aligned, compile_sequences, parse_last, sequence_slot
+from catalog.sequences import (
+    LastN,
+    check_aligned,
+    compile_sequences,
+    parse_last,
+    refuse_time,
+    sequence_slot,
+)
 from schemas.errors import DeclarationError
 from schemas.names import BY_ITEM_SUFFIX
 from schemas.plan import FeaturePlan, SequencePlan, Side
@@ -281,6 +288,8 @@ def _slots(
             _refuse_length(field, where)
         if slot is not None and isinstance(program, LastN):
             slot = sequence_slot(slot, program, field, where)
+        if slot is not None and isinstance(program, Window) and program.of_time:
+            raise refuse_time(program.selected, where)
         if slot is not None:
             slots[field.name] = (slot,)
     check_aligned(view.name, (slot for held in slots.values() for slot in held))

@@ -207,19 +207,25 @@ def test_a_view_of_every_function_equals_itself_after_the_registry() -> None:
     assert again == view
 
 
-OTHERWISE = "what it is computed from"
+LONG_PLAYS = "count of play where value >= 3000, 1 h in hops of 5 min"
 
 
 @pytest.mark.parametrize(
     ("after", "detail"),
     [
-        (count("n", only("play", "value >= 4000"), HOUR), "what it is computed from"),
+        (
+            count("n", only("play", "value >= 4000"), HOUR),
+            f"{LONG_PLAYS} → count of play where value >= 4000, 1 h in hops of 5 min",
+        ),
         (
             count("n", only("play", "value >= 3000", also=["like"]), HOUR),
-            "what it is computed from",
+            f"{LONG_PLAYS} → count of play|like where value >= 3000, 1 h in hops of 5 min",
         ),
         (count("n", only("play", "value >= 3000"), 2 * HOUR, hop=5 * MINUTE), "window 1 h → 2 h"),
-        (total("n", only("play.value", "value >= 3000"), HOUR), OTHERWISE),
+        (
+            total("n", only("play.value", "value >= 3000"), HOUR),
+            f"{LONG_PLAYS} → sum of play.value where value >= 3000, 1 h in hops of 5 min",
+        ),
     ],
 )
 def test_rule_3_another_function_or_condition_is_another_ring(after: Windowed, detail: str) -> None:
@@ -249,6 +255,17 @@ def test_rule_3_what_is_made_of_a_ring_changes_in_place() -> None:
     assert after.version == 2
     (old,), (new,) = before.views, after.views
     assert (new.generation, new.fields) == (old.generation, old.fields)
+    changes = difference(before, after).features
+    told = {each.name.partition(".")[2]: each.details for each in changes}
+    assert told == {
+        "d": (
+            "sum, half after 1 h, of play.value, 1 d in hops of 1 h → "
+            "sum, half after 2 h, of play.value, 1 d in hops of 1 h",
+        ),
+        "last_item": ("newest of play.item → newest of play.item, within 1 d",),
+        "mean_6h": (),
+        "r": ("d / mean_1d → d / mean_1d, smoothed by 0 over 2",),
+    }
 
 
 # --- refusals -------------------------------------------------------------------------------
@@ -271,6 +288,12 @@ REFUSALS: list[tuple[str, list[Any], str]] = [
     ("sum of a time", [total("n", "play.time_ms", HOUR)], "position or scene for a sum"),
     ("mean of nothing", [mean("n", cast(Any, "play"), HOUR)], "for a mean, got 'play'"),
     ("smallest id", [smallest("n", "play.item", HOUR)], "scene or time_ms for a min"),
+    (
+        "ids of the newest time",
+        [greatest("n", "like.time_ms", HOUR, SLOT)],
+        "n.transform: needs none for a time, which no later request has again, got one over "
+        "like.time_ms; declare 'like.age_ms', the time that has passed at the request",
+    ),
     (
         "distinct of nothing",
         [distinct("n", cast(Any, "play"), HOUR)],
