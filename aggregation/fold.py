@@ -78,7 +78,7 @@ def fold(
         raise ValueError(f"fold: needs row_index within [0, {n})")
     if len(actions) > MAX_ACTIONS:
         raise ValueError(f"fold: needs at most {MAX_ACTIONS} actions a call, got {len(actions)}")
-    late, future, chosen = _judge(view, actions, sent_ms)
+    late, future, chosen = judge(view, actions, sent_ms)
     ordered = OrderedActions.of(actions, row_index, np.flatnonzero(chosen))
     wanted = {Selection.of(ring) for ring in view.accumulators}
     wanted |= {Selection.of(sequence) for sequence in view.sequences}
@@ -94,10 +94,13 @@ def fold(
     return FoldReport(chosen, late, future, touched, saturated)
 
 
-def _judge(
+def judge(
     view: ViewPlan, actions: NDArray[np.void], sent_ms: NDArray[np.int64]
 ) -> tuple[Mask, Mask, Mask]:
-    """Late, future and folded actions, (a,) bool each."""
+    """Late, future and folded actions by the view's time bounds, (a,) bool each.
+
+    actions: (a,) ACTION. sent_ms: (a,) when the message of each was sent.
+    """
     time_ms = actions["time_ms"]  # (a,) int64
     behaviour = actions["type"] != ActionType.DELETE_USER  # (a,)
     late = behaviour & (time_ms < sent_ms - view.skew_ms)

@@ -96,10 +96,12 @@ class CatchUp:
 def beside(
     stream: Folder, view: ViewPlan, floors: Mapping[tuple[str, int], Mapping[int, int]]
 ) -> Folder:
-    """A folder of one lagging generation. It sends aside what `stream` would send for it: where no
-    other generation of the view was folded while it lagged, nobody else told of late actions. Some
-    are told twice, then, and their source says so.
+    """A folder of one lagging generation. It sends aside what `stream` would send for it: what its
+    speaker judges alike was told when the stream passed, where the speaker took it.
     """
+    speaker = stream.speakers.get(view.key)
+    if speaker is not None:
+        floors = {**floors, speaker.key: stream.floors.get(speaker.key, {})}
     return Folder(
         stream.store,
         (view,),
@@ -107,7 +109,7 @@ def beside(
         stream.side_output,
         stream.patience_ms,
         floors,
-        silent=stream.silent,
+        speakers=stream.speakers,
         retention_ms=stream.retention_ms,
     )
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.deletion import deletions, fold_in_order
-from aggregation.fold import FoldReport
+from aggregation.fold import FoldReport, judge
 from schemas.errors import RowError, StoreError, StreamError
 from schemas.layout import RowLayout, layout_of
 from schemas.names import row_keys
@@ -99,10 +99,10 @@ class Folder:
 
     epoch: of the topic that the runs are read from. patience_ms: how long a failing store is tried
     again. views may be replaced between two calls. floors: (view, generation) → {partition: the
-    first offset it takes}; where none is given, it takes all. silent: generations whose late and
-    future actions are counted and not sent aside where another one of the view takes the message
-    and sends them; it stands before them in `views`, and its rows are written first. ended:
-    partition → {epoch of a lost log: from where on its messages may come once more}.
+    first offset it takes}; where none is given, it takes all. speakers: generation → another
+    one of its view, which sends aside what is late or from the future for both of them, where it
+    takes the message; it stands before the former in `views`, and its rows are written first.
+    ended: partition → {epoch of a lost log: from where on its messages may come once more}.
     retention_ms: how long the topic keeps its messages; 0 where nobody says, and rows stay.
     """
 
@@ -112,7 +112,7 @@ class Folder:
     side_output: SideOutput
     patience_ms: int
     floors: Mapping[tuple[str, int], Mapping[int, int]] = field(default_factory=dict)
-    silent: frozenset[tuple[str, int]] = frozenset()
+    speakers: Mapping[tuple[str, int], ViewPlan] = field(default_factory=dict)
     ended: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
     counts: FoldCounts = field(default_factory=FoldCounts)
     hot: HotRows = field(default_factory=HotRows)
@@ -135,11 +135,11 @@ class Folder:
         speaking: dict[tuple[str, range], asyncio.Task[None]] = {}
         for view, lanes, part in self._parts(run):
             work = partial(_fold_part, part, gate, permitted)
-            silent = view.key in self.silent
-            # A silent row's fence passes over what is late: that must be told by then.
-            after = speaking.get((view.name, lanes)) if silent else None
+            listens = view.key in self.speakers
+            # Its row's fence passes over what the speaker tells: that must be told by then.
+            after = speaking.get((view.name, lanes)) if listens else None
             parts.append(self._lanes.enter(view.key, lanes, work, after))
-            if not silent:
+            if not listens:
                 speaking[view.name, lanes] = parts[-1]
         return asyncio.create_task(_all_of([permitted, *parts]))
 
@@ -165,11 +165,6 @@ class Folder:
         for partition, floor in self.floors.get(view.key, {}).items():
             takes &= (run.partition != partition) | (run.offset >= floor)
         return takes
-
-    def speaker(self, silent: ViewPlan) -> ViewPlan | None:
-        """The generation that sends aside what a silent one does not, if it is folded here."""
-        others = (view for view in self.views if view.name == silent.name)
-        return next((view for view in others if view.key not in self.silent), None)
 
     def check_not_back(self, key: str, fence: tuple[int, int]) -> None:
         """Raises StreamError where the stored fence lies before one this process wrote."""
@@ -396,12 +391,12 @@ class _ViewFold:
 
     def _untold(self, places: NDArray[np.intp]) -> NDArray[np.intp]:
         """Of these places in the run, those that this generation is to send aside itself."""
-        if self.view.key not in self.folder.silent or len(places) == 0:
+        speaker = self.folder.speakers.get(self.view.key)
+        if speaker is None or len(places) == 0:
             return places
-        speaker = self.folder.speaker(self.view)
-        if speaker is None:
-            return places[:0]
-        return places[~self.folder.above_floor(speaker, self.run)[places]]
+        late, future, _ = judge(speaker, self.run.actions[places], self.run.sent_ms[places])
+        told = (late | future) & self.folder.above_floor(speaker, self.run)[places]
+        return places[~told]
 
     async def _write(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from schemas.errors import PlanError, StoreError
@@ -25,14 +25,16 @@ log = logging.getLogger("encore.streams")
 
 LOOK_S: Final = 0.5
 
+#: (view, generation) → the published generation of that view.
+Speakers = Mapping[tuple[str, int], ViewPlan]
+
 
 class PlanFollower:
     """The views that a worker folds, now and after the next publication or staging.
 
     entity, source: of the views. required: a plan without such a view is refused. views: those of
-    the published plan, then filled ones of the staged plan. silent: (name, generation) of those of
-    the latter for which a published one tells what is late or from the future: it judges alike.
-    Used by one task.
+    the published plan, then filled ones of the staged plan. speakers: of each of the latter the
+    published generation of its view, if there is one. Used by one task.
     """
 
     def __init__(
@@ -48,12 +50,12 @@ class PlanFollower:
         self._version: str | None = None
         self._next_look_s = 0.0
         self.views: tuple[ViewPlan, ...] = ()
-        self.silent: frozenset[tuple[str, int]] = frozenset()
+        self.speakers: Speakers = {}
 
     async def open(self) -> None:
         """The first look. Raises PlanError where there is no plan to work by, StoreError."""
         self._version = await self._store.get_text(PLAN_VERSION_KEY)  # before the plan: see look
-        self.views, self.silent = await self._views()
+        self.views, self.speakers = await self._views()
 
     async def look_now_and_then(self) -> bool:
         """`look`, unless the last one was just now; a store that is away is waited for."""
@@ -68,7 +70,7 @@ class PlanFollower:
             return False
 
     async def look(self) -> bool:
-        """Whether `views` or `silent` are others now. Raises StoreError.
+        """Whether `views` or `speakers` are others now. Raises StoreError.
 
         A plan is read after its version, so one that is published in between is read twice at
         worst.
@@ -76,16 +78,16 @@ class PlanFollower:
         version = await self._store.get_text(PLAN_VERSION_KEY)
         if version == self._version:
             return False
-        found = before = self.views, self.silent
+        found = before = self.views, self.speakers
         try:
             found = await self._views()
         except PlanError as error:
             log.error("the new plan is refused, what was folded before goes on: %s", error)
         self._version = version
-        self.views, self.silent = found
+        self.views, self.speakers = found
         return found != before
 
-    async def _views(self) -> tuple[tuple[ViewPlan, ...], frozenset[tuple[str, int]]]:
+    async def _views(self) -> tuple[tuple[ViewPlan, ...], Speakers]:
         plan = await published_plan(self._store)
         views = fed_views(plan, self._entity, self._source)
         if self._required and not views:
@@ -97,17 +99,13 @@ class PlanFollower:
             )
         staged = await staged_plan(self._store)
         if staged.state != "filled" or staged.plan is None:
-            return views, frozenset()
+            return views, {}
         known = {view.key for view in views}
         filled = tuple(
             view
             for view in fed_views(staged.plan, self._entity, self._source)
             if view.key not in known and staged.views.get(view.name) == view.generation
         )
-        told = {_bounds(view) for view in views}
-        return (*views, *filled), frozenset(view.key for view in filled if _bounds(view) in told)
-
-
-def _bounds(view: ViewPlan) -> tuple[str, int, int]:
-    """What an action outside a view's time bounds is judged by."""
-    return view.name, view.skew_ms, view.future_ms
+        published = {view.name: view for view in views}
+        speakers = {v.key: published[v.name] for v in filled if v.name in published}
+        return (*views, *filled), speakers

@@ -227,7 +227,7 @@ class Worker:
                 self._use_views()
 
     def _use_views(self) -> None:
-        self._folder.views, self._folder.silent = self._plan.views, self._plan.silent
+        self._folder.views, self._folder.speakers = self._plan.views, self._plan.speakers
         self._folder.floors = self._generations.floors
 
     def _tell_views(self) -> None:

@@ -37,6 +37,8 @@ from tests.simulation.server import Server, VirtualStore
 #: A backfill waits for workers as long as they need.
 WAIT_S: Final = 1e9
 MEMORY: Final = Path("/dev/shm")
+#: Late and future, in ms, of even and of odd generations; some actions are outside of one alone.
+BOUNDS: Final = ((2_501, 899), (2_500, 1_000))
 
 
 class BlockingRows:
@@ -277,8 +279,10 @@ class Operator:
 
 
 def next_of(view: ViewPlan, staged: Staged) -> ViewPlan:
-    """The view in a generation that nothing was ever stored under."""
-    return replace(view, generation=1 + max(view.generation, staged.used.get(view.name, 0)))
+    """The view in a generation that nothing was ever stored under, with other time bounds."""
+    generation = 1 + max(view.generation, staged.used.get(view.name, 0))
+    skew_ms, future_ms = BOUNDS[generation % 2]
+    return replace(view, generation=generation, skew_ms=skew_ms, future_ms=future_ms)
 
 
 def say_nothing(*_: object) -> None:

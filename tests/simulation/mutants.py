@@ -180,6 +180,14 @@ def wait_for_nobody(self: Any, of: Any, lanes: range, work: Any, after: Any = No
     return enter(self, of, lanes, work)
 
 
+def leave_all_to_the_speaker(self: Any, places: Any) -> Any:
+    return places[:0] if self.view.key in self.folder.speakers else places
+
+
+def tell_all(self: Any, places: Any) -> Any:
+    return places
+
+
 def take_all_of_the_stream(self: Generations) -> Any:
     return {key: self._recorded[key] for key in self._views}
 
@@ -221,8 +229,11 @@ WHAT_LAGS_TAKES_NOTHING: Final = Mutant(
 A_FILLING_IS_OF_ONE_HISTORY: Final = Mutant(
     "a filling is of one history", pools, "check_history", trust_any_history
 )
-WHAT_IS_SILENT_COMES_AFTER: Final = Mutant(
-    "a silent generation is written once another told", lanes.Lanes, "enter", wait_for_nobody
+WHAT_IS_LEFT_TO_TELL_COMES_AFTER: Final = Mutant(
+    "a staged generation is written once the other told", lanes.Lanes, "enter", wait_for_nobody
+)
+WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE: Final = Mutant(
+    "what is outside of both is told once", folding._ViewFold, "_untold", tell_all
 )
 MUTANTS: Final = (
     Mutant(
@@ -250,6 +261,12 @@ MUTANTS: Final = (
     ),
     Mutant("malformed messages are dead letters", SideOutputs, "send_dead", send_nothing),
     Mutant("late actions go aside", SideOutputs, "send_late", send_nothing),
+    Mutant(
+        "each generation's own late actions go aside",
+        folding._ViewFold,
+        "_untold",
+        leave_all_to_the_speaker,
+    ),
     Mutant("a filling ends at the floor", filling, "_bounds", fill_to_the_end, 10),
     Mutant("filled rows end before the floor", origins, "_fences", fence_at_the_floor, 5),
     Mutant("a filling deletes, too", filling, "fold_in_order", forget_deletions, 5),

@@ -8,7 +8,7 @@ mark that lands is compared with the rows: nothing before it may be missing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -360,9 +360,20 @@ class Reference:
         at_epoch, floor = floors_of(self, view).get(partition, (0, 0))
         return floor if at_epoch == epoch else 0
 
-    def floor(self, view: ViewPlan, partition: int, log_id: str) -> int:
-        """Below which offset of that log nothing is folded into the generation."""
-        return self._floor(view, partition, dict(self.epochs.get(view.source, ())).get(log_id, 0))
+    def to_judge(self, view: ViewPlan, partition: int, epoch: int) -> Iterator[Arrival]:
+        """What the stream gave the generation by that partition of that log, deletions aside."""
+        floor, before_log = (
+            self._floor(view, partition, epoch),
+            self._admitted(view, partition, epoch),
+        )
+        here = self.partitions[self._logs(view, epoch)[partition], partition]
+        for arrival in (each for arrivals in here.arrivals.values() for each in arrivals):
+            if arrival.offset < floor or arrival.origin in before_log:
+                continue
+            if self.has_gap(view, partition, epoch, arrival.offset):
+                continue
+            if arrival.sent[0]["type"] != ActionType.DELETE_USER:
+                yield arrival
 
     @staticmethod
     def _encoded(view: ViewPlan, entity_id: int, held: Held, fence: tuple[int, int]) -> bytes:

@@ -6,6 +6,7 @@ import re
 from random import Random
 from typing import Final
 
+from schemas.actions import decode_batch
 from schemas.names import (
     HEADER_SOURCE,
     HEADER_VIEW,
@@ -18,10 +19,10 @@ from schemas.names import (
 from schemas.plan import ViewPlan
 from streams.generations import parse_floors
 from streams.source_table import parse_pair
-from tests.oracle.fold import in_time
+from tests.oracle.fold import Sent, as_dicts, in_time
 from tests.simulation.loop import SimulationError
 from tests.simulation.member import Member
-from tests.simulation.reference import PARTITIONS
+from tests.simulation.reference import PARTITIONS, same
 from tests.simulation.world import CONFIG, Event, World
 
 #: Most rounds of events until a world without faults must have come to rest.
@@ -142,7 +143,8 @@ def lagging(world: World) -> list[str]:
 def judge(world: World, entities: str) -> None:
     """Folded + late + future + dead = logged, for each generation that is folded now."""
     reference, rows = world.reference, world.server.rows
-    for view in [view for entity in entities.split() for view in reference.current(entity)]:
+    views = [view for entity in entities.split() for view in reference.current(entity)]
+    for view in views:
         log = world.broker.logs[view.source]
         epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
         for partition in range(PARTITIONS):
@@ -150,11 +152,13 @@ def judge(world: World, entities: str) -> None:
     for key, held in reference.held.items():
         if held and rows.read([key]) == [None]:
             raise SimulationError("gone", key)
-    judge_side_outputs(world)
+    judge_dead(world)
+    for view in views:
+        judge_late(world, view)
 
 
-def judge_side_outputs(world: World) -> None:
-    """Of the log that is there: each malformed message is a dead letter, each late action aside."""
+def judge_dead(world: World) -> None:
+    """Of the log that is there: each malformed message is a dead letter."""
     log = world.broker.logs[CONFIG.topic]
     dead = {
         dict(record.headers)[HEADER_SOURCE].decode()
@@ -164,29 +168,32 @@ def judge_side_outputs(world: World) -> None:
         place = f"{CONFIG.topic}/{partition}/{offset}"
         if topic_id == log.topic_id and place not in dead:
             raise SimulationError("dead", f"{place} is malformed, and no dead letter")
-    for view in world.reference.current("user"):
-        judge_late(world, view)
 
 
 def judge_late(world: World, view: ViewPlan) -> None:
-    """Every action of the log is in its row, or its message is aside for this view."""
-    log, reference = world.broker.logs[CONFIG.topic], world.reference
-    aside = {
-        (dict(record.headers)[HEADER_VIEW].decode(), dict(record.headers)[HEADER_SOURCE].decode())
-        for record in world.broker.logs[late_topic(CONFIG.topic)].records[0]
-    }
-    epoch = dict(reference.epochs.get(CONFIG.topic, ())).get(log.topic_id, 0)
-    floors = [reference.floor(view, p, log.topic_id) for p in range(PARTITIONS)]
-    for origin, sent in reference.truth.items():
-        topic_id, partition, offset, _ = origin
-        if topic_id != log.topic_id or offset < floors[partition] or sent[0]["type"] == 12:
-            continue
-        if reference.has_gap(view, partition, epoch, offset):
-            continue
-        place = f"{CONFIG.topic}/{partition}/{offset}"
-        key = row_key(view.name, view.generation, sent[0]["user"])
-        folded = origin in reference.held.get(key, {}) or origin in reference.left.get(key, ())
-        if in_time(view, *sent) and not folded:
-            raise SimulationError("nowhere", str(origin))
-        if not in_time(view, *sent) and (view.name, place) not in aside:
-            raise SimulationError("late", f"{origin} is late and not aside")
+    """Every action that came by the log is in its row, or is aside for this view."""
+    reference, log = world.reference, world.broker.logs[view.source]
+    told = aside(world, view)
+    epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
+    for partition in range(PARTITIONS):
+        for arrival in reference.to_judge(view, partition, epoch):
+            sent, place = arrival.sent, f"{view.source}/{partition}/{arrival.offset}"
+            key = row_key(view.name, view.generation, sent[0][view.entity])
+            if in_time(view, *sent):
+                folded = reference.held.get(key, {}), reference.left.get(key, ())
+                if not any(arrival.origin in each for each in folded):
+                    raise SimulationError("nowhere", str(arrival.origin))
+            elif not any(same(each, sent) for each in told.get(place, ())):
+                raise SimulationError("late", f"{arrival.origin} is late and not aside for {key}")
+
+
+def aside(world: World, view: ViewPlan) -> dict[str, list[Sent]]:
+    """What was told to be late or from the future for a view, by the message it came in."""
+    found: dict[str, list[Sent]] = {}
+    for record in world.broker.logs[late_topic(view.source)].records[0]:
+        headers = {name: value.decode() for name, value in record.headers}
+        if headers[HEADER_VIEW] == view.name:
+            batch = decode_batch(record.value)
+            actions = [(action, batch.sent_ms) for action in as_dicts(batch.actions)]
+            found.setdefault(headers[HEADER_SOURCE], []).extend(actions)
+    return found

@@ -9,15 +9,19 @@ from random import Random
 
 import pytest
 
+from schemas.plan import ViewPlan
+from tests.oracle.fold import in_time
 from tests.simulation.loop import SimulationError
 from tests.simulation.mutants import (
     A_FILLING_IS_OF_ONE_HISTORY,
     A_LOST_LOG_GETS_NO_NUMBER,
     ROWS_AHEAD_ARE_REFUSED,
-    WHAT_IS_SILENT_COMES_AFTER,
+    WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
+    WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE,
     WHAT_LAGS_TAKES_NOTHING,
 )
-from tests.simulation.rest import come_to_rest, happen_next, judge
+from tests.simulation.reference import Origin
+from tests.simulation.rest import aside, come_to_rest, happen_next, judge
 from tests.simulation.world import REAL, Event, World
 
 USERS, ITEMS = 0, 1
@@ -224,11 +228,11 @@ def wiped_anywhere() -> int:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_what_is_late_is_told_before_a_silent_generation_passes_it(
+def test_what_is_late_is_told_before_a_staged_generation_passes_it(
     world: World, broken: bool
 ) -> None:
-    """Workers are killed before they told, and after the switch the silent one is alone."""
-    with WHAT_IS_SILENT_COMES_AFTER.applied() if broken else nullcontext():
+    """Workers are killed before they told, and after the switch the staged one is alone."""
+    with WHAT_IS_LEFT_TO_TELL_COMES_AFTER.applied() if broken else nullcontext():
         produce(world, 8)
         assert come_to_rest(world)
         assert world.happen(Event("backfill", ONLY_USERS))
@@ -254,6 +258,35 @@ def test_what_is_late_is_told_before_a_silent_generation_passes_it(
                 judge(world, "user item")
         else:
             judge(world, "user item")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_outside_of_two_generations_is_told_once(world: World, broken: bool) -> None:
+    """Their bounds differ. One that catches up and one that is folded beside the published one."""
+    with WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE.applied() if broken else nullcontext():
+        name = begin_filling(world)
+        produce(world, 20)
+        stream_alone(world, name)  # what the staged ones will have to catch up
+        while world.fillings.staged().state != "filled":
+            step_of(world, name)
+        assert world.happen(Event("tick", 2))
+        produce(world, 40)
+        stream_alone(world, name)
+        assert come_to_rest(world)
+        judge(world, "user item")
+        assert [view.generation for view in world.reference.current("user")] == [2]
+        for view in world.reference.current("user") + world.reference.current("item"):
+            first = world.reference.views[view.name, 1]
+            both = outside(world, first), outside(world, view)
+            assert both[0] & both[1] and both[1] - both[0], "bounds that differ"
+            told = sum(map(len, aside(world, view).values()))
+            assert (told == len(both[0] | both[1])) != broken, f"{view.name}, without any crash"
+
+
+def outside(world: World, view: ViewPlan) -> set[Origin]:
+    """What the stream gave the generation that is late or from the future."""
+    arrivals = (a for p in range(2) for a in world.reference.to_judge(view, p, 1))
+    return {each.origin for each in arrivals if not in_time(view, *each.sent)}
 
 
 def test_what_is_waited_for_is_not_taken_back(world: World) -> None:

@@ -18,6 +18,7 @@ from schemas.row import empty_rows, encode_rows, read_fence
 from store.base import Write
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams import folding
+from streams.catching_up import beside
 from streams.folding import Folder, OutsideActions, physical_ttl_ms
 from streams.generations import NOTHING
 from streams.messages import ActionRun
@@ -258,16 +259,17 @@ def test_late_and_future_actions_go_aside_once_and_before_the_write() -> None:
     assert_rows_equal_oracle(bench.store, VIEW, sent)
 
 
-def two_generations(bench: Bench) -> tuple[Folder, list[Batch]]:
-    """A folder of a published and a silent generation, and a message with a late action."""
-    folder, silent = bench.folder(), replace(VIEW, generation=2)
-    folder.views, folder.silent = (VIEW, silent), frozenset({silent.key})
+def two_generations(bench: Bench, **other: int) -> tuple[Folder, list[Batch]]:
+    """A folder of a published and a staged generation, and a message with a late action. other:
+    bounds of the staged one."""
+    folder, staged = bench.folder(), replace(VIEW, generation=2, **other)  # type: ignore[arg-type]
+    folder.views, folder.speakers = (VIEW, staged), {staged.key: VIEW}
     actions = some_actions(6, 1)
     actions["time_ms"] = T0 + np.array([0, 10_000, 10_000, 10_000, 10_000, 10_000])
     return folder, [(actions, T0 + 10_000)]
 
 
-def test_a_silent_generation_is_written_once_the_speaking_one_has_told() -> None:
+def test_a_staged_generation_is_written_once_the_speaking_one_has_told() -> None:
     """Its fence passes over what is late: it would not come again after a crash."""
     bench = Bench()
     folder, sent = two_generations(bench)
@@ -288,7 +290,41 @@ def test_a_silent_generation_is_written_once_the_speaking_one_has_told() -> None
         assert_rows_equal_oracle(bench.store, view, sent)
 
 
-def test_a_silent_generation_tells_what_the_speaking_one_does_not_take() -> None:
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ({"skew_ms": VIEW.skew_ms + 99_000}, [("late", 0)]),
+        ({"skew_ms": 0}, [("late", 0), ("late", 1)]),
+        ({"future_ms": 0}, [("late", 0), ("future", 2)]),
+    ],
+)
+def test_what_is_outside_the_bounds_of_two_generations_is_told_once(
+    bounds: dict[str, int], told: list[tuple[str, int]]
+) -> None:
+    bench = Bench()
+    folder, _ = two_generations(bench, **bounds)
+    actions = some_actions(4, 1)
+    actions["time_ms"] = T0 + np.array([0, 9_999, 10_001, 10_000])
+    bench.apply(folder, run_of([(actions[i : i + 1], T0 + 10_000) for i in range(4)]))
+    assert [(reason, offset) for reason, offset, _ in bench.outside] == told
+    for view in folder.views:
+        assert_rows_equal_oracle(bench.store, view, [(actions, T0 + 10_000)])
+
+
+def test_a_generation_beside_the_stream_tells_what_its_speaker_does_not() -> None:
+    """While it catches up: the stream has passed, and its speaker has told of what it took."""
+    actions = some_actions(3, 1)
+    actions["time_ms"] = T0 + np.array([0, 9_999, 10_000])
+    run = run_of([(actions[i : i + 1], T0 + 10_000) for i in range(3)])
+    for floor, told in ((0, [1]), (1, [0, 1])):
+        bench = Bench()
+        stream, _ = two_generations(bench, skew_ms=0)
+        stream.floors = {VIEW.key: {0: floor}}
+        bench.apply(beside(stream, stream.views[1], {}), run)
+        assert [offset for _, offset, _ in bench.outside] == told
+
+
+def test_a_staged_generation_tells_what_the_speaking_one_does_not_take() -> None:
     bench = Bench()
     folder, sent = two_generations(bench)
     folder.floors = {VIEW.key: {0: NOTHING}}
