@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from encore.children import Child, ChildSpec, spawn
+from encore.keep import Kept, KeptSpec
 from encore.settings import Settings
 
 GRACE_S = 5.0
 
 
-@contextmanager
-def kept_cache(settings: Settings) -> Iterator[Child | None]:
-    """`encore cache --standby` for as long as the block lasts; None where there is to be none.
+def cache_spec(settings: Settings) -> KeptSpec | None:
+    """What it is; None where there is to be none.
 
-    On standby, so that each of several servers on one machine may start one: one of them keeps the
-    cache. Call it from the main thread. Raises LocalError where no process can be made.
+    On standby, so that each of several servers on one machine may keep one: one of them writes.
     """
     from aggregation.cache.memory import usable_here
 
     if not settings.item_cache or not usable_here():
-        yield None
+        return None
+    return KeptSpec("cache", ["cache", "--standby"], settings.environment())
+
+
+@contextmanager
+def kept_cache(settings: Settings) -> Iterator[Callable[[], None]]:
+    """Keep it while inside. Yields a look at it, which starts it again where it has ended: call it
+    again and again, from the main thread.
+
+    Raises LocalError where no process can be made.
+    """
+    spec = cache_spec(settings)
+    if spec is None:
+        yield lambda: None
         return
-    child = spawn(
-        ChildSpec(
-            "cache",
-            [sys.executable, "-m", "encore", "cache", "--standby"],
-            settings.runs / "cache.log",
-            environment={**os.environ, **settings.environment()},
-        )
-    )
+    kept = Kept(spec)
+
+    def look() -> None:
+        kept.look(time.monotonic())
+
     try:
-        yield child
+        look()
+        yield look
     finally:
-        child.stop(GRACE_S)
+        kept.end(GRACE_S)

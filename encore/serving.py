@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from encore.caching import cache_spec
 from encore.keep import READY_PATH, Kept, KeptSpec, ask
 from encore.serving_page import METRICS_PATH, Page, json_page, merged, serving_pages, text_page
 from encore.settings import Settings
@@ -110,15 +111,6 @@ class Workers:
         is_ready = self.ready == len(self.kept)
         status = http.client.OK if is_ready else http.client.SERVICE_UNAVAILABLE
         return json_page({"ready": is_ready, "workers": workers}, status)
-
-
-def cache_spec(settings: Settings) -> KeptSpec | None:
-    """Of the process that keeps the item cache; None where there is to be none."""
-    from aggregation.cache.memory import usable_here
-
-    if not settings.item_cache or not usable_here():
-        return None
-    return KeptSpec("cache", ["cache", "--standby"], settings.environment())
 
 
 def _spec(settings: Settings, number: int, path: Path) -> KeptSpec:

@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     )
     metrics_port: Port | None = Field(
         None,
-        description="where several of them are looked at together: /metrics, /v2/health/ready."
-        " Unset it is http_port + 20 (8100), or free where that is",
+        description="where all of them are looked at together: /metrics, /v2/health/ready. Unset it"
+        " is http_port + 20 (8100), or free where that is, and one process has none",
     )
     page_size: Count = Field(20, description="items of a page unless the request says otherwise")
     fine_limit: Count = Field(1_000, description="most candidates that the fine model scores")

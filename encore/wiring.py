@@ -79,6 +79,7 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
         host=settings.http_host,
         port=settings.http_port,
         grpc_port=settings.grpc,
+        metrics_port=settings.metrics_port if socket is None else None,
         share_ports=socket is not None,
         socket=socket,
         packages=settings.packages,

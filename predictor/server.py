@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -48,6 +48,7 @@ log: Final = logging.getLogger(__name__)
 #: inference thread would wait that long for each of its steps beside a busy event loop.
 SWITCH_INTERVAL_S: Final = 0.0005
 DRAIN_S: Final = 10
+LOOK_EVERY_S: Final = 0.1
 KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections, so that they close first
 
 
@@ -56,12 +57,12 @@ class ServeConfig:
     """Everything a serving process is told.
 
     port, grpc_port: 0 takes a free one (logged); grpc_port None serves HTTP alone. share_ports:
-    other processes listen on them, too. socket: a Unix socket where it answers HTTP as well, for
-    who looks after it. packages: None serves no models. spool: None logs nothing. timeout_ms: a
-    request's time unless it says otherwise. allow_now_ms: take a request's clock (replays only).
-    plan_wait_s: how long to wait at the start for a published plan. item_cache: the directory of
-    the cache that `encore cache` keeps, None reads all items from the store; its max_age_ms: see
-    `ItemCache`. freshness: None follows no marks.
+    other processes listen on them, too. metrics_port: where HTTP is answered as well. socket: a
+    Unix socket where it is, too, for who looks after it. packages: None serves no models. spool:
+    None logs nothing. timeout_ms: a request's time unless it says otherwise. allow_now_ms: take a
+    request's clock (replays only). plan_wait_s: how long to wait at the start for a published plan.
+    item_cache: the directory of the cache that `encore cache` keeps, None reads all items from the
+    store; its max_age_ms: see `ItemCache`. freshness: None follows no marks.
     """
 
     store: StoreConfig
@@ -69,6 +70,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8080
     grpc_port: int | None = None
+    metrics_port: int | None = None
     share_ports: bool = False
     socket: Path | None = None
     packages: Path | None = None
@@ -87,8 +89,10 @@ class ServeConfig:
     freshness: FreshnessConfig | None = None
 
 
-def run_server(config: ServeConfig) -> None:
+def run_server(config: ServeConfig, look: Callable[[], None] | None = None) -> None:
     """Serve until told to stop. Blocks the main thread.
+
+    look: called on it every LOOK_EVERY_S, for who keeps something running beside; it takes no time.
 
     Raises LocalError where the address or the spool is taken, PlanError where no plan with the
     service is published in time, StoreError where the store does not answer at the start.
@@ -96,16 +100,24 @@ def run_server(config: ServeConfig) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
     with contextlib.ExitStack() as held:
-        listeners = [held.enter_context(_listen(config))]
+        listeners = [held.enter_context(_listen(config, config.port))]
+        if config.metrics_port is not None:
+            listeners.append(held.enter_context(_listen(config, config.metrics_port)))
         if config.socket is not None:
             listeners.append(held.enter_context(socket.socket(socket.AF_UNIX)))
             listeners[-1].bind(str(config.socket))
         runner = held.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        runner.run(_run(config, listeners))
+        runner.run(_run(config, listeners, look))
 
 
-async def _run(config: ServeConfig, listeners: list[socket.socket]) -> None:
-    async with serving(config) as service:
+async def _run(
+    config: ServeConfig, listeners: list[socket.socket], look: Callable[[], None] | None
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if look is not None:
+            looking = asyncio.create_task(_look_again(look), name="look")
+            stack.push_async_callback(_cancelled, looking)
+        service = await stack.enter_async_context(serving(config))
         server = _Server(
             uvicorn.Config(
                 create_app(service),
@@ -134,6 +146,16 @@ async def _run(config: ServeConfig, listeners: list[socket.socket]) -> None:
         log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
         await server.serve(sockets=listeners)
         await calls.stopped()
+
+
+async def _look_again(look: Callable[[], None]) -> None:
+    """Until cancelled; a fault of one look is logged."""
+    while True:
+        try:
+            look()
+        except LocalError as error:
+            log.error("%s", error)
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 class _Grpc:
@@ -251,20 +273,20 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _listen(config: ServeConfig) -> socket.socket:
+def _listen(config: ServeConfig, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if config.share_ports:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listener.bind((config.host, config.port))
+        listener.bind((config.host, port))
     except OSError as error:
         listener.close()
         raise LocalError(
-            f"http {config.host}:{config.port}",
+            f"http {config.host}:{port}",
             required="an address nobody listens on",
             got=error.strerror or type(error).__name__,
-            do="choose another http_port, or stop the server that has it",
+            do="choose another http_port or metrics_port, or stop the server that has it",
         ) from None
     return listener

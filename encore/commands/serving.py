@@ -37,7 +37,7 @@ def serve(
     `degraded`. SIGTERM answers what is in flight and ends. With more than one process, one that
     dies is started again, and metrics_port has the metrics of all.
 
-    Starts `encore cache --standby` beside it, unless item_cache is false.
+    Keeps `encore cache --standby` running beside it, unless item_cache is false.
     """
     from encore.caching import kept_cache
     from encore.logs import start_logging
@@ -58,10 +58,10 @@ def serve(
     from predictor.timeline import log_fields
 
     start_logging(settings.log_level, settings.log_format, log_fields)
-    with terminate_as_exit(), kept_cache(settings) if socket is None else nullcontext():
+    with terminate_as_exit(), kept_cache(settings) if socket is None else nullcontext() as look:
         from predictor.server import run_server  # torch: seconds
 
-        run_server(serve_config(settings, socket))
+        run_server(serve_config(settings, socket), look)
 
 
 def cache(

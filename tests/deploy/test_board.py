@@ -218,14 +218,17 @@ def test_grafana_finds_its_source_and_its_boards() -> None:
 
 
 def test_prometheus_scrapes_the_processes_that_have_a_page() -> None:
-    ports = {"serve": "http_port", "stream metrics": "stream_metrics_port"}
+    ports = {
+        "serve": SERVICES["service"]["environment"]["ENCORE_METRICS_PORT"],
+        "stream metrics": Settings.model_fields["stream_metrics_port"].default,
+    }
     found = {}
     for job in SCRAPED["scrape_configs"]:
         ((target,),) = [each["targets"] for each in job["static_configs"]]
         host, port = target.split(":")
         command = " ".join(SERVICES[host]["command"])
         found[job["job_name"]] = command
-        assert int(port) == Settings.model_fields[ports[command]].default
+        assert int(port) == ports[command]
         assert job.get("metrics_path", "/metrics") == "/metrics"
     assert found == {"service": "serve", "streams": "stream metrics"}
     named = {name for query in queries().values() for name in re.findall(r'job="(\w+)"', query)}

@@ -88,10 +88,8 @@ def test_the_item_cache_lies_in_shared_memory_that_is_there() -> None:
     assert service["environment"]["ENCORE_ITEM_CACHE_DIR"].startswith("/dev/shm/")
     assert service["shm_size"] == "1gb"
     others = {name: SERVICES[name]["environment"] for name in OURS if name != "service"}
-    assert all(
-        {**given, "ENCORE_ITEM_CACHE_DIR": "/dev/shm/encore"} == service["environment"]
-        for given in others.values()
-    )
+    own = {"ENCORE_ITEM_CACHE_DIR": "/dev/shm/encore", "ENCORE_METRICS_PORT": 8100}
+    assert all({**given, **own} == service["environment"] for given in others.values())
 
 
 def test_every_encore_variable_is_a_setting() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -147,6 +148,31 @@ class Serving:
         except OSError:
             return 0, b""
 
+    def metric(self, name: str) -> float:
+        """The sum of a series over the processes."""
+        text = self.page("/metrics")[1].decode()
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in text.splitlines()
+            if re.match(rf"{name}[ {{]", line)
+        )
+
+    def cache_writer(self) -> int:
+        """The pid of its child that keeps the item cache; 0 where there is none."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for pid in children.read_text().split():
+            with suppress(OSError):
+                if b"--standby" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    return int(pid)
+        return 0
+
+    def cached(self) -> bool:
+        """Whether a request finds its items in the cache."""
+        before = self.metric("encore_cache_asked_total"), self.metric("encore_cache_unusable_total")
+        self.rank(new_id())
+        after = self.metric("encore_cache_asked_total"), self.metric("encore_cache_unusable_total")
+        return (after[0] - before[0], after[1] - before[1]) == (1, 0)
+
     def workers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.page("/v2/health/ready")[1])["workers"]
         return found
@@ -179,8 +205,9 @@ class Serving:
             assert stub(request, timeout=60).id == request_id
 
 
-@pytest.fixture
-def serving(valkey: str, tmp_path: Path) -> Iterator[Serving]:
+@pytest.fixture(params=[2])
+def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iterator[Serving]:
+    """With so many serving processes."""
     url = valkey.removesuffix("/0") + "/9"
     with RedisRowStore(url) as store:
         store._ask(("FLUSHDB",), "test")
@@ -198,7 +225,7 @@ def serving(valkey: str, tmp_path: Path) -> Iterator[Serving]:
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "encore", "serve", "--workers", "2"],
+        [sys.executable, "-m", "encore", "serve", "--workers", str(request.param)],
         cwd=ROOT,
         env=inherited | settings.environment(),
     )
@@ -220,8 +247,29 @@ def logged(spool: Path, number: int) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.kill
+@pytest.mark.parametrize("serving", [1], indirect=True)
+def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> None:
+    """And serves meanwhile."""
+    wait_until(serving.all_ready, 90)
+    wait_until(serving.cached, 60)
+    before = serving.cache_writer()
+    os.kill(before, signal.SIGKILL)
+    serving.rank(new_id())
+    wait_until(lambda: serving.cache_writer() not in (0, before), 60)
+    wait_until(serving.cached, 60)
+    after = serving.cache_writer()
+    serving.process.terminate()
+    assert serving.process.wait(60) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(after, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.kill
 def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serving) -> None:
     wait_until(serving.all_ready, 90)
+    writer = serving.cache_writer()
+    os.kill(writer, signal.SIGKILL)
     asked = [new_id() for _ in range(60)]
     for request_id in asked[:20]:
         serving.rank(request_id)
@@ -243,6 +291,7 @@ def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serv
     after = serving.workers()
     assert after[0]["pid"] != before[0]["pid"]
     assert after[1] == before[1]
+    wait_until(lambda: serving.cache_writer() not in (0, writer), 60)
 
     serving.process.terminate()
     assert serving.process.wait(60) == 0
