@@ -240,7 +240,7 @@ async def serve(
     return InferReply(
         model=model.name,
         version=answer.generation.service.fingerprint,
-        id=str(query.request_id),
+        id=str(query.request_id) if request.id is None else request.id,
         parameters=answer.parameters(query),
         outputs=[(name, answer.outputs[name]()) for name in chosen if name in answer.outputs],
     )

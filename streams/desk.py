@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Self
 
 from schemas.errors import StreamError
-from schemas.names import dead_letter_topic
+from schemas.names import dead_letter_topic, redriven_keys
 from store.base import AsyncRowStore
 from streams.admin import Admin, TopicFacts
 from streams.clients import KafkaProducer
@@ -18,12 +18,13 @@ from streams.dead_letters import (
     Letter,
     Redriven,
     Redriver,
+    parse_record,
     read_letters,
     refusal,
     send_all,
 )
 from streams.ends import read_ends
-from streams.log_reader import KafkaLogReader
+from streams.log_reader import KafkaLogReader, first_held
 from streams.producer import producer_settings
 
 
@@ -37,7 +38,7 @@ class Desk:
         self._config, self._store, self._topic, self._clock = config, store, topic, clock
         self._reader = KafkaLogReader(config.bootstrap, config.patience_ms)
         self._facts: dict[str, TopicFacts] = {}
-        self._end = 0
+        self._first = self._end = 0
 
     async def __aenter__(self) -> Self:
         self._facts = await asyncio.to_thread(self._ask)
@@ -45,23 +46,36 @@ class Desk:
         if dead in self._facts:
             ends = await read_ends(self._config.bootstrap, {(dead, PARTITION): 0})
             self._end = ends[dead, PARTITION]
+            self._first = await first_held(self._reader, dead, PARTITION, self._end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._reader.close()
 
     async def last(self, count: int) -> list[Letter]:
-        """The newest letters, oldest first. Raises StreamError."""
-        return await read_letters(self._reader, self._topic, max(0, self._end - count), self._end)
+        """The newest letters that the topic holds, oldest first. Raises StreamError."""
+        first = max(self._first, self._end - count)
+        return await read_letters(self._reader, self._topic, first, self._end)
+
+    async def put_back(self) -> frozenset[int]:
+        """The letters that were put back. Raises StreamError, StoreError."""
+        dead = self._facts.get(dead_letter_topic(self._topic))
+        if dead is None:
+            return frozenset()
+        key, _ = redriven_keys(dead.name, dead.topic_id)
+        return frozenset(parse_record(await self._store.get_text(key), key).done)
 
     async def some(self, offsets: Sequence[int]) -> list[Letter]:
         """These letters, in order. Raises StreamError where one is not there."""
         for offset in offsets:
-            if not 0 <= offset < self._end:
+            if not self._first <= offset < self._end:
+                held = self._first < self._end
                 raise StreamError(
                     dead_letter_topic(self._topic),
-                    required=f"a letter from 0 to {self._end - 1}" if self._end else "a letter",
-                    got=str(offset) if self._end else "an empty topic",
+                    required=f"a letter from {self._first} to {self._end - 1}"
+                    if held
+                    else "a letter",
+                    got=str(offset) if held else "an empty topic",
                     do="see `encore stream dead list`",
                 )
         found = [

@@ -35,6 +35,22 @@ class LogReader(Protocol):
         ...
 
 
+async def first_held(reader: LogReader, topic: str, partition: int, before: int) -> int:
+    """The first offset that the log still holds, `before` where it holds none below that.
+
+    By bisection, so that a broker's own list of offsets is not asked. Raises StreamError.
+    """
+    low, high = 0, before
+    while low < high:
+        middle = (low + high) // 2 if low else 0  # most logs hold all
+        try:
+            await reader.read(topic, partition, middle, middle + 1)
+            high = middle
+        except NotHeldError:
+            low = middle + 1
+    return low
+
+
 class KafkaLogReader:
     """A `LogReader` over a broker. Connects when it is first asked."""
 

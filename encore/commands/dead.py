@@ -47,20 +47,24 @@ def list_letters(
     last: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List refused messages, the newest last."""
+    """List refused messages, the newest last, and which were put back."""
     from encore.output import put, put_json, put_table
 
-    async def work(desk: Desk) -> list[Letter]:
-        return await desk.last(last)
+    async def work(desk: Desk) -> tuple[list[Letter], frozenset[int]]:
+        return await desk.last(last), await desk.put_back()
 
-    letters = _at_desk(context, topic, work)
+    letters, back = _at_desk(context, topic, work)
     if as_json:
-        put_json([_data(letter) for letter in letters])
+        put_json([_data(letter) | {"put_back": letter.offset in back} for letter in letters])
     elif not letters:
         put("none")
     else:
-        rows = [(str(each.offset), each.source, each.code, each.reason) for each in letters]
-        put_table(("letter", "source", "code", "reason"), rows)
+        said = {True: "yes", False: "no"}
+        rows = [
+            (str(at := each.offset), said[at in back], each.source, each.code, each.reason)
+            for each in letters
+        ]
+        put_table(("letter", "put back", "source", "code", "reason"), rows)
 
 
 @dead.command("show")

@@ -70,9 +70,9 @@ def test_letters(broker_of_its_own: str, capsys: pytest.CaptureFixture[str]) -> 
         return capsys.readouterr().out
 
     assert printed("list").splitlines() == [
-        "letter  source       code    reason",
-        "0       actions/0/7  action  a reason",
-        "1       actions/0/7  action  a reason",
+        "letter  put back  source       code    reason",
+        "0       no        actions/0/7  action  a reason",
+        "1       no        actions/0/7  action  a reason",
     ]
     assert [each["letter"] for each in json.loads(printed("list", "--last", "1", "--json"))] == [1]
     assert printed("list", "--topic", "rank-log") == "none\n"

@@ -265,6 +265,12 @@ def test_a_request_without_an_id_gets_one(way: str, running: RunningServer) -> N
     assert first != second
 
 
+@pytest.mark.parametrize("way", ASKERS)
+def test_an_id_comes_back_as_it_came(way: str, running: RunningServer) -> None:
+    given = new_id().upper()
+    assert ASKERS[way](running, Ask(id=given)).named[2] == given
+
+
 # --- refusals -------------------------------------------------------------------------------
 
 

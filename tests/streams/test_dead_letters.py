@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from schemas.actions import encode_batch
-from schemas.errors import StreamError
+from schemas.errors import NotHeldError, StreamError
 from schemas.names import (
     CONTENT_JSON,
     HEADER_CODE,
@@ -285,7 +285,28 @@ class TestDesk:
             assert record_headers(record) == {
                 HEADER_REDRIVEN: f"{dead_letter_topic(post.topic)}/{letter.offset}".encode()
             }
+        assert self.ask(post, lambda desk: desk.put_back()) == {1, 2}
         assert self.ask(post, lambda desk: desk.redrive(None)).sent == (0,)
+        assert self.ask(post, lambda desk: desk.put_back()) == {0, 1, 2}
+
+    def test_letters_that_the_topic_dropped_are_in_nobodys_way(
+        self, post: Post, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Retention took the first two."""
+        read = KafkaLogReader.read
+
+        async def shorter(
+            self: KafkaLogReader, topic: str, partition: int, first: int, before: int
+        ) -> Any:
+            if first < 2:
+                raise NotHeldError(topic, required="r", got="g")
+            return await read(self, topic, partition, first, before)
+
+        monkeypatch.setattr(KafkaLogReader, "read", shorter)
+        assert self.ask(post, lambda desk: desk.last(10)) == post.letters[2:]
+        with pytest.raises(StreamError, match="needs a letter from 2 to 2, got 1"):
+            self.ask(post, lambda desk: desk.some([1]))
+        assert self.ask(post, lambda desk: desk.redrive(None)).sent == (2,)
 
     def test_the_re_keyed_topic_takes_none_back(self, post: Post) -> None:
         with pytest.raises(StreamError, match="needs a topic that applications write to"):

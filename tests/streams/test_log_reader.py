@@ -15,7 +15,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from schemas.errors import NotHeldError
-from streams.log_reader import KafkaLogReader
+from streams.log_reader import KafkaLogReader, first_held
 
 PLACE = TopicPartition("actions", 0)
 
@@ -67,3 +67,8 @@ def test_what_a_log_does_not_hold(hole: bool, says: str) -> None:
         asyncio.run(reader.read("actions", 0, 4, 9))
     records = asyncio.run(reader.read("actions", 0, 7, 9))
     assert [record.offset for record in records] == [7, 8]
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 8, 9])
+def test_the_first_offset_that_is_held(start: int) -> None:
+    assert asyncio.run(first_held(Reader(Consumer(start, False)), "actions", 0, 9)) == start
