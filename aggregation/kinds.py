@@ -224,14 +224,14 @@ class Ages(Sequences):
         ages = moment.now_ms - times  # (n, K)
         ages *= np.arange(times.shape[1]) < remain[:, None]
         for feature in self.features:
-            values = saturate(ages[:, : feature.capacity], NUMPY[feature.dtype])  # (n, L)
+            values = saturate(ages, NUMPY[feature.dtype])  # (n, K)
             _put_listed(feature, values, remain, moment, out)
 
 
 def _put_listed(
     feature: FeaturePlan, values: Array, remain: Array, moment: Moment, out: Features
 ) -> None:
-    """A column of a sequence. values: (n, K) or fewer. remain: (n,) entries that are there."""
+    """A column of a sequence. values: (n, K). remain: (n,) entries that are there."""
     cut = feature.capacity < values.shape[1]
     values = values[:, : feature.capacity] if cut else values  # (n, L)
     out.values[feature.name] = values.astype(NUMPY[feature.dtype], copy=False)

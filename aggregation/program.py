@@ -76,8 +76,9 @@ class ServiceProgram:
     ) -> None:
         self.plan = plan
         self.service = plan.service(service_name)
-        self._user = SideProgram(plan, self.service, "user")
-        self._item = SideProgram(plan, self.service, "item")
+        found = library()
+        self._user = SideProgram(plan, self.service, "user", found)
+        self._item = SideProgram(plan, self.service, "item", found)
         self.user_views, self.item_views = self._user.views, self._item.views
         self.user_dtype, self.item_dtype = self._user.dtype, self._item.dtype
         for slot in (*self.service.user_slots, *self.service.item_slots):
@@ -92,7 +93,6 @@ class ServiceProgram:
         self._sequences = SequenceProgram(self.service.sequences, self.user_dtype)
         dtypes: dict[Side, np.dtype[np.void]] = {"user": self.user_dtype, "item": self.item_dtype}
         self._crosses = CrossProgram(plan, self.service, dtypes)
-        found = library()
         self._native = None if found is None else NativeTensors(found, plan, self.service, dtypes)
 
     def _slots(

@@ -174,7 +174,7 @@ def _triage_runs(
         rows = slice(run.first, run.first + run.many)
         if run.size == size:
             whole[rows] = raw.matrix(run)
-            if not _run_is_whole(layout, raw, run):
+            if not run_is_whole(layout, raw, run):
                 for index in range(rows.start, rows.stop):
                     if crc32(whole[index]) != CRC_RESIDUE:
                         status[index], whole[index] = Status.CORRUPT, layout.template
@@ -191,8 +191,8 @@ def _triage_runs(
     return out, status, foreign
 
 
-def _run_is_whole(layout: RowLayout, raw: StoredRows, run: Run) -> bool:
-    """Whether the checksums of a run of our own size are right: one call for all of them.
+def run_is_whole(layout: RowLayout, raw: StoredRows, run: Run) -> bool:
+    """Whether the checksums of a run of a layout's size are right: one call for all of them.
 
     A crc is linear, and a row followed by its own crc is a multiple of the polynomial up to a
     constant. So n whole rows have the crc that n empty rows have, whatever is in them; n rows of

@@ -30,6 +30,8 @@ class Kernels(ctypes.PyDLL):
             ("tensors", (at, at, at), ctypes.c_int64),
             ("own_ids", (at, at, at), ctypes.c_int64),
             ("sizes", (at,), None),
+            ("rows_to_values", (at, ctypes.c_char_p), ctypes.c_int64),
+            ("rows_record_bytes", (ctypes.c_int64,), ctypes.c_int64),
         ):
             function = getattr(self, name)
             function.argtypes, function.restype = takes, gives

@@ -36,6 +36,7 @@ def got(features: Features, name: str, index: int) -> Any:
     if name not in features.lengths:
         return features.values[name][index].item()
     length = int(features.lengths[name][index])
+    assert length <= features.values[name].shape[1]
     assert not features.values[name][index, length:].any()
     return features.values[name][index, :length].tolist()
 
