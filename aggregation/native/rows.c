@@ -1,8 +1,8 @@
 /* Stored rows → the values of one side of a request, as `aggregation/block.py` does with numpy.
  *
  * A few rows at a time stay in the nearest cache while one feature after the other is computed of
- * them. Where a row lies was said by its reader, how long a sequence in it is by the row itself: both
- * are checked before anything else is read. The row's checksum was checked before. */
+ * them. Where a row lies was said by its reader, how long a sequence in it is by the row itself:
+ * that is checked before anything else is read. The row's checksum was checked before. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -88,8 +88,9 @@ struct request {
 
 /* Stored rows, whose checksums are right, → values, nulls, fences and statuses at now_ms.
  *
- * Returns the newest event time in any row, 0 for none; UNUSUAL where a row is not of its view's own
- * layout and entity, or a run is not all inside the buffer: what was written is to be thrown away. */
+ * Returns the newest event time in any row, 0 for none; UNUSUAL where a row is not of its view's
+ * own layout and entity, or a run is not all inside the buffer: what was written is then to be
+ * thrown away. */
 enum { UNUSUAL = -1 };
 EXPORT int64_t rows_to_values(const struct side *side, const struct request *request);
 
