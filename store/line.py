@@ -1,16 +1,21 @@
-"""A connection on which an event loop reads rows: replies go straight from the socket into place.
+"""Connections on which rows are read: replies go straight from the socket into place.
 
-redis-py opens it: address, TLS, password, database and the check of the history are its own and the
-store's. Then its stream reader, which copies each reply twice and stops the socket every 128 kB,
-gives way to a protocol that hands the socket the reply's own buffer.
+redis-py opens them: address, TLS, password, database and the check of the history are its own and
+the store's. In an event loop its stream reader, which copies each reply twice and stops the socket
+every 128 kB, then gives way to a protocol that hands the socket the reply's own buffer. For threads
+its pool gives way to a list: what it does at every call takes as long as the server does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
+import threading
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import RedisError
 
 from store.reply import RowsReply
 
@@ -85,3 +90,93 @@ class RowLine(asyncio.BufferedProtocol):
         if self._answered is not None and not self._answered.done():
             lost = exc or LostConnection("closed by the server")
             self._answered.set_exception(lost)
+
+
+class BlockingLine:
+    """One connection, one question at a time. After anything but an answer it must be closed.
+
+    connection: one of redis-py's that is open and that nobody else uses.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection, self._socket = connection, connection._sock
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+
+    def quiet(self) -> bool:
+        """Whether nothing has come since the last answer, neither bytes nor the end: an answer to
+        no question would be taken for the next one's. TLS may have had something to say itself."""
+        return not self._poll.poll(0) or not self._connection.can_read(0)
+
+    def ask(self, question: bytes, reply: RowsReply) -> None:
+        """Returns when the reply is complete. Raises what the socket raises, redis-py's
+        ConnectionError where the server hung up, and what `RowsReply.add` does."""
+        self._socket.sendall(question)
+        while not reply.complete:
+            count = self._socket.recv_into(reply.room())
+            if count == 0:
+                raise LostConnection("closed by the server")
+            reply.add(count)
+
+    def close(self) -> None:
+        """At once, with whatever is still under way."""
+        self._connection.disconnect()
+
+
+class BlockingLines:
+    """Lines that threads share, as many as ask at once. make: a connection of redis-py's, not yet
+    open."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._idle: list[BlockingLine] = []
+        self._hung_up = 0  # how often all of them were closed
+        self._lock = threading.Lock()
+
+    def ask(self, question: bytes, reply: RowsReply) -> None:
+        """As `BlockingLine.ask`, on one that is free. Raises what opening one does, too."""
+        hung_up, line = self._hung_up, self._free()
+        try:
+            line.ask(question, reply)
+        except BaseException:
+            line.close()
+            raise
+        with self._lock:
+            kept = hung_up == self._hung_up
+            if kept:
+                self._idle.append(line)
+        if not kept:
+            line.close()
+
+    def hang_up(self) -> None:
+        """Close them all, those in use when their question is answered."""
+        with self._lock:
+            self._hung_up += 1
+            idle, self._idle = self._idle, []
+        for line in idle:
+            line.close()
+
+    def _free(self) -> BlockingLine:
+        """The one that was used last, or a new one."""
+        while True:
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                break
+            if self._is_quiet(line):
+                return line
+            line.close()
+        connection = self._make()
+        try:
+            connection.connect()
+            return BlockingLine(connection)
+        except BaseException:
+            connection.disconnect()
+            raise
+
+    @staticmethod
+    def _is_quiet(line: BlockingLine) -> bool:
+        try:
+            return line.quiet()
+        except (RedisError, OSError):
+            return False

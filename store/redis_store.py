@@ -22,7 +22,6 @@ from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
-from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
@@ -40,7 +39,7 @@ from store.base import (
     check_writes,
     no_history,
 )
-from store.line import RowLine
+from store.line import BlockingLines, RowLine
 from store.reply import RowsReply, pack_mget
 from store.wire import Command, History, Reply, StoreConfig
 
@@ -67,6 +66,7 @@ class RedisRowStore:
             )
         except ValueError as error:
             raise wire.bad_url(self._config, error) from None
+        self._lines = BlockingLines(cast(Any, self._pool).make_connection)
 
     def __enter__(self) -> Self:
         return self
@@ -79,21 +79,21 @@ class RedisRowStore:
         return wire.values(self._ask(("MGET", *keys), "read")) if keys else []
 
     def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
-        """As `RowStore.read_rows`: one MGET."""
+        """As `RowStore.read_rows`: one MGET, on a connection that is for nothing else."""
         wanted = sum(len(each.entity_ids) for each in keys)
         if not wanted:
             return StoredRows.of([])
-        with self._errors("read_rows"):
-            with self._connection() as connection:
-                connection.send_packed_command([pack_mget(keys)])
+        try:
+            self._take_slot()
+            try:
                 reply = RowsReply(wanted, self._room_bytes)
-                while not reply.complete:
-                    count = connection._sock.recv_into(reply.room())
-                    if count == 0:
-                        raise LostConnection("closed by the server")
-                    reply.add(count)
+                self._lines.ask(pack_mget(keys), reply)
+            finally:
+                self._slots.release()
             self._room_bytes = reply.filled + 1
             return reply.rows()
+        except _FAULTS as error:
+            raise self._told(error, "read_rows") from error
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`: pipelined scripts."""
@@ -143,6 +143,7 @@ class RedisRowStore:
         """As `RowStore.begin_history`."""
         replies = self._round_trip(wire.begin_commands(), "history")
         self._history = wire.parse_history(replies[1:], self._config.place)
+        self._lines.hang_up()
         self._pool.disconnect()  # those that come are checked
         return str(self._history)
 
@@ -168,6 +169,7 @@ class RedisRowStore:
 
     def close(self) -> None:
         """As `RowStore.close`."""
+        self._lines.hang_up()
         self._pool.disconnect()
 
     def _greet(self, connection: Any) -> None:
@@ -214,8 +216,7 @@ class RedisRowStore:
     @contextmanager
     def _connection(self) -> Iterator[Any]:
         """One for one call; closed where the call did not end well."""
-        if not self._slots.acquire(timeout=self._config.timeout_ms / 1000):
-            raise TimeoutError("all connections are in use")
+        self._take_slot()
         try:
             connection: Any = self._pool.get_connection()
             try:
@@ -228,13 +229,21 @@ class RedisRowStore:
         finally:
             self._slots.release()
 
+    def _take_slot(self) -> None:
+        """One of the connections that may be in use at once. Raises TimeoutError."""
+        if not self._slots.acquire(timeout=self._config.timeout_ms / 1000):
+            raise TimeoutError("all connections are in use")
+
     @contextmanager
     def _errors(self, operation: str) -> Iterator[None]:
         try:
             yield
         except _FAULTS as error:
-            where = f"{self._config.place} {operation}"
-            raise wire.as_store_error(error, where, self._config.timeout_ms) from error
+            raise self._told(error, operation) from error
+
+    def _told(self, error: BaseException, operation: str) -> EncoreError:
+        where = f"{self._config.place} {operation}"
+        return wire.as_store_error(error, where, self._config.timeout_ms)
 
 
 class AsyncRedisRowStore:

@@ -148,6 +148,8 @@ class RowsReply:
         if there == 0:
             return False
         most = min(there, _FEW if size == ABSENT else self._window)
+        if self._wanted <= _FEW:
+            most = 1
         count = self._repeats(most, stride, header)
         if size != ABSENT:
             self._window = max(self._window, 8 * most) if count == most else 2 * count
