@@ -43,13 +43,13 @@ _FIRST_FAILED: Final = int(min(FAILED))  # PRESENT, NOT_FOUND and STALE lie belo
 class SideBlock:
     """A side's block of n entities.
 
-    values: (n,). null: (n, k) bool, the block's null bitmap unpacked. status: (n, V) u1 Status.
-    fences: (n, V) FENCE, (0, -1) where no row was read. newest_ms: newest event time in any row, 0
-    for none.
+    values: (n,). null: (n, k) bool, the block's null bitmap unpacked, None where it is not. status:
+    (n, V) u1 Status. fences: (n, V) FENCE, (0, -1) where no row was read. newest_ms: newest event
+    time in any row, 0 for none.
     """
 
     values: Block
-    null: Mask
+    null: Mask | None
     status: NDArray[np.uint8]
     fences: Array
     newest_ms: int

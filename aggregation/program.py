@@ -76,7 +76,7 @@ class ServiceProgram:
     ) -> None:
         self.plan = plan
         self.service = plan.service(service_name)
-        found = library()
+        self.library = found = library()
         self._user = SideProgram(plan, self.service, "user", found)
         self._item = SideProgram(plan, self.service, "item", found)
         self.user_views, self.item_views = self._user.views, self._item.views
@@ -202,7 +202,7 @@ class ServiceProgram:
         """The ids of N items' slots that do not depend on a user. (N, So) int32."""
         if self._native is not None:
             return self._native.own_ids(item.values)
-        records = Records(item.values, item.null)
+        records = Records.of(item.values, item.null)
         sheet = self._own_slots.sheet(records)
         self._crosses.fill_item(records, sheet)
         return sheet.ids()
@@ -216,7 +216,8 @@ class ServiceProgram:
         if self._native is not None:
             tensors = self._native(user.values, item.values, None, own_ids)
         if tensors is None:
-            users, items = Records(user.values, user.null), Records(item.values, item.null)
+            users = Records.of(user.values, user.null)
+            items = Records.of(item.values, item.null)
             tensors = self._tensors(users, items, None, own_ids)
         return Assembled(
             user_values=user.values,

@@ -33,9 +33,9 @@ class Records:
     null: Mask
 
     @classmethod
-    def of(cls, values: Block) -> Self:
-        """A block as it was logged."""
-        return cls(values, null_mask(values))
+    def of(cls, values: Block, null: Mask | None = None) -> Self:
+        """A block as it was logged. null: its bitmap, where it is unpacked already."""
+        return cls(values, null_mask(values) if null is None else null)
 
     def part(self, records: slice) -> Records:
         """Some of them."""

@@ -172,7 +172,7 @@ class CacheMemory:
 
     def buckets(self) -> index.Buckets:
         """The index in use."""
-        return self._level(int(self.header[W_LEVEL]))
+        return self.level(int(self.header[W_LEVEL]))
 
     def find(self, ids: NDArray[np.int64]) -> index.Slots:
         """The slot of each id, `index.NONE` where there is none. (n,)."""
@@ -192,7 +192,8 @@ class CacheMemory:
         fixed = self.codec.dtype.itemsize + self.codec.row_bytes
         return fixed + line / max(self.count, 1)
 
-    def _level(self, level: int) -> index.Buckets:
+    def level(self, level: int) -> index.Buckets:
+        """The index of a level, in use or not."""
         if level not in self._buckets:
             start = 8 * HEADER_WORDS + ((1 << level) - (1 << self._levels[0])) * index.LINE_BYTES
             found: index.Buckets = np.frombuffer(
@@ -231,7 +232,7 @@ class CacheMemory:
         if wanted > int(self.header[W_LEVEL]):
             wanted = min(wanted + 1, self._levels[-1])  # not again soon
             self._reserve_level(wanted)
-            buckets, known = self._level(wanted), self.count
+            buckets, known = self.level(wanted), self.count
             buckets[:] = 0
             for start in range(0, known, 1 << 18):
                 part = np.arange(start, min(known, start + (1 << 18)))

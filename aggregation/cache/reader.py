@@ -31,6 +31,7 @@ from aggregation.cache.memory import (
     usable_here,
 )
 from aggregation.cache.record import ENTITY, FROM, SEQUENCE, UNTIL, ItemCodec, Raw, Records
+from aggregation.native.gather import ABSENT, AGED, TORN, Gather
 from aggregation.program import ServiceProgram
 from aggregation.tensors import Ids
 from schemas.status import Status
@@ -93,13 +94,15 @@ class CacheCounts:
 
 @dataclass(slots=True)
 class CachedItems:
-    """`FoundItems` of a cache. records: (N,) this request's own. missing: (m,) places."""
+    """`FoundItems` of a cache. records: (N,) this request's own. missing: (m,) places. newest_ms:
+    the newest event in any row, None where it is still to be looked for."""
 
     codec: ItemCodec
     item_ids: NDArray[np.int64]
     now_ms: int
     records: Records
     missing: Places
+    newest_ms: int | None = None
 
     def missing_ids(self) -> NDArray[np.int64]:
         """As `FoundItems.missing_ids`."""
@@ -110,7 +113,8 @@ class CachedItems:
         if len(self.missing):
             block = self.codec.program.item_block(raw, self.missing_ids(), self.now_ms, failed)
             self._fill(self.missing, block)
-        return ItemSide(self.codec.block(self.records), self.codec.own_ids(self.records))
+        block = self.codec.block(self.records, self.newest_ms)
+        return ItemSide(block, self.codec.own_ids(self.records))
 
     def renew(self, which: Places, raw: Raw) -> None:
         """Make some of them of their rows. which: (k,) places. raw: (V * k,)."""
@@ -133,6 +137,7 @@ class _Opened:
         nothing = [None] * len(program.item_views)
         self.absent = self.codec.encode(np.zeros(1, np.int64), nothing, 0).records  # (1,)
         self.memory: CacheMemory | None = None
+        self.gather: Gather | None = None
         self._again_ns = 0
 
     def usable(self, directory: Path, max_age_ns: float) -> CacheMemory | None:
@@ -146,12 +151,14 @@ class _Opened:
         self.memory = CacheMemory.open(cache_path(directory, self.codec), self.codec)
         if self.memory is None or self.memory.fresh_ns() > max_age_ns:
             return None
+        if self.program.library is not None:
+            self.gather = Gather(self.program.library, self.memory)
         return self.memory
 
     def close(self) -> None:
         if self.memory is not None:
             self.memory.close()
-            self.memory = None
+            self.memory = self.gather = None
 
 
 class ItemCache:
@@ -178,14 +185,13 @@ class ItemCache:
             self.counts.unusable += 1
             return None
         level, complete = int(memory.header[W_LEVEL]), int(memory.header[W_COMPLETE])
-        words = _simply_copied(memory, item_ids, now_ms)
-        if words is not None:
+        if opened.gather is not None:
+            found, slots = self._native(opened.gather, memory, item_ids, now_ms)
+        else:
+            found, slots = self._by_numpy(memory, item_ids, now_ms)
+        if slots is None:
             self.counts.hits += len(item_ids)
-            return CachedItems(
-                memory.codec, item_ids, now_ms, _as_records(words, memory.codec), _NOWHERE
-            )
-        slots = memory.find(item_ids)  # (N,)
-        found = self._gathered(memory, item_ids, now_ms, slots)
+            return found
         unknown = np.flatnonzero(slots == NONE)
         if len(unknown) and complete and level == int(memory.header[W_LEVEL]):
             found.records[unknown] = opened.absent
@@ -223,6 +229,33 @@ class ItemCache:
 
     # --- gathering ---------------------------------------------------------------------------
 
+    def _native(
+        self, gather: Gather, memory: CacheMemory, item_ids: NDArray[np.int64], now_ms: int
+    ) -> tuple[CachedItems, Slots | None]:
+        """What is there, and the slots, (N,); None where all is there and holds now."""
+        got, codec = gather(item_ids, now_ms), memory.codec
+        records = _as_records(got.words, codec)
+        if got.left == 0:
+            self.counts.retried += got.retried
+            return CachedItems(codec, item_ids, now_ms, records, _NOWHERE, got.newest_ms), None
+        missing = np.flatnonzero((got.states == ABSENT) | (got.states == TORN))
+        found = CachedItems(codec, item_ids, now_ms, records, missing)
+        self.counts.retried += got.retried
+        self._renew(memory, found, got.words, got.slots, np.flatnonzero(got.states == AGED))
+        self.counts.hits += len(item_ids) - len(found.missing)
+        return found, got.slots
+
+    def _by_numpy(
+        self, memory: CacheMemory, item_ids: NDArray[np.int64], now_ms: int
+    ) -> tuple[CachedItems, Slots | None]:
+        """As `_native`."""
+        words = _simply_copied(memory, item_ids, now_ms)
+        if words is not None:
+            records = _as_records(words, memory.codec)
+            return CachedItems(memory.codec, item_ids, now_ms, records, _NOWHERE), None
+        slots = memory.find(item_ids)  # (N,)
+        return self._gathered(memory, item_ids, now_ms, slots), slots
+
     def _gathered(
         self, memory: CacheMemory, item_ids: NDArray[np.int64], now_ms: int, slots: Slots
     ) -> CachedItems:
@@ -248,13 +281,18 @@ class ItemCache:
     def _renew_aged(
         self, memory: CacheMemory, found: CachedItems, words: Array, slots: Slots
     ) -> None:
-        """Values that do not hold now are made of the rows; they must be those of the record."""
+        """Make anew what does not hold now."""
         from_ms, until_ms = words[:, FROM].view(np.int64), words[:, UNTIL].view(np.int64)  # (N,)
         wrong = (from_ms > found.now_ms) | (until_ms <= found.now_ms)
         wrong[found.missing] = False
-        if not wrong.any():
+        self._renew(memory, found, words, slots, np.flatnonzero(wrong))
+
+    def _renew(
+        self, memory: CacheMemory, found: CachedItems, words: Array, slots: Slots, which: Places
+    ) -> None:
+        """Values are made of the rows, which must be those of the record. which: (k,) places."""
+        if not len(which):
             return
-        which = np.flatnonzero(wrong)
         rows = memory.rows.take(slots[which], axis=0)  # (k, R)
         after = memory.words[slots[which], SEQUENCE]
         same = after == words[which, SEQUENCE]

@@ -39,7 +39,7 @@ from schemas.layout import TRAILER_BYTES, RowLayout, layout_of
 from schemas.row import FENCE, Rows, decode_rows, encode_rows
 from schemas.status import Status
 from schemas.stored import ABSENT, Run, StoredRows
-from schemas.values import NULL_FIELD, value_features
+from schemas.values import value_features
 
 FORMAT: Final = 1
 LINE_BYTES: Final = 64
@@ -142,13 +142,13 @@ class ItemCodec:
 
     # --- records → what a request takes ------------------------------------------------------
 
-    def block(self, records: Records) -> SideBlock:
-        """Views of n records' memory as the item side's block."""
-        values = records["values"]  # (n,)
-        newest_ms = int(records["newest_ms"].max(initial=0))
-        bits = np.unpackbits(values[NULL_FIELD], axis=1, count=self._nulls, bitorder="little")
-        null = bits.view(np.bool_)  # (n, k)
-        return SideBlock(values, null, records["status"], records["fences"], newest_ms)
+    def block(self, records: Records, newest_ms: int | None = None) -> SideBlock:
+        """Views of n records' memory as the item side's block. newest_ms: of all of them, where it
+        is known."""
+        if newest_ms is None:
+            newest_ms = int(records["newest_ms"].max(initial=0))
+        values, status, fences = records["values"], records["status"], records["fences"]
+        return SideBlock(values, None, status, fences, newest_ms)
 
     def own_ids(self, records: Records) -> Ids:
         """(n, So) int32, a view."""

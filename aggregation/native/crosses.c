@@ -5,6 +5,7 @@
 #include <string.h>
 
 enum { BLOCK = 128 }; /* numbers that are summed in one run */
+enum { LANES = 4 };   /* values that are compared side by side; divides ROWS */
 
 static inline int64_t length_of(const struct field *field, const uint8_t *in)
 {
@@ -13,32 +14,53 @@ static inline int64_t length_of(const struct field *field, const uint8_t *in)
     return length < field->capacity ? length : field->capacity;
 }
 
-/* `m` entries of a sequence from its entry `from` on, each held against n wanted values. */
-WIDE static void match_entries(const int64_t *entries, int64_t from, int64_t m,
-                               const int64_t *wanted, int64_t n, int64_t *count, int64_t *first)
+/* LANES values that are compared at once: of equal ones all bits are set. */
+typedef int64_t lanes __attribute__((vector_size(LANES * sizeof(int64_t))));
+
+/* `m` entries of a sequence, from its entry `from` on, each held against LANES wanted values. */
+static inline void match_lanes(const int64_t *entries, int64_t from, int64_t m,
+                               const int64_t *wanted, int64_t *count, int64_t *first)
 {
-    for (int64_t entry = m - 1; entry >= 0; entry--)
-        for (int64_t row = 0; row < n; row++) {
-            const int64_t equal = -(int64_t)(entries[entry] == wanted[row]); /* all ones */
-            count[row] -= equal;
-            first[row] = (first[row] & ~equal) | ((from + entry) & equal);
-        }
+    lanes these, counted, found;
+    memcpy(&these, wanted, sizeof these);
+    memcpy(&counted, count, sizeof counted);
+    memcpy(&found, first, sizeof found);
+    for (int64_t entry = m - 1; entry >= 0; entry--) {
+        const lanes equal = these == entries[entry];
+        counted -= equal;
+        found = (found & ~equal) | ((from + entry) & equal);
+    }
+    memcpy(count, &counted, sizeof counted);
+    memcpy(first, &found, sizeof found);
 }
 
-/* Rows [start, stop), which share a sequence. Its parts are taken from the end: what is found
- * nearer to the front takes the place of what was found before. */
-static void match_rows(const struct field *field, const uint8_t *in, const int64_t *wanted,
-                       int64_t start, int64_t stop, struct matches *matches)
+/* A sequence against n <= ROWS wanted values. Its parts are taken from the end: what is found
+ * nearer to the front takes the place of what was found before. Room and values for whole LANES.
+ */
+WIDE static void match_sequence(const struct field *field, const uint8_t *in,
+                                const int64_t *wanted, int64_t n, int64_t *count, int64_t *first)
 {
-    const int64_t size = bytes_of(field->dtype);
-    const int64_t length = length_of(field, in);
+    const int64_t size = bytes_of(field->dtype), length = length_of(field, in);
     int64_t entries[ROWS];
     for (int64_t from = (length - 1) / ROWS * ROWS; length > 0 && from >= 0; from -= ROWS) {
         const int64_t m = length - from < ROWS ? length - from : ROWS;
         load_whole(in + field->offset + from * size, size, field->dtype, m, entries);
-        match_entries(entries, from, m, wanted + start, stop - start, matches->count + start,
-                      matches->first + start);
+        for (int64_t row = 0; row < n; row += LANES)
+            match_lanes(entries, from, m, wanted + row, count + row, first + row);
     }
+}
+
+/* Rows [start, stop), which share a sequence. */
+static void match_rows(const struct field *field, const uint8_t *in, const int64_t *wanted,
+                       int64_t start, int64_t stop, struct matches *matches)
+{
+    const int64_t n = stop - start;
+    int64_t here[ROWS] = {0}, count[ROWS] = {0}, first[ROWS];
+    memcpy(here, wanted + start, (size_t)n * sizeof *here);
+    memset(first, 0xFF, sizeof first); /* -1 */
+    match_sequence(field, in, here, n, count, first);
+    memcpy(matches->count + start, count, (size_t)n * sizeof *count);
+    memcpy(matches->first + start, first, (size_t)n * sizeof *first);
 }
 
 static void match(const struct slot *slot, const struct records *left,
@@ -46,10 +68,6 @@ static void match(const struct slot *slot, const struct records *left,
 {
     int64_t wanted[ROWS];
     take_whole(&slot->right, right, n, wanted);
-    for (int64_t row = 0; row < n; row++) {
-        matches->count[row] = 0;
-        matches->first[row] = -1;
-    }
     for (int64_t start = 0, stop; start < n; start = stop) {
         const uint8_t *in = record(left, start);
         for (stop = start + 1; stop < n && record(left, stop) == in;)

@@ -7,6 +7,7 @@ arrays: `Pool` keeps them alive as long as the program that holds it.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -78,17 +79,10 @@ class Program(ctypes.Structure):
     )
 
 
-class Blocks(ctypes.Structure):
-    """What one call computes."""
-
-    _fields_ = (
-        *(("users", _AT), ("items", _AT), ("users_stride", _I64), ("items_stride", _I64)),
-        *(("n_users", _I64), ("n_items", _I64), ("user_of", _AT)),
-        *(("own_ids", _AT), ("own_stride", _I64)),
-    )
-
-
-STRUCTURES: Final = (Slot, SequenceSlot, Program, Blocks)
+#: `struct blocks`, what one call computes: the users' and items' first records and the bytes from
+#: one to the next, how many of each, user_of, known ids and their stride.
+BLOCKS: Final = struct.Struct("=9q")
+STRUCTURES: Final = (Slot, SequenceSlot, Program)
 
 
 class Pool:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from aggregation.crosses import OPERATORS as TABLE
 from aggregation.native.layouts import (
+    BLOCKS,
     OPERATORS,
-    Blocks,
     Field,
     Pool,
     Program,
     SequenceSlot,
     Slot,
 )
-from aggregation.native.library import Kernels, address
+from aggregation.native.library import Kernels, address, address_of_new
 from aggregation.tensors import Ids, Tensors
 from schemas.layout import NUMPY
 from schemas.plan import CrossPlan, OperandPlan, Plan, SequenceSlotPlan, ServicePlan, Side, SlotPlan
@@ -89,7 +89,7 @@ class NativeTensors:
         lengths = wide + high
         entries = lengths + U * len(self._capacities)
         out = np.empty(entries + U * self._entries, np.int32)
-        blocks = Blocks(
+        blocks = BLOCKS.pack(
             address(user),
             address(item),
             user.strides[0],
@@ -100,7 +100,7 @@ class NativeTensors:
             0 if own is None else address(own),
             0 if own is None else own.strides[0],
         )
-        if self._tensors(self._at, ctypes.addressof(blocks), address(out)):
+        if self._tensors(self._at, blocks, address_of_new(out)):
             return None
         listed, long = {}, {}
         for name, capacity in self._capacities:
@@ -113,8 +113,8 @@ class NativeTensors:
     def own_ids(self, item: Block) -> Ids:
         """As `ServiceProgram.own_ids`: (N, So) int32."""
         out = np.empty((len(item), self._own_width), np.int32)  # (N, So)
-        blocks = Blocks(items=address(item), items_stride=item.strides[0], n_items=len(item))
-        self._own_ids(self._at, ctypes.addressof(blocks), address(out))
+        blocks = BLOCKS.pack(0, address(item), 0, item.strides[0], 0, len(item), 0, 0, 0)
+        self._own_ids(self._at, blocks, address_of_new(out))
         return out
 
     def takes(self, user: Block, item: Block) -> bool:

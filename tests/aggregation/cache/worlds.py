@@ -143,7 +143,6 @@ def assert_as_stored(
     block = program.item_block(raw_of(program, stored, ids), ids, now_ms)
     assert side.own_ids is not None
     assert side.block.values.tobytes() == block.values.tobytes()
-    assert side.block.null.tolist() == block.null.tolist()
     assert side.block.status.tolist() == block.status.tolist()
     assert side.block.fences.tolist() == block.fences.tolist()
     assert side.own_ids.tolist() == program.own_ids(block).tolist()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aggregation.block import SideBlock
 from aggregation.crosses import OPERATORS as TABLE
-from aggregation.native.layouts import OPERATORS, STRUCTURES
+from aggregation.native.layouts import BLOCKS, OPERATORS, STRUCTURES
 from aggregation.native.library import Kernels, address
 from aggregation.program import ServiceProgram
 from aggregation.tensors import Tensors
@@ -131,7 +131,7 @@ def test_crosses_of_many_users_need_their_users(built: Kernels) -> None:
 
 
 def test_structures_are_laid_out_alike_on_both_sides(built: Kernels) -> None:
-    sizes = np.zeros(len(STRUCTURES), np.int64)
+    sizes = np.zeros(len(STRUCTURES) + 1, np.int64)
     built.sizes(address(sizes))
-    assert sizes.tolist() == [ctypes.sizeof(each) for each in STRUCTURES]
+    assert sizes.tolist() == [*(ctypes.sizeof(each) for each in STRUCTURES), BLOCKS.size]
     assert set(OPERATORS) == set(TABLE)
