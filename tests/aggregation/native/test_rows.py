@@ -36,6 +36,7 @@ from schemas.plan import (
 from schemas.row import TOMBSTONE_MS, Rows, empty_rows, encode_rows, seal
 from schemas.status import Status
 from schemas.stored import Run, StoredRows
+from schemas.values import null_mask
 from tests.aggregation.functions import functions_view
 from tests.aggregation.plans import activity_view, batch_view, small_view, users_view
 from tests.aggregation.strategies import SPAN_MS, T0, histories
@@ -113,7 +114,8 @@ def same(left: SideBlock, right: SideBlock, foreign: bool = False) -> None:
         if foreign:
             one, other = meant(left, name), meant(right, name)
         assert one.tobytes() == other.tobytes(), (name, one, other)
-    assert np.array_equal(left.null, right.null)
+    for side in (left, right):
+        assert side.null is None or np.array_equal(side.null, null_mask(side.values))
     assert np.array_equal(left.status, right.status)
     assert np.array_equal(left.fences, right.fences)
     assert left.newest_ms == right.newest_ms
