@@ -1,7 +1,7 @@
 """A client of the ranking service over gRPC: typed, with a blocking face and one for asyncio.
 
     with RankingClient("127.0.0.1:8090") as client:
-        page = client.rank(712, candidates, timeout_ms=100)
+        page = client.rank(712, candidates, Asked(timeout_ms=100))
         page.page_ids, page.degraded
 
     async with AsyncRankingClient("127.0.0.1:8090", connections=4) as client:
@@ -10,92 +10,53 @@
 A call has `timeout_ms` for everything; the service is told, and answers within it with what it has
 (`degraded` says what was missing). Nothing is asked twice unless `retries` says so, and then only
 what the service refused to begin (overloaded, away), on the same deadline and under the same
-request id. Needs numpy, grpcio and protobuf; no model code is loaded.
+request id. Needs numpy, grpcio and protobuf; no model code is loaded. Over HTTP:
+`predictor.http_client`, the same types.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 import numpy as np
-from numpy.typing import NDArray
 
 from predictor import grpc_messages as messages
+from predictor.calls import (
+    AWAY,
+    DEFAULT_TIMEOUT_MS,
+    DTYPES,
+    PLAIN,
+    Asked,
+    Attempts,
+    Ids,
+    Reply,
+    no_answer,
+)
 from predictor.grpc_codec import error_parts
 from schemas.errors import RequestError
 
-I64 = NDArray[np.int64]
-F32 = NDArray[np.float32]
-Ids = Sequence[int] | I64
-DEFAULT_TIMEOUT_MS: Final = 500.0
+__all__ = ["Asked", "AsyncRankingClient", "Ids", "RankingClient", "Reply"]
+
 _INFER: Final = f"/{messages.SERVICE}/ModelInfer"
 _READY: Final = f"/{messages.SERVICE}/ServerReady"
-_DTYPES: Final = {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4", "UINT8": "u1"}
 _STATUSES: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.INTERNAL: 500,
 }
-_AWAY: Final = 503
 _NOT_BEGUN: Final = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,  # reset by a server with too many calls to look at them
 )
-_FIRST_PAUSE_S: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a call may say beside user and candidates.
-
-    page_size, now_ms: the service's own unless given. request_id: made here unless given; send it
-    with the actions that follow. outputs: the model's default ones unless named. version: the
-    fingerprint of the feature service that the caller's own model was made for, "" for any.
-    """
-
-    timeout_ms: float = DEFAULT_TIMEOUT_MS
-    page_size: int | None = None
-    now_ms: int | None = None
-    request_id: uuid.UUID | None = None
-    outputs: Sequence[str] = ()
-    version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """outputs: tensors by name. parameters: what served, its clock, counts of statuses. version: of
-    the model."""
-
-    request_id: uuid.UUID
-    version: str
-    outputs: Mapping[str, NDArray[Any]]
-    parameters: Mapping[str, str | int] = field(default_factory=dict)
-
-    @property
-    def degraded(self) -> tuple[str, ...]:
-        """What was missing; empty for a whole answer."""
-        return tuple(filter(None, str(self.parameters.get("degraded", "")).split(",")))
-
-    @property
-    def page_ids(self) -> I64:
-        """(K,) the ranked page, best first. Raises KeyError where it was not asked for."""
-        return self.outputs["page_ids"]
-
-    @property
-    def page_scores(self) -> F32:
-        """(K,) of the page, NaN where nothing was scored. Raises KeyError as `page_ids`."""
-        return self.outputs["page_scores"]
 
 
 class RankingClient:
@@ -108,12 +69,12 @@ class RankingClient:
         self._channels = [grpc.insecure_channel(address, _options()) for _ in range(connections)]
         self._stubs = itertools.cycle([_infer_stub(channel) for channel in self._channels])
 
-    def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = Asked()) -> Reply:
+    def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
         """A page of the candidates. Raises RequestError: its parts are the service's; status 503
         where there was no answer in time."""
         return self._call("rank", user_id, candidate_ids, asked)
 
-    def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = Asked()) -> Reply:
+    def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
         """The tensors that a model would read. Raises as `rank`."""
         return self._call("aggregate", user_id, candidate_ids, asked)
 
@@ -131,12 +92,13 @@ class RankingClient:
             channel.close()
 
     def _call(self, model: str, user_id: int, candidate_ids: Ids, asked: Asked) -> Reply:
-        call = _Call(request_of(model, user_id, candidate_ids, asked), asked, self._retries)
+        request = request_of(model, user_id, candidate_ids, asked)
+        attempts = Attempts(asked, self._retries)
         while True:
             try:
-                return reply_of(next(self._stubs)(call.request, timeout=call.left_s))
+                return reply_of(next(self._stubs)(request, timeout=attempts.left_s))
             except grpc.RpcError as error:
-                time.sleep(call.pause_s(error))
+                time.sleep(attempts.pause_s(refusal(error), begun=_begun(error)))
 
     def __enter__(self) -> Self:
         return self
@@ -160,11 +122,11 @@ class AsyncRankingClient:
         self._channels = opened
         self._stubs = itertools.cycle([_infer_stub(channel) for channel in opened])
 
-    async def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = Asked()) -> Reply:
+    async def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
         """As RankingClient."""
         return await self._call("rank", user_id, candidate_ids, asked)
 
-    async def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = Asked()) -> Reply:
+    async def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
         """As RankingClient."""
         return await self._call("aggregate", user_id, candidate_ids, asked)
 
@@ -183,12 +145,13 @@ class AsyncRankingClient:
             await channel.close()
 
     async def _call(self, model: str, user_id: int, candidate_ids: Ids, asked: Asked) -> Reply:
-        call = _Call(request_of(model, user_id, candidate_ids, asked), asked, self._retries)
+        request = request_of(model, user_id, candidate_ids, asked)
+        attempts = Attempts(asked, self._retries)
         while True:
             try:
-                return reply_of(await next(self._stubs)(call.request, timeout=call.left_s))
+                return reply_of(await next(self._stubs)(request, timeout=attempts.left_s))
             except grpc.RpcError as error:
-                await asyncio.sleep(call.pause_s(error))
+                await asyncio.sleep(attempts.pause_s(refusal(error), begun=_begun(error)))
 
     async def __aenter__(self) -> Self:
         return self
@@ -225,7 +188,7 @@ def request_of(model: str, user_id: int, candidate_ids: Ids, asked: Asked) -> An
 def reply_of(message: Any) -> Reply:
     """A ModelInferResponse, its tensors over the message's own bytes."""
     outputs = {
-        each.name: np.frombuffer(raw, _DTYPES[each.datatype]).reshape(each.shape)
+        each.name: np.frombuffer(raw, DTYPES[each.datatype]).reshape(each.shape)
         for each, raw in zip(message.outputs, message.raw_output_contents, strict=True)
     }
     parameters = {
@@ -235,43 +198,14 @@ def reply_of(message: Any) -> Reply:
     return Reply(uuid.UUID(message.id), message.model_version, outputs, parameters)
 
 
-class _Call:
-    """One call on its deadline, over all its attempts."""
-
-    def __init__(self, request: Any, asked: Asked, retries: int) -> None:
-        self.request = request
-        self._ends_s = time.monotonic() + asked.timeout_ms / 1000
-        self._retries = retries
-        self._pause_s = _FIRST_PAUSE_S
-
-    @property
-    def left_s(self) -> float:
-        return max(self._ends_s - time.monotonic(), 0.0)
-
-    def pause_s(self, error: Any) -> float:
-        """How long to wait before the next attempt. Raises RequestError where there is none."""
-        pause_s = self._pause_s * random.uniform(0.5, 1.5)
-        if not self._retries or error.code() not in _NOT_BEGUN or pause_s >= self.left_s:
-            raise refusal(error) from None
-        self._retries -= 1
-        self._pause_s *= 2
-        return pause_s
-
-
 def refusal(error: Any) -> RequestError:
     """A failed call as the service's own refusal, or as no answer."""
     trailers: Iterable[Any] = error.trailing_metadata() or ()
     details = [value for key, value in trailers if key == messages.STATUS_TRAILER]
     parts = error_parts(details[0]) if details else None
-    status = _STATUSES.get(error.code(), _AWAY)
+    status = _STATUSES.get(error.code(), AWAY)
     if parts is None:
-        return RequestError(
-            "service",
-            required="an answer in time",
-            got=f"{error.code().name}: {error.details()}"[:200],
-            do="look at the ranking service",
-            status=status,
-        )
+        return no_answer(f"{error.code().name}: {error.details()}", status)
     return RequestError(
         parts["where"],
         required=parts["required"],
@@ -279,6 +213,10 @@ def refusal(error: Any) -> RequestError:
         do=parts["do"],
         status=status,
     )
+
+
+def _begun(error: Any) -> bool:
+    return error.code() not in _NOT_BEGUN
 
 
 # --- channels -------------------------------------------------------------------------------

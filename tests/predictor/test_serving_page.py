@@ -32,7 +32,7 @@ def here(example: str, running: RunningServer) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert (len(PYTHON), len(CONSOLE)) == (3, 1)
+    assert (len(PYTHON), len(CONSOLE)) == (4, 1)
 
 
 def test_python(running: RunningServer) -> None:
@@ -46,10 +46,11 @@ def test_python(running: RunningServer) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    page, shape, firsts, *others = ended.stdout.splitlines()
+    page, shape, firsts, by_http, *others = ended.stdout.splitlines()
     assert re.match(r"\[\d+ +\d+\] \[.*\] \(.*\) [0-9a-f-]{36}", page)
     assert re.match(r"\(3, \d+\)", shape)
     assert len(firsts.split(",")) == 2
+    assert by_http == "(2,)"
     assert len(others) == 2
     assert others[0] == others[1], "both protocols"
 
