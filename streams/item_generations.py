@@ -1,8 +1,9 @@
 """Which generations of item views stand where in each re-keyed partition, and catching up.
 
 A saved pair (`streams.source_table`) names the generations whose rows hold all before its position.
-One that is published new joins there, which is its floor. One that was filled has a pair of its
-own, of its floor: it lags until what lies between has been folded into it, with the table that
+One that is published new joins there, which is its floor. Each has a pair of its own, of its floor.
+One that the partition's pair does not name, since it was filled or a worker with an older plan had
+the partition meanwhile, lags until what lies between has been folded into it, with the table that
 belongs to its own position; the stream goes on meanwhile (`streams.catching_up` says how and why).
 Where the log does not hold that any more, nothing more is folded into it there (`streams.gaps`).
 """
@@ -24,7 +25,7 @@ from streams.generations import NOTHING, Key, Offsets, record_floors
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.servers import Servers
 from streams.source import Source
-from streams.source_table import Pair, PairStore
+from streams.source_table import Pair, PairStore, SourceTable
 
 Place = tuple[Key, int]  # generation, partition
 
@@ -119,19 +120,32 @@ class ItemGenerations:
     async def _take_up(self, view: ViewPlan, pairs: Mapping[int, Pair]) -> None:
         epoch = self._target.epoch
         unnamed = [p for p, pair in pairs.items() if view.key not in pair.folded]
-        own = await asyncio.gather(*(self._pairs_of(view).load(p) for p in unnamed))
-        filled = {p: pair for p, pair in zip(unnamed, own, strict=True) if pair.version > 0}
-        for partition, pair in filled.items():
+        own = await asyncio.gather(*(self._own_pair(view, p, pairs[p]) for p in unnamed))
+        begun = dict(zip(unnamed, own, strict=True))
+        for partition, pair in begun.items():
             if pair.epoch != epoch:
                 await self._target.check()  # where the pair is of a newer log, this one is lost
                 if pair.table != pairs[partition].table:
                     await self._lose((view.key, partition), pair, END)
             elif pair.next_offset < pairs[partition].standing(epoch):
                 self._lagging[view.key, partition] = pair
-        floors = {p: (epoch, pairs[p].standing(epoch)) for p in unnamed if p not in filled}
+        floors = {p: (pair.epoch, pair.next_offset) for p, pair in begun.items()}
         topic, group = self._config.item_topic, self._config.item_group
         await record_floors(self._store, topic, group, view, floors)
         self._known |= {(view.key, partition) for partition in pairs}
+
+    async def _own_pair(self, view: ViewPlan, partition: int, pair: Pair) -> Pair:
+        """Where the generation begins in a partition: it was filled up to there, or joins here.
+
+        Whoever has an older plan may move the partition's pair on before that names the generation,
+        which then lags from its own pair on.
+        """
+        stored, epoch = self._pairs_of(view), self._target.epoch
+        own = await stored.load(partition)
+        if own.version == 0:
+            own = Pair(epoch, pair.standing(epoch), SourceTable(dict(pair.table.reached)), 0)
+            await stored.save(partition, own)
+        return own
 
     async def _lose(self, place: Place, own: Pair, end: int) -> None:
         """Nothing more is folded into the generation there: what it lacks next is in no log."""

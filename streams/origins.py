@@ -92,8 +92,9 @@ async def item_origin(
     for partition in range(config.partitions):
         pair = await ours.load(partition)
         if pair.version == 0:
-            pair = _start(await theirs.load(partition), target)
+            pair = _start(await theirs.load(partition), source, target)
             await ours.save(partition, pair)
+        _check_begun(view, pair, source)
         pairs[partition] = pair
     wanted = {p: (pair.epoch, pair.next_offset) for p, pair in pairs.items()}
     floors = await _record(store, (topic, group), view, wanted, target)
@@ -143,10 +144,23 @@ def _here(mark: object, log: Log) -> bool:
     return getattr(mark, "epoch", 0) == log.epoch
 
 
-def _start(pair: Pair, target: Log) -> Pair:
-    """A pair of the generation's own: where the log is another, its beginning."""
-    table = SourceTable(dict(pair.table.reached))
-    return Pair(target.epoch, pair.standing(target.epoch), table, 0)
+def _start(pair: Pair, source: Log, target: Log) -> Pair:
+    """A pair of the generation's own: where the re-keyed log is another, its beginning."""
+    table, at = SourceTable(dict(pair.table.reached)), pair.standing(target.epoch)
+    return Pair(target.epoch, at, table, 0, source_epoch=source.epoch)
+
+
+def _check_begun(view: ViewPlan, pair: Pair, source: Log) -> None:
+    """Raises StreamError where an earlier log of the source was there when the filling began: now
+    that log is history as a whole, and what was re-keyed of it behind the pair would count twice.
+    """
+    if pair.source_epoch != source.epoch:
+        raise StreamError(
+            f"filling of {view.name}@{view.generation}",
+            required=f"the log of {source.topic} that it began with (epoch {pair.source_epoch})",
+            got=f"epoch {source.epoch}: the broker lost that log",
+            do=_AGAIN,
+        )
 
 
 def _fences(floors: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:

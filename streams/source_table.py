@@ -79,7 +79,8 @@ class SourceTable:
 class Pair:
     """A table and its re-key position. epoch: of the re-keyed log that next_offset is in; 0 where
     nothing was saved yet. version: of the saved text. folded: (view, generation) whose rows hold
-    all before next_offset. ended: {epoch of a lost log: the position that was saved in it}."""
+    all before next_offset. ended: {epoch of a lost log: the position that was saved in it}.
+    source_epoch: of a generation that is filled, the source's log that there was when it began."""
 
     epoch: int
     next_offset: int
@@ -87,6 +88,7 @@ class Pair:
     version: int
     folded: frozenset[tuple[str, int]] = frozenset()
     ended: dict[int, int] = field(default_factory=dict)
+    source_epoch: int = 0
 
     def enter(self, epoch: int, source_epoch: int) -> None:
         """Begin with another re-keyed log than before.
@@ -124,6 +126,7 @@ def dump_pair(pair: Pair, version: int) -> str:
             "sent_ms": {str(p): at for p, at in sorted(pair.table.sent_ms.items())},
             "ended": {str(epoch): at for epoch, at in sorted(pair.ended.items())},
             "folded": sorted(map(list, pair.folded)),
+            "source_epoch": pair.source_epoch,
         }
     )
 
@@ -142,6 +145,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
         folded = frozenset((str(view), int(number)) for view, number in held.get("folded", ()))
         ended = {int(epoch): int(at) for epoch, at in held.get("ended", {}).items()}
         sent_ms = {int(p): int(at) for p, at in held.get("sent_ms", {}).items()}
+        source_epoch = int(held.get("source_epoch", 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StreamError(
             f"store, {key}",
@@ -150,7 +154,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
             do="rebuild the item views from the archive: nobody knows what they hold",
         ) from None
     table = SourceTable(reached, sent_ms)
-    return Pair(numbers[0], numbers[1], table, numbers[2], folded, ended)
+    return Pair(numbers[0], numbers[1], table, numbers[2], folded, ended, source_epoch)
 
 
 class PairStore:

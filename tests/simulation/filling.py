@@ -31,7 +31,7 @@ from tests.simulation.broker import Broker, TopicLog
 from tests.simulation.history import place_of, staged_of
 from tests.simulation.loop import OWNER, VirtualLoop
 from tests.simulation.member import why_ended
-from tests.simulation.reference import PARTITIONS, Reference
+from tests.simulation.reference import PARTITIONS, Origin, Reference
 from tests.simulation.server import Server, VirtualStore
 
 #: A backfill waits for workers as long as they need.
@@ -185,7 +185,13 @@ class Fillings:
         if fence is None or epoch == 0:
             return False
         partition = place_of(int(rest.partition(":")[2][1:-1]), PARTITIONS)
-        return fence[0] < epoch or fence[1] < log.first[partition]
+        here = fence[0] < epoch or fence[1] < log.first[partition]
+        return here and not any(map(self._is_logged, self.reference.held.get(key, ())))
+
+    def _is_logged(self, origin: Origin) -> bool:
+        """The users' topic holds it; for as long as that, what is re-keyed again has its row."""
+        log = self.broker.logs[self.config.topic]
+        return origin[0] == log.topic_id and origin[2] >= log.first[origin[1]]
 
     def _write(self) -> None:
         """What is archived, to disk."""

@@ -204,6 +204,10 @@ def forget_deletions(view: Any, rows: Any, row_index: Any, actions: Any, sent_ms
     return fold(view, rows, row_index, actions, sent_ms)
 
 
+def begin_with_any_source(*_: Any) -> None:
+    return
+
+
 async def never_wait(*_: Any) -> None:
     return
 
@@ -228,6 +232,9 @@ WHAT_LAGS_TAKES_NOTHING: Final = Mutant(
 )
 A_FILLING_IS_OF_ONE_HISTORY: Final = Mutant(
     "a filling is of one history", pools, "check_history", trust_any_history
+)
+A_FILLING_IS_OF_ONE_SOURCE: Final = Mutant(
+    "a filling is of one source", origins, "_check_begun", begin_with_any_source
 )
 WHAT_IS_LEFT_TO_TELL_COMES_AFTER: Final = Mutant(
     "a staged generation is written once the other told", lanes.Lanes, "enter", wait_for_nobody

@@ -14,6 +14,7 @@ from tests.oracle.fold import in_time
 from tests.simulation.loop import SimulationError
 from tests.simulation.mutants import (
     A_FILLING_IS_OF_ONE_HISTORY,
+    A_FILLING_IS_OF_ONE_SOURCE,
     A_LOST_LOG_GETS_NO_NUMBER,
     ROWS_AHEAD_ARE_REFUSED,
     WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
@@ -25,8 +26,8 @@ from tests.simulation.rest import aside, come_to_rest, happen_next, judge
 from tests.simulation.world import REAL, Event, World
 
 USERS, ITEMS = 0, 1
-#: A backfill of the user view alone, with no end to its rows.
-ONLY_USERS = 49
+#: A backfill of the user view alone, and of the item view, with no end to its rows.
+ONLY_USERS, ONLY_ITEMS = 49, 97
 
 
 @pytest.fixture
@@ -225,6 +226,35 @@ def test_a_filling_writes_nothing_into_a_store_that_was_wiped_since(broken: bool
 def wiped_anywhere() -> int:
     """At how many places of a filling the store was wiped: at each."""
     return next(after for after in count() if not wiped_in_a_filling(after))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_filling_of_items_ends_with_the_log_that_it_began_with(
+    world: World, broken: bool
+) -> None:
+    """Run again after its source was lost, it would take the lost log as a whole from the archive,
+    and once more what was re-keyed of it behind the floors."""
+    with A_FILLING_IS_OF_ONE_SOURCE.applied() if broken else nullcontext():
+        produce(world, 8)
+        assert come_to_rest(world)
+        assert world.happen(Event("backfill", ONLY_ITEMS))
+        operator = world.fillings.operator
+        assert operator is not None
+        go_on(world, operator.name, "store get encore:floors")
+        assert world.happen(Event("interrupt", 1))
+        produce(world, 14)
+        stream_alone(world, "nobody")
+        for partition in range(2):
+            log = world.broker.logs["actions"]
+            world.fillings.archived(log, partition, log.end(partition))
+        assert world.happen(Event("lose", 0))
+        if broken:
+            with pytest.raises(SimulationError, match=r"i@2"):
+                come_to_rest(world)
+        else:
+            assert come_to_rest(world)
+            judge(world, "user item")
+            assert any("the broker lost that log" in line for line in world.story)
 
 
 @pytest.mark.parametrize("broken", [False, True])

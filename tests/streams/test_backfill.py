@@ -93,6 +93,9 @@ def test_an_item_view_begins_at_saved_pairs_with_their_tables() -> None:
         moved = await theirs.load(0)
         await theirs.save(0, replace(moved, next_offset=20))
         assert await item_origin(store, CONFIG, ITEMS, (LOG, REKEYED)) == origin
+        lost = r"that it began with \(epoch 2\), got epoch 3: the broker lost that log"
+        with pytest.raises(StreamError, match=lost):
+            await item_origin(store, CONFIG, ITEMS, (Log("t", "id-3", 3), REKEYED))
 
     asyncio.run(scenario())
 

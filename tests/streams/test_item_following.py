@@ -167,6 +167,31 @@ def test_a_filled_generation_whose_log_is_lost_takes_nothing_more(
     assert "lacks what lies from offset 8 on in epoch 1 of t.by-item/0" in caplog.text
 
 
+def test_a_generation_that_joined_lacks_what_an_older_plan_moved_past() -> None:
+    """Whoever joined it died before the partition's pair named it; another folded on without it."""
+    config = StreamConfig("nowhere:1", "nowhere", Path("."), topic="t", group="g", partitions=2)
+    view = replace(small_view(), entity="item", source=config.item_topic, generation=2)
+    store, facts = AsyncMemoryRowStore(), TopicFacts(config.item_topic, "id-2", 2)
+
+    async def begun(next_offset: int) -> ItemGenerations:
+        made = ItemGenerations(config, REAL_SERVERS, store, Source(Nobody(), facts, 2, 100))
+        await made.begin([view], {0: Pair(2, next_offset, SourceTable({0: (1, 9)}), 3)})
+        return made
+
+    async def scenario() -> None:
+        assert (await begun(8)).folded(0) == {view.key}
+        passed = await begun(11)
+        assert passed.folded(0) == set()
+        assert passed.floors == {view.key: {0: NOTHING}}, "until it has been caught up from 8 on"
+        name = generation_group(config.item_group, view.name, 2)
+        own = await PairStore(store, config.item_topic, name, 100).load(0)
+        assert (own.next_offset, own.table.reached) == (8, {0: (1, 9)})
+        floors = await recorded_floors(store, config.item_topic, config.item_group, view)
+        assert floors == {0: (2, 8)}
+
+    asyncio.run(scenario())
+
+
 class Nobody:
     """A `streams.servers.TopicAdmin` of a topic that is as it was."""
 
