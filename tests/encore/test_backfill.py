@@ -27,7 +27,7 @@ from streams.backfill import BackfillConfig
 from streams.producer import ActionProducer
 from tests.encore.test_evolution import TICK_MS, VIEW, Load, Running, actions, added, under_load
 from tests.encore.test_evolution import stack as stack
-from tests.streams.support import T0, assert_rows_equal_oracle, read_topic, wait_until
+from tests.streams.support import T0, assert_rows_equal_oracle, patient, read_topic, wait_until
 from tests.streams.test_item_worker import assert_item_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("stack")]
@@ -73,7 +73,7 @@ def start(stack: Running) -> None:
 def wait_begun(stack: Running) -> None:
     """Until both workers have stored rows: what lies before a floor is then not nothing."""
     keys = {name: row_keys(name, 1, list(range(1, 90))) for name in (VIEW, ITEM_VIEW)}
-    with RedisRowStore(stack.settings.store_url) as store:
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
         wait_until(lambda: all(any(store.read(each)) for each in keys.values()), 60)
 
 
@@ -137,7 +137,7 @@ def test_a_feature_added_and_filled_under_load(stack: Running) -> None:
     }
     assert statuses <= {"PRESENT", "NOT_FOUND"}
     sent = log_of(stack, load)
-    with RedisRowStore(stack.settings.store_url) as store:
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
         caught_up(stack, store, sent)
         assert stack.processes.stop("stream") == 0
         assert stack.processes.stop("items") == 0
@@ -156,7 +156,7 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
     done = stack.json("backfill", VIEW, "--cores", "1")
     assert (done["version"], done["resumed"]) == (2, False)
     assert plan_view(stack, VIEW).generation == 2
-    with RedisRowStore(stack.settings.store_url) as store:
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
         raw = store.read(row_keys(VIEW, 2, np.arange(5).tolist()))
     assert [read_fence(row) for row in raw] == [None] * 5
     assert Path(stack.settings.data_dir).exists()
@@ -228,7 +228,7 @@ def test_interrupted_anywhere_it_goes_on_when_run_again(
     for name in ("user", "item", "time_ms"):
         old[name] = [line[name] for line in lines[:-1]]
     old["type"] = [kinds[str(line["type"])] for line in lines[:-1]]
-    with RedisRowStore(settings.store_url) as store:
+    with RedisRowStore(patient(settings.store_url)) as store:
         assert_rows_equal_oracle(store, view, [(old, T0), *sent])
 
 
@@ -239,5 +239,5 @@ def wait_folded(settings: Settings, ends: dict[int, int]) -> None:
         marks = store.get_progress(ACTIONS_TOPIC, settings.group)
         return all(p in marks and marks[p].next_offset >= end for p, end in ends.items())
 
-    with RedisRowStore(settings.store_url) as store:
+    with RedisRowStore(patient(settings.store_url)) as store:
         wait_until(there, 60)

@@ -33,7 +33,7 @@ from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from streams.generations import parse_floors
 from streams.producer import ActionProducer
 from streams.replay import find_mark, wait_stored
-from tests.streams.support import T0, assert_rows_equal_oracle, read_topic, wait_until
+from tests.streams.support import T0, assert_rows_equal_oracle, patient, read_topic, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.xdist_group("stack")]
 
@@ -65,19 +65,19 @@ class Load:
         settings, topic = self.settings, ACTIONS_TOPIC
         with ActionProducer(settings.bootstrap, topic, settings.partitions) as producer:
             async with (
-                AsyncRedisRowStore(settings.store_url) as store,
+                AsyncRedisRowStore(patient(settings.store_url)) as store,
                 RankClient(self.url) as client,
             ):
                 mark = await find_mark(store, settings.bootstrap, topic, settings.group)
                 while not self.stop.is_set():
                     now_ms = T0 + self.ticks * TICK_MS
-                    await wait_stored(mark, self.ends, 30.0)
+                    await wait_stored(mark, self.ends, 60.0)
                     asked = [request(user, now_ms) for user in range(1, USERS, 3)]
                     self.replies += await asyncio.gather(*map(client.rank, asked))
                     sent = actions(self.ticks, now_ms)
                     self.ends |= await asyncio.to_thread(producer.send, sent, now_ms + TICK_MS)
                     self.ticks += 1
-                await wait_stored(mark, self.ends, 30.0)
+                await wait_stored(mark, self.ends, 60.0)
 
     def go_on(self, ticks: int) -> None:
         """Return once so many more ticks are done."""
@@ -224,7 +224,7 @@ def test_a_feature_added_changed_and_removed_under_load(stack: Running) -> None:
     assert stack.json("plan")["features"] == []
     check_replies(load.replies)
     assert stack.processes.stop("stream") == 0
-    with RedisRowStore(stack.settings.store_url) as store:
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
         check_rows(store, stack.settings, plans, load.ends)
 
 
@@ -232,7 +232,7 @@ def folds(settings: Settings, plan: Plan) -> bool:
     """Whether the worker has taken this plan over: its generation has floors."""
     generation = plan.view(VIEW).generation
     key, _ = floors_keys(ACTIONS_TOPIC, settings.group, VIEW, generation)
-    with RedisRowStore(settings.store_url) as store:
+    with RedisRowStore(patient(settings.store_url)) as store:
         return store.get_text(key) is not None
 
 

@@ -32,6 +32,7 @@ from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.row import TOMBSTONE_MS, decode_rows, encode_rows, read_fence
 from store.base import RowStore
 from store.redis_store import RedisRowStore
+from store.wire import StoreConfig
 from streams.clients import KafkaProducer
 from streams.config import StreamConfig
 from streams.producer import ActionProducer, producer_settings
@@ -39,6 +40,8 @@ from tests.aggregation.plans import small_view
 from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
 
 T0 = 1_650_800_000_000
+#: A process that is started anew imports for seconds, on a busy machine for many.
+KILLED_S = 120.0
 PARTITIONS = 2
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +147,11 @@ def describe(view: ViewPlan, raw: bytes | None, state: Any) -> str:
     return f"got { ({k: v[0].tolist() for k, v in rows.values.items()}) }, want {state}"
 
 
+def patient(url: str) -> StoreConfig:
+    """For a test's own questions: a busy machine may hold the store up for seconds."""
+    return StoreConfig(url, timeout_ms=30_000, connect_timeout_ms=30_000)
+
+
 # --- a stack of one test --------------------------------------------------------------------
 
 
@@ -159,7 +167,7 @@ class Stack:
         return self.plan.views[0]
 
     def store(self) -> RedisRowStore:
-        return RedisRowStore(self.config.store_url)
+        return RedisRowStore(patient(self.config.store_url))
 
     def publish(self) -> None:
         """All tests of a worker share one plan key: whoever starts a process publishes first."""
@@ -179,7 +187,7 @@ def make_stack(bootstrap: str, store_url: str, data_dir: Path, **overrides: Any)
         partitions=PARTITIONS,
         session_timeout_s=2.0,
         commit_interval_s=0.2,
-        patience_ms=5_000,
+        patience_ms=20_000,
     )
     return Stack(replace(config, **overrides), own_plan(name))
 
@@ -313,7 +321,7 @@ def killed_under_load(stack: Stack, kind: str, stored: Callable[[Stack], int], k
         for _ in range(kills):
             with running(kind, stack) as process:
                 reached = stored(stack)
-                wait_until(partial(_grown, stored, stack, reached), 60)
+                wait_until(partial(_grown, stored, stack, reached), KILLED_S)
                 time.sleep(dice.uniform(0, 0.3))
                 process.kill()
     return load

@@ -25,6 +25,7 @@ from tests.streams.support import (
     Stack,
     assert_rows_equal_oracle,
     make_stack,
+    patient,
     running,
     some_actions,
     wait_stored,
@@ -83,7 +84,7 @@ def stage_filled(stack: Stack, view: ViewPlan, floors: dict[int, int]) -> None:
     """As a backfill of nothing leaves the store."""
 
     async def record() -> None:
-        async with AsyncRedisRowStore(stack.config.store_url) as store:
+        async with AsyncRedisRowStore(patient(stack.config.store_url)) as store:
             wanted = {p: (1, at) for p, at in floors.items()}
             await record_floors(store, stack.config.topic, stack.config.group, view, wanted)
 

@@ -45,7 +45,7 @@ from streams.desk import Desk
 from streams.log_reader import KafkaLogReader
 from streams.messages import record_headers
 from streams.producer import producer_settings
-from tests.streams.support import T0, raw_producer, read_topic, some_actions, user_of
+from tests.streams.support import T0, patient, raw_producer, read_topic, some_actions, user_of
 
 PARTITIONS = 2
 
@@ -76,7 +76,7 @@ class Post:
         producer: Any = KafkaProducer(**producer_settings(self.config.bootstrap))
         reader = KafkaLogReader(self.config.bootstrap, 5_000)
         try:
-            async with AsyncRedisRowStore(self.config.store_url) as store:
+            async with AsyncRedisRowStore(patient(self.config.store_url)) as store:
                 redriver = Redriver(
                     self.config.bootstrap,
                     store,
@@ -240,7 +240,7 @@ def test_a_record_that_cannot_be_read_stops_a_run(post: Post, text: str) -> None
     assert facts is not None
 
     async def damage() -> None:
-        async with AsyncRedisRowStore(post.config.store_url) as store:
+        async with AsyncRedisRowStore(patient(post.config.store_url)) as store:
             await store.put_text(redriven_keys(facts.name, facts.topic_id)[0], text)
 
     asyncio.run(damage())
@@ -255,7 +255,7 @@ class TestDesk:
     def ask(self, post: Post, work: Callable[[Desk], Any], topic: str = "") -> Any:
         async def run() -> Any:
             async with (
-                AsyncRedisRowStore(post.config.store_url) as store,
+                AsyncRedisRowStore(patient(post.config.store_url)) as store,
                 Desk(post.config, store, topic or post.topic, lambda: T0) as desk,
             ):
                 return await work(desk)

@@ -37,6 +37,7 @@ from tests.streams.support import (
     T0,
     Stack,
     make_stack,
+    patient,
     running,
     some_actions,
     wait_until,
@@ -92,7 +93,7 @@ def ask(stack: Stack, question: Any) -> Any:
     """Ask an async question of the store."""
 
     async def asked() -> Any:
-        async with AsyncRedisRowStore(stack.config.store_url) as store:
+        async with AsyncRedisRowStore(patient(stack.config.store_url)) as store:
             return await question(store)
 
     return asyncio.run(asked())

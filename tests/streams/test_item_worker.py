@@ -25,6 +25,7 @@ from streams.producer import ActionProducer
 from streams.replay import StreamMark, item_mark, ticks_of
 from streams.replay import wait_stored as wait_mark
 from tests.streams.support import (
+    KILLED_S,
     PARTITIONS,
     T0,
     Stack,
@@ -32,6 +33,7 @@ from tests.streams.support import (
     killed_under_load,
     make_stack,
     own_plan,
+    patient,
     raw_producer,
     read_topic,
     running,
@@ -59,7 +61,7 @@ def wait_items(stack: Stack, ends: dict[int, int], timeout_s: float = 60) -> Non
     config = stack.config
 
     async def wait() -> None:
-        async with AsyncRedisRowStore(config.store_url) as store:
+        async with AsyncRedisRowStore(patient(config.store_url)) as store:
             mark = StreamMark(store, config.topic, config.group, 1)
             await wait_mark(item_mark(mark, config.item_group, PARTITIONS), ends, timeout_s)
 
@@ -127,10 +129,11 @@ def watermarks_ms(stack: Stack) -> dict[int, int]:
 
 @pytest.mark.kill
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_killed_while_re_keying_and_folding(stack: Stack) -> None:
     load = killed_under_load(stack, "items", folded_messages, KILLS)
     with running("items", stack) as items:
-        wait_items(stack, load.ends, 60)
+        wait_items(stack, load.ends, KILLED_S)
         assert items.terminate() == 0
     with stack.store() as store:
         assert_item_rows(store, stack.view, load.sent)
@@ -186,7 +189,7 @@ def next_offset(stack: Stack, partition: int) -> int:
     config = stack.config
 
     async def load() -> int:
-        async with AsyncRedisRowStore(config.store_url) as store:
+        async with AsyncRedisRowStore(patient(config.store_url)) as store:
             mark = StreamMark(store, config.topic, config.group, 1)
             pair = await item_mark(mark, config.item_group, PARTITIONS).tables.load(partition)
             return pair.next_offset

@@ -15,7 +15,7 @@ from schemas.errors import HistoryError, SettingsError, StreamError
 from store.redis_store import RedisRowStore
 from streams.filling import FillTask
 from streams.pools import run_tasks
-from tests.streams.support import PARTITIONS, assert_rows_equal_oracle
+from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, patient
 from tests.streams.test_filling import VIEW, all_files, messages, task
 from tests.streams.test_folding import Batch
 
@@ -38,7 +38,7 @@ def test_local_cores(tmp_path: Path, valkey: str, cores: int) -> None:
     counts = run_tasks(tasks, valkey, cores, "", seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == sum(task.actions for task in tasks)
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         assert_rows_equal_oracle(store, tasks[0].view, sent)
     again = run_tasks(tasks, valkey, 1, "", seen.append)
     assert (again.rows, again.there) == (0, counts.rows)
@@ -57,7 +57,7 @@ def test_nothing_is_written_in_another_history_of_the_store(
     tmp_path: Path, valkey: str, cores: int
 ) -> None:
     made, sent = work(tmp_path)
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         begun = store.begin_history()
         elsewhere = [replace(each, store_history="another") for each in made]
         where = f"store of {made[0].view.name}@1, its history: needs another, got {begun}"
@@ -96,7 +96,7 @@ def test_a_dask_cluster(tmp_path: Path, valkey: str) -> None:
             counts = run_tasks(tasks, valkey, 1, cluster.scheduler_address, seen.append)
     assert counts.rows > 10
     assert seen[-1] == sum(task.actions for task in tasks)
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         assert_rows_equal_oracle(store, tasks[0].view, sent)
 
 

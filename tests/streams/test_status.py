@@ -25,6 +25,7 @@ from tests.streams.support import (
     T0,
     Stack,
     make_stack,
+    patient,
     raw_producer,
     read_topic,
     running,
@@ -42,7 +43,7 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
 
 def status_of(stack: Stack, at_ms: int | None = None, wait_s: float | None = None) -> StreamStatus:
     async def read() -> StreamStatus:
-        async with AsyncRedisRowStore(stack.config.store_url) as store:
+        async with AsyncRedisRowStore(patient(stack.config.store_url)) as store:
             clock_ms = now_ms() if at_ms is None else at_ms
             if wait_s is None:
                 return await read_status(stack.config, store, clock_ms)
