@@ -76,11 +76,14 @@ class Prepared:
     def drive(self, times_s: F64) -> Measured:
         """Send them at these times, (n,) seconds ascending."""
 
-        async def go() -> Measured:
-            return await self.send(times_s)
+        found: list[Measured] = []
+
+        async def go() -> None:  # a runner writes out what its task returned, and drops that
+            found.append(await self.send(times_s))
 
         with asyncio.Runner(loop_factory=precise_loop) as runner:
-            return runner.run(go())
+            runner.run(go())
+        return found[0]
 
 
 @dataclass(slots=True)

@@ -1,14 +1,16 @@
 """Who is served and who is refused at once, so that overload costs the refused and nobody else.
 
-A request waits for what was admitted before it; the wait is known in advance, from what each will
-cost the inference thread. Two bounds hold it:
+A request waits for what was admitted before it, and that wait is known in advance, from what each
+will cost the inference thread; before that it waits for the event loop to see it, and that wait is
+measured: its own where the protocol can tell, else the loop's lag. Two bounds hold both together:
 
 deadline  whoever would wait so long that its own work does not end in time is refused at once.
 standing  a queue that was not short for `interval_s` is no burst but overload: from then on nobody
           waits longer than `target_s`. Without it a queue as long as the deadlines allow stands for
           as long as the overload does, and every reply comes at the last moment. (CoDel: Nichols,
           Jacobson, "Controlling Queue Delay", ACM Queue 2012; for servers, with two bounds: Maurer,
-          "Fail at Scale", ACM Queue 2015.)
+          "Fail at Scale", ACM Queue 2015; with the wait before a server looks at a request: Zhou
+          et al., "Overload Control for Scaling WeChat Microservices", SoCC 2018.)
 
 First come, first served among the admitted: since the queue is short, another order gains nothing.
 """
@@ -31,34 +33,46 @@ _OVERLOADED: Final = 503
 @dataclass(frozen=True, slots=True)
 class AdmissionConfig:
     """in_flight: most requests served at once. interval_s, target_s: of a standing queue; the bound
-    is at least `at_least` typical requests, so that the inference thread never runs dry."""
+    is at least `at_least` typical requests, so that the inference thread never runs dry. It holds
+    until the queue is short and nobody was refused for `calm_s`: a moment without requests, as any
+    stall of the machine makes one, does not end an overload."""
 
     in_flight: int = 256
     interval_s: float = 0.3
+    calm_s: float = 0.05
     target_s: float = 0.02
     at_least: float = 5.0
 
 
 @dataclass(slots=True)
 class Refused:
-    """Requests refused so far, by reason."""
+    """Requests refused so far, by reason. loop: as standing, where the wait for the inference
+    thread alone would have been short enough."""
 
     in_flight: int = 0
     deadline: int = 0
     standing: int = 0
+    loop: int = 0
+
+
+def no_lag() -> float:
+    """Of a loop that nobody looks at."""
+    return 0.0
 
 
 @dataclass(slots=True)
 class Admission:
     """Of one serving process, used by its event loop.
 
-    in_flight: requests admitted and not answered. wait_s: what the inference thread still has to do
-    for them. coming: requests that passed `check` and are still being read, kept by who called it:
-    all of a burst are checked before the first of them is admitted.
+    lag: by how many seconds the event loop is late now. in_flight: requests admitted and not
+    answered. wait_s: what the inference thread still has to do for them. coming: requests that
+    passed `check` and are still being read, kept by who called it: all of a burst are checked
+    before the first of them is admitted.
     """
 
     config: AdmissionConfig = field(default_factory=AdmissionConfig)
     clock: Callable[[], float] = time.monotonic
+    lag: Callable[[], float] = no_lag
     in_flight: int = 0
     wait_s: float = 0.0
     coming: int = 0
@@ -66,10 +80,8 @@ class Admission:
     _typical_s: float = 0.0
     _reading_s: float = 0.0
     _patience_s: float = math.inf
-    _short_s: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._short_s = self.clock()
+    _long_since_s: float = math.inf
+    _cut_s: float = -math.inf
 
     @property
     def bound_s(self) -> float:
@@ -78,19 +90,26 @@ class Admission:
         config = self.config
         return max(config.target_s, config.at_least * self._typical_s) + self._reading_s
 
-    def check(self, left_s: float = math.inf) -> None:
+    def check(self, left_s: float = math.inf, waited_s: float = 0.0) -> None:
         """Refuse whoever comes now, if that is known before looking at its request.
 
         left_s: until its caller's deadline, where that is known: over, if it was kept waiting
-        before it was seen. Raises RequestError (503).
+        before it was seen. waited_s: for how long it was, where that is known. Raises RequestError
+        (503).
         """
-        self._check(self.in_flight + self.coming, self.wait_s + self.coming * self._typical_s)
-        if self.wait_s > left_s:
-            self.refused.deadline += 1
-            raise self._too_long(left_s)
+        lag_s = self.lag()
+        wait_s = self.wait_s + self.coming * self._typical_s
+        self._check(self.in_flight + self.coming, wait_s, max(waited_s, lag_s))
         if left_s <= 0:
+            raise self.too_late()
+        if self.wait_s + lag_s > left_s:
             self.refused.deadline += 1
-            raise _refusal("time until its deadline", "none")
+            raise self._too_long(left_s, self.wait_s + lag_s)
+
+    def too_late(self) -> RequestError:
+        """The refusal, counted, of who was kept waiting until its time was over."""
+        self.refused.deadline += 1
+        return _refusal("time until its deadline", "none")
 
     @contextmanager
     def admitted(self, cost_s: float, patience_s: float) -> Iterator[None]:
@@ -103,7 +122,7 @@ class Admission:
         self._check(self.in_flight, self.wait_s)
         if self.wait_s > max(patience_s, 0.0):
             self.refused.deadline += 1
-            raise self._too_long(patience_s)
+            raise self._too_long(patience_s, self.wait_s)
         self.in_flight += 1
         self.wait_s += cost_s
         self._typical_s += _GAIN * (cost_s - self._typical_s)
@@ -112,22 +131,28 @@ class Admission:
         finally:
             self.in_flight -= 1
             self.wait_s = max(0.0, self.wait_s - cost_s) if self.in_flight else 0.0
-            self._note_short(self.clock())
+            self._look(self.clock())
 
     def took_to_read(self, seconds: float) -> None:
         """What the store took for one request."""
         self._reading_s += _GAIN * (seconds - self._reading_s)
 
-    def _check(self, in_flight: int, wait_s: float) -> None:
+    def _check(self, in_flight: int, wait_s: float, behind_s: float = 0.0) -> None:
+        """wait_s: for the inference thread. behind_s: for the event loop."""
         if in_flight >= self.config.in_flight:
             self.refused.in_flight += 1
             raise _refusal(f"at most {self.config.in_flight} requests at once", "one more")
-        if self._stands() and wait_s > self.bound_s:
-            self.refused.standing += 1
-            raise self._too_long(self.bound_s, wait_s)
-        if wait_s > self._patience_s:
+        all_s, bound_s = wait_s + behind_s, self.bound_s
+        if self._stands() and (all_s if self._crowded() else wait_s) > bound_s:
+            self._cut_s = self.clock()
+            if wait_s > bound_s:
+                self.refused.standing += 1
+            else:
+                self.refused.loop += 1
+            raise self._too_long(bound_s, all_s)
+        if all_s > self._patience_s:
             self.refused.deadline += 1
-            raise self._too_long(self._patience_s, wait_s)
+            raise self._too_long(self._patience_s, all_s)
 
     def _learn(self, patience_s: float) -> None:
         """How long the more patient of the callers can wait: who comes next is hardly more so."""
@@ -137,20 +162,33 @@ class Admission:
             self._patience_s += _GAIN * (patience_s - self._patience_s)
 
     def _stands(self) -> bool:
-        """The queue was not short for a while."""
+        """The queue was long for a while, as seen by those who came: a stall that is over when the
+        first of them is looked at does not count, however long it was."""
         now_s = self.clock()
-        self._note_short(now_s)
-        return now_s - self._short_s > self.config.interval_s
+        self._look(now_s)
+        return now_s - self._long_since_s > self.config.interval_s
 
-    def _note_short(self, now_s: float) -> None:
-        """Short is a queue of one: one that overload holds at its bound is never short."""
-        if self.wait_s <= self._typical_s + self._reading_s:
-            self._short_s = now_s
+    def _look(self, now_s: float) -> None:
+        """Short is a queue of one: one that overload holds at its bound is never short. For the
+        event loop it is half of the target."""
+        lag_s = self.lag()
+        if (
+            self.wait_s <= self._typical_s + self._reading_s
+            and (lag_s <= self.config.target_s / 2 or not self._crowded())
+            and now_s - self._cut_s > self.config.calm_s + lag_s
+        ):
+            self._long_since_s = math.inf
+        else:
+            self._long_since_s = min(self._long_since_s, now_s)
 
-    def _too_long(self, bound_s: float, wait_s: float | None = None) -> RequestError:
+    def _crowded(self) -> bool:
+        """There are requests enough for the event loop to be late because of them. With fewer it is
+        others on the machine who make it late, and nobody gains where a request is refused."""
+        return self.in_flight + self.coming >= self.config.at_least
+
+    def _too_long(self, bound_s: float, wait_s: float) -> RequestError:
         required = f"a wait of at most {max(bound_s, 0) * 1000:.0f} ms"
-        got_s = self.wait_s if wait_s is None else wait_s
-        return _refusal(required, f"{got_s * 1000:.0f} ms")
+        return _refusal(required, f"{wait_s * 1000:.0f} ms")
 
 
 def _refusal(required: str, got: str) -> RequestError:

@@ -37,7 +37,7 @@ log: Final = logging.getLogger(__name__)
 _REFUSABLE: Final = 4
 #: Calls of a method that wait to be seen by the event loop: from the first bound on some, from the
 #: second on all further ones are reset by the library, outside of Python (the caller: CANCELLED).
-_UNSEEN: Final = (64, 128)
+_UNSEEN: Final = (32, 64)
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,

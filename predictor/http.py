@@ -44,6 +44,8 @@ log: Final = logging.getLogger(__name__)
 _MODEL: Final = "/v2/models/{name}"
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
+#: Where the state of a request's scope says for how many seconds it lay in the connection's buffer.
+WAITED: Final = "waited_s"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -176,6 +178,7 @@ async def _counted(
     """The answer to a body, counted under a name."""
     service = _service(request)
     timeline = Timeline(name, "http", request.headers.get("traceparent", ""))
+    timeline.waited_s = request.scope.get("state", {}).get(WAITED, 0.0)
     with Watched(service.observer, timeline) as watched:
         body = await _body(request, service.limits.body_bytes)
         watched.begin()

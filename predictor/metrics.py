@@ -55,7 +55,9 @@ class Metrics:
             "encore_stage_seconds", "Parts of a request, one after the other", ("model", "stage")
         )
         self._loop_lag = self._histogram(
-            "encore_loop_lag_seconds", "By how much the event loop is late, ten times a second", ()
+            "encore_loop_lag_seconds",
+            "By how much the event loop is late, at a look every 10 ms",
+            (),
         )
         self._ages = Histogram(
             "encore_newest_event_age_seconds",

@@ -53,7 +53,7 @@ _TRUST: Final = 0.8
 _CHANCE: Final = 0.25
 #: Part of its time that is kept for the reply at least: timers are late on a busy machine.
 _MARGIN: Final = 0.03
-#: Part of its time that a request has for reading and scoring, however busy the event loop is.
+#: Part of what is left that a request has for reading and scoring, however late replies were.
 _LEAST: Final = 0.25
 
 
@@ -208,13 +208,18 @@ class Ranker:
     # --- stages -----------------------------------------------------------------------------
 
     def _budget(self, timeout_ms: float) -> Budget:
-        """A request's time, without what its reply will need. A busy event loop keeps it waiting
-        before it is seen about as long as it will keep its reply."""
-        lag_s = self.costs.likely_s("reply", 0)
-        most_s = timeout_ms / 1000
+        """A request's time, without what was waited for it to be seen and what its reply will need:
+        the event loop keeps a reply waiting about as long as it is late.
+
+        Raises RequestError (503) where the reply could not leave in time any more.
+        """
+        timeline, most_s, late_s = current(), timeout_ms / 1000, self.admission.lag()
+        left_s = most_s - timeline.waited_s - timeline.total_s
+        if left_s <= late_s:
+            raise self.admission.too_late()
+        lag_s = max(self.costs.likely_s("reply", 0), late_s)
         reply_s = max(self.config.reply_ms / 1000, lag_s, most_s * _MARGIN)
-        kept_s = current().total_s + lag_s + reply_s
-        return Budget(self.costs, time.monotonic() + max(most_s - kept_s, most_s * _LEAST))
+        return Budget(self.costs, time.monotonic() + max(left_s - reply_s, left_s * _LEAST))
 
     def _admitted(self, budget: Budget, stages: Stages) -> AbstractContextManager[None]:
         """Counted while it is served. It may wait as long as it then still can be served in full;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -30,12 +31,13 @@ from predictor.generation import Generations
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.limits import Limits
+from predictor.loop_lag import LoopLag
 from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
 from predictor.record import LogEntry, encode_entry
 from predictor.service import Service
 from predictor.spool import SpoolConfig, SpoolWriter
-from predictor.watch import WatchRequests, open_observer, watch_loop
+from predictor.watch import WatchRequests, open_observer
 from predictor.watcher import WatchConfig, Watcher, read_plan
 from schemas.errors import LocalError, PlanError, StoreError
 from schemas.plan import Plan
@@ -47,6 +49,11 @@ log: Final = logging.getLogger(__name__)
 #: A thread that waits for the interpreter lock asks for it after this long: with Python's 5 ms the
 #: inference thread would wait that long for each of its steps beside a busy event loop.
 SWITCH_INTERVAL_S: Final = 0.0005
+#: Objects made before the collector looks at the young ones; how often it looks at older ones.
+GC_THRESHOLDS: Final = (50_000, 20, 20)
+#: Connections taken in one turn of the loop: libuv takes one for each socket that listens, and when
+#: hundreds come at once (an overload, a failover) the last would wait for as many turns.
+ACCEPTS: Final = 16
 DRAIN_S: Final = 10
 LOOK_EVERY_S: Final = 0.1
 KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections, so that they close first
@@ -144,7 +151,8 @@ async def _run(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
-        await server.serve(sockets=listeners)
+        _spare_collector()
+        await server.serve(sockets=[each for listener in listeners for each in repeated(listener)])
         await calls.stopped()
 
 
@@ -156,6 +164,20 @@ async def _look_again(look: Callable[[], None]) -> None:
         except LocalError as error:
             log.error("%s", error)
         await asyncio.sleep(LOOK_EVERY_S)
+
+
+def repeated(listener: socket.socket, times: int = ACCEPTS) -> list[socket.socket]:
+    """The same socket under more file numbers; it ends when all of them are closed."""
+    with listener:
+        return [listener.dup() for _ in range(times)]
+
+
+def _spare_collector() -> None:
+    """What is loaded by now is no garbage: to look through all of it takes a tenth of a second, in
+    which nobody is answered. Requests leave hardly anything that lets go of itself too late."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 class _Grpc:
@@ -235,7 +257,8 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             metrics.readings.freshness(freshness)
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
-        looping = asyncio.create_task(watch_loop(metrics), name="loop lag")
+        lag = ranker.admission.lag = LoopLag()
+        looping = asyncio.create_task(lag.run(metrics.observe_loop), name="loop lag")
         stack.push_async_callback(_cancelled, looping)
         service = Service(
             ranker=ranker,

@@ -66,7 +66,8 @@ class Timeline(Laps):
 
     name: what was called. protocol: http or grpc. traceparent: the caller's W3C trace context,
     empty without one. trace_id: 32 hex digits, the caller's or the tracer's, else empty.
-    began_ns: wall clock. request_id, served: None until they are known.
+    began_ns: wall clock. waited_s: before it was seen, in the connection's buffer; no part of the
+    laps. request_id, served: None until they are known.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Timeline(Laps):
         "served",
         "trace_id",
         "traceparent",
+        "waited_s",
     )
 
     def __init__(self, name: str = "", protocol: str = "", traceparent: str = "") -> None:
@@ -87,6 +89,7 @@ class Timeline(Laps):
         found = _TRACEPARENT.match(traceparent) if traceparent else None
         self.trace_id = found[1] if found else ""
         self.began_ns = time.time_ns()
+        self.waited_s = 0.0
         self.request_id: uuid.UUID | None = None
         self.served: Served | None = None
 

@@ -11,7 +11,6 @@ A request that raises RequestError is counted with that error's status; any othe
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -61,14 +60,6 @@ def open_observer(metrics: Metrics, config: WatchRequests, version: str) -> Obse
 
         tracer = Tracer(config.trace_endpoint, config.trace_share, version)
     return Observer(metrics, tracer, SlowLog(config.slow_ms))
-
-
-async def watch_loop(metrics: Metrics, every_s: float = 0.1) -> None:
-    """Count by how much later than asked for the event loop wakes this task, until cancelled."""
-    while True:
-        due_s = time.perf_counter() + every_s
-        await asyncio.sleep(every_s)
-        metrics.observe_loop(max(time.perf_counter() - due_s, 0.0))
 
 
 class Watched:

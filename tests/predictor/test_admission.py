@@ -152,6 +152,67 @@ def test_overload_keeps_the_goodput_and_the_queue_short() -> None:
     assert over["refused"] == pytest.approx(0.8, abs=0.02)
 
 
+def test_a_loop_that_is_late_long_enough_is_overload() -> None:
+    door, clock = admission()
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(door.admitted(0.0, 0.5))
+        door.lag = lambda: 0.015
+        door.check()
+        clock.now_s += 0.31
+        with pytest.raises(RequestError, match="a wait of at most 20 ms, got 21 ms"):
+            door.check(waited_s=0.021)
+        assert (door.refused.loop, door.refused.standing) == (1, 0)
+        door.check(waited_s=0.019)
+        door.lag = lambda: 0.03
+        with pytest.raises(RequestError, match="got 30 ms"):
+            door.check()
+        door.lag = lambda: 0.005  # it comes round in time again
+        with pytest.raises(RequestError, match="got 25 ms"):
+            door.check(waited_s=0.025)  # but somebody was refused a moment ago
+        clock.now_s += 0.1
+        door.check(waited_s=0.025)
+        assert door.refused.loop == 3
+
+
+def test_a_loop_that_others_make_late_is_no_overload() -> None:
+    """Of a machine that has other things to do: there is hardly a request to refuse."""
+    door, clock = admission()
+    door.lag = lambda: 0.045
+    with door.admitted(COST_S, 5.0), door.admitted(COST_S, 5.0):
+        for _ in range(100):
+            clock.now_s += 0.1
+            door.check(waited_s=0.06)
+
+
+def test_a_stall_is_no_overload() -> None:
+    door, clock = admission()
+    door.check()
+    clock.now_s += 0.1
+    door.lag = lambda: 0.1
+    door.check()
+    door.check(waited_s=0.14)
+    door.lag = lambda: 0.0
+    door.check()
+    clock.now_s += 5  # without requests
+    door.lag = lambda: 4.0
+    door.check()
+
+
+def test_who_could_not_be_answered_in_time_by_a_late_loop_is_refused() -> None:
+    door, _ = admission()
+    door.lag = lambda: 0.05
+    door.check(left_s=0.06)
+    with pytest.raises(RequestError, match="a wait of at most 40 ms, got 50 ms"):
+        door.check(left_s=0.04)
+    with door.admitted(COST_S, 0.2):
+        with pytest.raises(RequestError, match="a wait of at most 55 ms, got 60 ms"):
+            door.check(left_s=0.055)
+        with pytest.raises(RequestError, match="a wait of at most 200 ms, got 260 ms"):
+            door.check(waited_s=0.25)  # nobody was as patient lately
+    assert door.refused.deadline == 3
+
+
 def test_reading_rows_is_no_queue() -> None:
     """Requests whose rows are on the way count, but only beyond what reading takes."""
     door, clock = admission()

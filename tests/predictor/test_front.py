@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import uvicorn
 
 from predictor.front import Front
 from predictor.generation import Generations
+from predictor.http import WAITED
 from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
 from tests.predictor.support import PLAN, DictStore
@@ -33,6 +35,7 @@ class Inside:
         self.began, self.go_on = asyncio.Event(), asyncio.Event()
         self.go_on.set()
         self.fronts: list[Front] = []
+        self.waited_s: float | None = None
 
     def fill(self) -> None:
         """From now on it is full."""
@@ -40,6 +43,7 @@ class Inside:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
+        self.waited_s = scope["state"].get(WAITED)
         while more:
             message = await receive()
             body, more = body + message["body"], message["more_body"]
@@ -238,3 +242,22 @@ def test_a_body_that_waits_to_be_asked_for_is_asked_for() -> None:
         assert (await reply(reader))[2] == f"POST {INFER} 3".encode()
 
     connected(talk)
+
+
+def test_a_request_is_known_to_have_waited_for_the_loop() -> None:
+    async def talk(inside: Inside, reader: Any, writer: Any) -> None:
+        for pause_s in (0.0, 0.3):
+            writer.write(request(body=b"abc"))
+            time.sleep(pause_s)  # what nobody should do here
+            assert (await reply(reader))[0] == 200
+            assert inside.waited_s is not None
+            assert inside.waited_s >= pause_s * 0.9
+        with inside.admission.admitted(0.001, 0.2):  # the most patient caller
+            pass
+        writer.write(request(body=b"abc"))
+        time.sleep(0.3)
+        status, _, body = await reply(reader)
+        assert status == 503
+        assert json.loads(body)["required"] == "a wait of at most 200 ms"
+
+    assert connected(talk, in_flight=2).admission.refused.deadline == 1

@@ -21,6 +21,7 @@ from predictor.rank import RankConfig, Ranker
 from predictor.record import LogEntry, Query, encode_entry
 from predictor.spec import KINDS
 from predictor.spool import SpoolConfig, SpoolWriter
+from predictor.timeline import Timeline, enter, leave
 from schemas.errors import RequestError, StoreError, StoreTimeout
 from schemas.ranklog import Degraded, RankRecord, decode_record
 from schemas.spool import read_frames
@@ -219,6 +220,28 @@ def test_too_many_at_once_are_refused(generations: Generations, store: DictStore
     assert all(len(reply.page_ids) == 5 for reply in served)
     assert isinstance(refused, RequestError)
     assert refused.status == 503
+
+
+@pytest.mark.parametrize(("waited_s", "late_s"), [(0.5, 0.0), (0.2, 0.3), (0.0, 0.51)])
+def test_who_waited_too_long_to_be_seen_is_refused(
+    waited_s: float, late_s: float, generations: Generations, store: DictStore
+) -> None:
+    ranker = Ranker(store, generations, None, RankConfig())
+    ranker.admission.lag = lambda: late_s
+
+    async def ask(timeout_ms: float) -> Any:
+        timeline = Timeline("rank", "http")
+        timeline.waited_s = waited_s
+        token = enter(timeline)
+        try:
+            return await ranker.rank(query(timeout_ms=timeout_ms))
+        finally:
+            leave(token)
+
+    with pytest.raises(RequestError, match="time until its deadline, got none") as refused:
+        run(ask(500))
+    assert (refused.value.status, ranker.admission.refused.deadline) == (503, 1)
+    assert len(run(ask(90_000)).page_ids) == 5
 
 
 @pytest.mark.parametrize("refuse", [False, True])

@@ -267,3 +267,29 @@ def test_a_torn_connection_and_noise_leave_it_serving(
                 connection.sendall(raw)
         assert parameters(running)["degraded"] == "no_model"
         assert json.loads(running.client.get("/v2/health/live").text) == {"live": True}
+
+
+def test_what_came_in_while_the_process_stood_still_is_answered_by_its_deadline_or_refused(
+    rows: RedisRowStore, predictor_url: str, tmp_path: Path
+) -> None:
+    """The whole process stops, so its event loop is late for all of it at once."""
+    put_world(rows)
+    with server(tmp_path, predictor_url, **OPTIONS) as running:
+        assert running.infer().status_code == 200
+        asked = [json.dumps(body(parameters={"timeout": ms})).encode() for ms in (400, 10_000)]
+        head = "POST /v2/models/rank/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
+        address = ("127.0.0.1", running.client.base_url.port)
+        with socket.create_connection(address) as hasty, socket.create_connection(address) as other:
+            running.child.signal(signal.SIGSTOP)
+            for connection, sent in zip((hasty, other), asked, strict=True):
+                connection.sendall(head.format(len(sent)).encode() + sent)
+            time.sleep(1.0)
+            running.child.signal(signal.SIGCONT)
+            hasty.settimeout(60)
+            told = b""
+            while not told.endswith(b"}"):
+                told += hasty.recv(1 << 16)
+            assert told.startswith(b"HTTP/1.1 503 ")
+            assert b"time until its deadline" in told
+            other.settimeout(60)
+            assert other.recv(1 << 16).startswith(b"HTTP/1.1 200 ")

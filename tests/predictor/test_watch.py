@@ -23,12 +23,13 @@ from encore.logs import JsonLines, TextLines
 from predictor.grpc_messages import SERVICE, ModelInferRequest
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
+from predictor.loop_lag import LoopLag
 from predictor.metrics import Metrics
 from predictor.server import ServeConfig, serving
 from predictor.slow_log import BURST, SlowLog
 from predictor.timeline import Served, Timeline, log_fields
 from predictor.tracing import Tracer
-from predictor.watch import Observer, Watched, WatchRequests, watch_loop
+from predictor.watch import Observer, Watched, WatchRequests
 from schemas.errors import RequestError
 from schemas.ranklog import Degraded
 from schemas.status import Status
@@ -250,7 +251,7 @@ def test_a_loop_that_is_held_up_is_seen() -> None:
     metrics = Metrics()
 
     async def go() -> None:
-        watching = asyncio.create_task(watch_loop(metrics, every_s=0.001))
+        watching = asyncio.create_task(LoopLag(every_s=0.001).run(metrics.observe_loop))
         await asyncio.sleep(0.01)
         time.sleep(0.25)  # what nobody should do here
         await asyncio.sleep(0.01)
