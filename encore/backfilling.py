@@ -18,6 +18,7 @@ from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from streams.backfill import BackfillConfig, FillReport, Note, fill_view, wait_caught_up
 from streams.foreign import named_history
+from streams.pools import check_cluster
 
 #: Nothing here is in a hurry, and a busy store answers in its time.
 STORE_TIMEOUT_MS = 10_000
@@ -57,6 +58,8 @@ def run_backfill(
     what `review` raises.
     """
     history = named_history(config.foreign, config.before_ms)
+    if config.dask:
+        check_cluster(config.dask)  # before anything is staged
     with _rows(settings) as store:
         store_history = store.begin_history()
         staging = stage(settings.repo, store, options.views, review, options.unchanged, history)

@@ -111,7 +111,8 @@ async def fill_view(
         replace(task, store_history=began)
         for task in tasks_of(config, view, origin, found.files, foreign)
     ]
-    total = sum(task.actions for task in tasks)
+    total = sum(task.actions for task in tasks)  # a file is read by each task it has actions of
+    rows = sum(file.rows for file in history) + taken.taken
     began_s = time.monotonic()
     counts = await asyncio.to_thread(
         run_tasks,
@@ -119,15 +120,14 @@ async def fill_view(
         stream.store_url,
         config.cores if total >= FEW_ACTIONS else 1,
         config.dask,
-        lambda done: note(f"fill {view.name}", min(done, total), total, ""),
+        lambda done: note(f"fill {view.name}", min(done, total) * rows // max(1, total), rows, ""),
         servers.open_rows,
     )
     if stream.durability == "fsynced":
         await store.confirm()  # a later history may lack rows
     seconds = time.monotonic() - began_s
     await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
-    note(f"fill {view.name}", total, total, f"{counts.rows + counts.there:,} rows")
-    rows = sum(file.rows for file in history) + taken.taken
+    note(f"fill {view.name}", rows, rows, f"{counts.rows + counts.there:,} rows")
     missing = sum(found.missing.values())
     return FillReport(view.name, view.generation, rows, seconds, missing, found.read, counts, taken)
 

@@ -18,6 +18,8 @@ from streams.filling import FillCounts, FillTask, fill
 from streams.servers import open_rows
 
 LOOK_S: Final = 0.2
+#: How long a cluster may take to answer.
+CLUSTER_S: Final = 10
 
 #: Told how many actions are done.
 Done = Callable[[int], None]
@@ -57,6 +59,12 @@ def run_tasks(
     for task in tasks:
         counts.add(_run(task, opened(store_url), note))
     return counts
+
+
+def check_cluster(dask: str) -> None:
+    """Raises SettingsError without Dask, StreamError where the cluster cannot be used."""
+    with _executor(1, dask):
+        return
 
 
 def _run(task: FillTask, store: RowStore, note: Done) -> FillCounts:
@@ -138,13 +146,22 @@ def _executor(cores: int, dask: str) -> Iterator[tuple[Executor, Any]]:
         ) from None
     connect: Any = Client  # its package has no types
     try:
-        client = connect(dask, timeout=10)
+        client = connect(dask, timeout=CLUSTER_S)
     except (OSError, TimeoutError, ValueError) as error:
-        raise StreamError(
-            f"dask {dask}",
-            required="a scheduler that answers within 10 s",
-            got=f"{type(error).__name__}: {error}",
-            do="name the address that `dask scheduler` printed, such as tcp://host:8786",
-        ) from error
+        raise _no_cluster(dask, "a scheduler that answers", error) from error
     with client:
+        try:
+            client.wait_for_workers(1, timeout=CLUSTER_S)
+        except TimeoutError as error:
+            raise _no_cluster(dask, "a scheduler that has workers", error) from error
         yield client.get_executor(), None
+
+
+def _no_cluster(dask: str, required: str, error: Exception) -> StreamError:
+    return StreamError(
+        f"dask {dask}",
+        required=f"{required} within {CLUSTER_S} s",
+        got=f"{type(error).__name__}: {error}",
+        do="name the address that `dask scheduler` printed, such as tcp://host:8786, and start"
+        " `dask worker` with it",
+    )

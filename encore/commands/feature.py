@@ -132,7 +132,7 @@ def apply(
             "lock": result.lock,
             "views": ", ".join(views),
             "services": ", ".join(f"{name} ({mark})" for name, mark in services.items()),
-            "store": _publication(url, result.published),
+            "store": _publication(url, result.published) if publish else "not published",
         }
     )
 

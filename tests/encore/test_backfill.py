@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,10 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
     added(stack)
     assert main(["rebuild", VIEW]) == 1
     assert "declarations as they are published, got others" in capsys.readouterr().err
+    with warnings.catch_warnings(action="ignore"):  # of distributed, which cannot connect
+        assert main(["backfill", VIEW, "--dask", "nonsense"]) == 1
+    assert "dask nonsense: needs a scheduler that answers" in capsys.readouterr().err
+    assert stack.json("backfill", "--cancel") == {"given_up": {}, "state": "none"}
     done = stack.json("backfill", VIEW, "--cores", "1")
     assert (done["version"], done["resumed"]) == (2, False)
     assert plan_view(stack, VIEW).generation == 2

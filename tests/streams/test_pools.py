@@ -14,7 +14,7 @@ import pytest
 from schemas.errors import HistoryError, SettingsError, StreamError
 from store.redis_store import RedisRowStore
 from streams.filling import FillTask
-from streams.pools import run_tasks
+from streams.pools import check_cluster, run_tasks
 from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, patient
 from tests.streams.test_filling import VIEW, all_files, messages, task
 from tests.streams.test_folding import Batch
@@ -93,6 +93,7 @@ def test_a_dask_cluster(tmp_path: Path, valkey: str) -> None:
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
         ) as cluster:
+            check_cluster(cluster.scheduler_address)
             counts = run_tasks(tasks, valkey, 1, cluster.scheduler_address, seen.append)
     assert counts.rows > 10
     assert seen[-1] == sum(task.actions for task in tasks)
@@ -107,6 +108,19 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, valkey: str) -> None:
         pytest.raises(StreamError, match="a scheduler that answers within 10 s"),
     ):
         run_tasks(work(tmp_path)[0], valkey, 1, "nonsense", lambda done: None)
+
+
+def test_a_cluster_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    monkeypatch.setattr("streams.pools.CLUSTER_S", 2)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster,
+        pytest.raises(
+            StreamError, match="a scheduler that has workers within 2 s, got WorkerStart"
+        ),
+    ):
+        check_cluster(cluster.scheduler_address)
 
 
 def test_without_dask_the_extra_is_named(
