@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.deletion import fold_in_order
-from schemas.errors import StoreError, StreamError
+from schemas.errors import HistoryError, StoreError, StreamError
 from schemas.ids import partitions_of
 from schemas.layout import layout_of
 from schemas.names import row_keys
@@ -103,13 +103,29 @@ class _Group:
 
 
 def fill(task: FillTask, store: RowStore, note: Note) -> FillCounts:
-    """Run a task. Raises StreamError for a file, a row or a store that cannot be used."""
+    """Run a task. Raises StreamError for a file, a row or a store that cannot be used, HistoryError
+    where the store is in another history than the task's, before any row and after every few."""
     counts = FillCounts()
+    check_history(task, store)
     for group in _groups(task):
         _fold(task, group, counts, note)
         _write(task, group, store, counts)
         note = _say_nothing  # what is read again is not progress
     return counts
+
+
+def check_history(task: FillTask, store: RowStore) -> None:
+    """Raises HistoryError where the store restarted, failed over or was wiped since the staging.
+
+    A wipe under a running server breaks no connection, so it is asked for as rows are written.
+    """
+    if task.store_history and (found := store.begin_history()) != task.store_history:
+        raise HistoryError(
+            f"store of {task.view.name}@{task.view.generation}, its history",
+            required=f"{task.store_history}, in which it was staged",
+            got=f"{found}: it restarted, failed over or was wiped while the generation was filled",
+            do="run the same command again: it goes on, or says what a wiped store lacks",
+        )
 
 
 def _groups(task: FillTask) -> Iterator[_Group]:
@@ -173,6 +189,7 @@ def _write(task: FillTask, group: _Group, store: RowStore, counts: FillCounts) -
             Write(key, None, value, task.expire_ms) for key, value in zip(keys, values, strict=True)
         ]
         fresh = _put(writes, store, task.patience_ms)
+        check_history(task, store)
         counts.rows += fresh
         counts.there += len(writes) - fresh
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from schemas.errors import EncoreError, SettingsError, StreamError
-from store.base import RowStore, check_history
+from store.base import RowStore
 from streams.filling import FillCounts, FillTask, fill
 from streams.servers import open_rows
 
@@ -69,8 +69,6 @@ def check_cluster(dask: str) -> None:
 
 def _run(task: FillTask, store: RowStore, note: Done) -> FillCounts:
     try:
-        place = f"store of {task.view.name}@{task.view.generation}"
-        check_history(task.store_history, store.begin_history(), place)
         return fill(task, store, note)
     finally:
         store.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,32 @@ import numpy as np
 import pytest
 
 from catalog.lock import LOCK_NAME, require_lock
+from catalog.staging import mark_filled
 from encore.backfilling import BackfillResult, Options, run_backfill
 from encore.cli import main
 from encore.settings import Settings
 from encore.stack import answers
 from encore.wiring import ensure_topics, stream_config
 from schemas.actions import ACTION, ActionType, decode_batch
-from schemas.errors import PlanError
-from schemas.names import ACTIONS_TOPIC, row_keys
+from schemas.errors import HistoryError, PlanError, StoreError
+from schemas.names import ACTIONS_TOPIC, STAGED_KEY, row_keys
 from schemas.plan import ViewPlan
 from schemas.row import read_fence
+from schemas.staged import Staged, load_staged
 from store.redis_store import RedisRowStore
 from streams.backfill import BackfillConfig
 from streams.producer import ActionProducer
 from tests.encore.test_evolution import TICK_MS, VIEW, Load, Running, actions, added, under_load
 from tests.encore.test_evolution import stack as stack
-from tests.streams.support import T0, assert_rows_equal_oracle, patient, read_topic, wait_until
+from tests.store.servers import OwnServer, own_server
+from tests.streams.support import (
+    T0,
+    assert_rows_equal_oracle,
+    patient,
+    read_topic,
+    send_all,
+    wait_until,
+)
 from tests.streams.test_item_worker import assert_item_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("stack")]
@@ -235,6 +247,51 @@ def test_interrupted_anywhere_it_goes_on_when_run_again(
     old["type"] = [kinds[str(line["type"])] for line in lines[:-1]]
     with RedisRowStore(patient(settings.store_url)) as store:
         assert_rows_equal_oracle(store, view, [(old, T0), *sent])
+
+
+def test_a_crash_that_takes_back_filled_is_no_wait_in_vain(
+    stack: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store dies right after the staging was marked filled, and its disk never heard of it."""
+    with own_server(tmp_path / "own") as own:
+        settings = stack.settings.model_copy(update={"store_url": own.url})
+        monkeypatch.setenv("ENCORE_STORE_URL", own.url)
+        stack.json("apply")
+        ensure_topics(settings)
+        added(stack)
+        sent = [(actions(seed, T0), T0 + TICK_MS) for seed in range(4)]
+        with ActionProducer(settings.bootstrap, ACTIONS_TOPIC, settings.partitions) as producer:
+            ends = send_all(producer, sent)
+        marks = {partition: (1, end, 0) for partition, end in ends.items()}
+        with RedisRowStore(patient(own.url)) as store:  # where a worker would stand
+            store.put_progress(ACTIONS_TOPIC, settings.group, marks)
+        config = BackfillConfig(stream_config(settings))
+
+        def run() -> BackfillResult:
+            return run_backfill(settings, config, Options((VIEW,)), lambda *_: None)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("encore.backfilling.mark_filled", partial(marked_and_lost, own))
+            with pytest.raises((HistoryError, StoreError)):
+                run()
+        with RedisRowStore(patient(own.url)) as store:
+            assert load_staged(store.get_text(STAGED_KEY), "staged").state == "filling"
+            done = run()
+            assert done.resumed
+            assert [(fill.counts.rows, fill.counts.there > 0) for fill in done.fills] == [(0, True)]
+            assert_rows_equal_oracle(store, plan_view(stack, VIEW), sent)
+
+
+def marked_and_lost(own: OwnServer, store: RedisRowStore, now: Staged) -> Staged:
+    """As `mark_filled`, of which a loss of power leaves nothing in the store's file."""
+    own.run("CONFIG", "SET", "appendfsync", "no")
+    (file,) = own.directory.glob("store/appendonlydir/*.incr.aof")
+    kept = file.stat().st_size
+    filled = mark_filled(store, now)
+    own.kill()
+    os.truncate(file, kept)
+    own.restart()
+    return filled
 
 
 def wait_folded(settings: Settings, ends: dict[int, int]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from schemas.names import row_keys
 from streams.admin import ensure_topics
 from tests.streams.support import (
+    KILLED_S,
     Stack,
     assert_rows_equal_oracle,
     killed_under_load,
@@ -30,10 +31,11 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
 
 @pytest.mark.kill
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_while_folding(stack: Stack) -> None:
     load = killed_under_load(stack, "worker", stored_messages, KILLS)
     with running("worker", stack) as worker:
-        wait_stored(stack, load.ends, timeout_s=60)
+        wait_stored(stack, load.ends, timeout_s=KILLED_S)
         assert worker.terminate() == 0
         assert "repeated=" in worker.text()
     with stack.store() as store:

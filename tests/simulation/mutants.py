@@ -30,7 +30,6 @@ from streams import (
     lanes,
     origins,
     pipeline,
-    pools,
 )
 from streams.durability import Confirmations
 from streams.folding import Folder
@@ -231,7 +230,7 @@ WHAT_LAGS_TAKES_NOTHING: Final = Mutant(
     "what lags takes nothing of the stream", Generations, "floors", property(take_all_of_the_stream)
 )
 A_FILLING_IS_OF_ONE_HISTORY: Final = Mutant(
-    "a filling is of one history", pools, "check_history", trust_any_history
+    "a filling is of one history", filling, "check_history", trust_any_history
 )
 A_FILLING_IS_OF_ONE_SOURCE: Final = Mutant(
     "a filling is of one source", origins, "_check_begun", begin_with_any_source

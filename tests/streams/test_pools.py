@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 from schemas.errors import HistoryError, SettingsError, StreamError
+from store.base import Write
 from store.redis_store import RedisRowStore
+from streams import filling
 from streams.filling import FillTask
 from streams.pools import check_cluster, run_tasks
+from tests.store.servers import own_server
 from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, patient
 from tests.streams.test_filling import VIEW, all_files, messages, task
 from tests.streams.test_folding import Batch
@@ -60,13 +64,39 @@ def test_nothing_is_written_in_another_history_of_the_store(
     with RedisRowStore(patient(valkey)) as store:
         begun = store.begin_history()
         elsewhere = [replace(each, store_history="another") for each in made]
-        where = f"store of {made[0].view.name}@1, its history: needs another, got {begun}"
+        place = f"store of {made[0].view.name}@1, its history"
+        where = f"{place}: needs another, in which it was staged, got {begun}"
         with pytest.raises(HistoryError, match=where):
             run_tasks(elsewhere, valkey, cores, "", lambda done: None)
         same = [replace(each, store_history=begun) for each in made]
         counts = run_tasks(same, valkey, cores, "", lambda done: None)
         assert counts.rows and counts.there == 0, "no row was there"
         assert_rows_equal_oracle(store, made[0].view, sent)
+
+
+def test_a_wipe_while_rows_are_written_shows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLUSHALL breaks no connection; its number may be given again in what comes after."""
+    monkeypatch.setattr(filling, "WRITE_ROWS", 3)
+    made, _ = work(tmp_path)
+    written: list[int] = []
+
+    class Wiped(RedisRowStore):
+        """Loses everything under the second batch."""
+
+        def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
+            landed = super().compare_and_set(writes)
+            written.append(len(writes))
+            if len(written) == 2:
+                own.run("FLUSHALL")
+            return landed
+
+    with own_server(tmp_path) as own, RedisRowStore(patient(own.url)) as store:
+        whole = replace(made[0], ways=1, way=0, store_history=store.begin_history())
+        with pytest.raises(HistoryError, match="was wiped while the generation was filled"):
+            run_tasks([whole], own.url, 1, "", lambda done: None, lambda url: Wiped(patient(url)))
+    assert written == [3, 3]
 
 
 class EndsWhoeverReadsIt:
