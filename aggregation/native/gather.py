@@ -19,7 +19,7 @@ HELD, ABSENT, TORN, AGED = range(4)
 _BEHIND: Final = 2  # numbers behind the slots and states
 
 
-class _Cache(ctypes.Structure):
+class CacheFile(ctypes.Structure):
     """`struct cache` of gather.c."""
 
     _fields_ = (
@@ -48,7 +48,7 @@ class Gather:
 
     def __init__(self, library: Kernels, memory: CacheMemory) -> None:
         self._memory, self._width = memory, memory.words.shape[1]
-        self._cache = _Cache(address(memory.words), self._width, memory.capacity)
+        self._cache = CacheFile(address(memory.words), self._width, memory.capacity)
         self._at, self._gather = ctypes.addressof(self._cache), library.gather
         self._levels: dict[int, tuple[int, Any]] = {}  # address of an index, and the index
 
