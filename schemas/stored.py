@@ -57,7 +57,7 @@ class StoredRows(Sequence[bytes | None]):
 
     def __init__(self, buffer: NDArray[np.uint8], runs: tuple[Run, ...]) -> None:
         self.buffer, self.runs = buffer, runs
-        self._count = sum(run.many for run in runs)
+        self._count = sum([run.many for run in runs])
 
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> StoredRows:
@@ -104,6 +104,8 @@ class StoredRows(Sequence[bytes | None]):
         first, end, step = index.indices(self._count)
         if step != 1:
             raise ValueError(f"stored rows: needs a slice of step 1, got {step}")
+        if first == 0 and end == self._count:
+            return self
         runs = []
         for run in self.runs:
             begin, stop = max(run.first, first), min(run.first + run.many, end)

@@ -40,7 +40,7 @@ from store.base import (
     no_history,
 )
 from store.line import BlockingLines, RowLine
-from store.reply import RowsReply, pack_mget
+from store.reply import RowsReply, pack_mget, values_of
 from store.wire import Command, History, Reply, StoreConfig
 
 _FAULTS: Final = (RedisError, OSError, TimeoutError)
@@ -80,7 +80,7 @@ class RedisRowStore:
 
     def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
         """As `RowStore.read_rows`: one MGET, on a connection that is for nothing else."""
-        wanted = sum(len(each.entity_ids) for each in keys)
+        wanted = values_of(keys)
         if not wanted:
             return StoredRows.of([])
         try:
@@ -284,7 +284,7 @@ class AsyncRedisRowStore:
 
     async def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
         """As `RowStore.read_rows`: one MGET, on a connection that is for nothing else."""
-        wanted = sum(len(each.entity_ids) for each in keys)
+        wanted = values_of(keys)
         if not wanted:
             return StoredRows.of([])
         try:

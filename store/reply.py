@@ -28,13 +28,24 @@ _FEW: Final = 8  # ids up to which Python counts digits faster than numpy
 _POWERS: Final = 10 ** np.arange(1, 19, dtype=np.uint64)  # (18,)
 _LEAST_ROOM: Final = 1 << 16
 _HEADER_ROOM: Final = 32  # bytes: no header of a reply is longer
+_VALUE: Final = ord("$")
 _NULLS: Final = (b"$-1", b"_")
+
+
+def values_of(keys: Sequence[RowKeys]) -> int:
+    """How many values are asked for."""
+    return sum([len(each.entity_ids) for each in keys])
 
 
 def pack_mget(keys: Sequence[RowKeys]) -> bytes:
     """The MGET of all rows, in order."""
-    count = sum(len(each.entity_ids) for each in keys)
-    parts = [b"*%d\r\n$4\r\nMGET\r\n" % (count + 1)]
+    counts = [len(each.entity_ids) for each in keys]
+    parts = [b"*%d\r\n$4\r\nMGET\r\n" % (sum(counts) + 1)]
+    if counts.count(1) == len(counts):
+        for view, generation, entity_ids in keys:
+            key = f"{view}@{generation}:{{{entity_ids.item()}}}".encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(key), key))
+        return b"".join(parts)
     known: tuple[Any, list[int], list[int]] = (None, [], [])
     for each in keys:
         if each.entity_ids is not known[0]:  # views of one side share their ids
@@ -95,8 +106,9 @@ class RowsReply:
         self.filled += count
         if self._found < 0 and not self._begin():
             return
+        take = self._take_value if self._wanted <= _FEW else self._take_run
         while self._found < self._wanted:
-            if not self._take_run():
+            if not take():
                 return
         if self.filled != self._at:
             raise _malformed("nothing behind the reply", self._view[self._at : self.filled])
@@ -148,21 +160,35 @@ class RowsReply:
         if there == 0:
             return False
         most = min(there, _FEW if size == ABSENT else self._window)
-        if self._wanted <= _FEW:
-            most = 1
         count = self._repeats(most, stride, header)
         if size != ABSENT:
             self._window = max(self._window, 8 * most) if count == most else 2 * count
-        run = Run(self._found, count, self._at + header, stride, size)
-        last = self._runs[-1] if self._runs else None
-        if last is not None and last.size == size:
-            run = last._replace(many=last.many + count)
+        self._append(Run(self._found, count, self._at + header, stride, size))
+        return True
+
+    def _take_value(self) -> bool:
+        """The same of one value: of a few, that is less work."""
+        at = self._at
+        head = bytes(self._view[at : min(at + _HEADER_ROOM, self.filled)])
+        end = head.find(b"\r\n")
+        if end < 0 or not head[1:end].isdigit() or head[0] != _VALUE:
+            return self._take_run()
+        size, header = int(head[1:end]), end + 2
+        stride = header + size + 2
+        if at + stride > self.filled:
+            return False
+        self._append(Run(self._found, 1, at + header, stride, size))
+        return True
+
+    def _append(self, run: Run) -> None:
+        """These values are there; a run goes on where their header is that of the last."""
+        self._at += run.many * run.stride
+        self._found += run.many
+        if self._runs and self._runs[-1].size == run.size:
+            run = self._runs[-1]._replace(many=self._runs[-1].many + run.many)
             self._runs[-1] = run
         else:
             self._runs.append(run)
-        self._at += count * stride
-        self._found += count
-        return True
 
     def _repeats(self, most: int, stride: int, header: int) -> int:
         """How often the header at `_at` comes again at even distances, itself included."""
