@@ -154,11 +154,17 @@ static inline void give_float(struct block *block, const struct operation *op, i
 /* --- kinds of features --------------------------------------------------------------------- */
 
 static void fields(struct block *block, const struct operation *op) {
+    const int64_t alike = op->type == op->sources[0].type ? width_of(op->type) : 0;
     for (int64_t row = 0; row < block->n; row++) {
         const uint8_t *stored = block->rows[row];
         const int null = !((stored[op->present_at] & op->present_mask) && block->alive[row]);
         uint8_t beside[8] = {0}, *to = place_of(block, op, row, beside);
-        if (!null) copy(to, op->type, stored + op->sources[0].at, op->sources[0].type, 1);
+        if (!null && alike == 8)
+            memcpy(to, stored + op->sources[0].at, 8);
+        else if (!null && alike == 4)
+            memcpy(to, stored + op->sources[0].at, 4);
+        else if (!null)
+            copy(to, op->type, stored + op->sources[0].at, op->sources[0].type, 1);
         put_number(block, op, row, to, null);
     }
 }
@@ -229,35 +235,48 @@ static void lasts(struct block *block, const struct operation *op) {
     }
 }
 
-static inline int64_t total(const struct block *block, const struct operation *op, int which,
-                            int64_t row) {
+/* The total of one of a feature's rings in each row. */
+static void total(const struct block *block, const struct operation *op, int which,
+                  int64_t *totals) {
     const struct source *source = &op->sources[which];
-    return total_of(block->rows[row] + source->at, source->type,
-                    block->view->windows[source->window].ring_tiles,
-                    block->spans[source->window][row]);
+    totals_of(block->rows, block->n, source, block->view->windows[source->window].ring_tiles,
+              block->spans[source->window], totals);
 }
 
 static void windows(struct block *block, const struct operation *op) {
-    for (int64_t row = 0; row < block->n; row++)
-        give_whole(block, op, row, total(block, op, 0, row), 0);
+    int64_t totals[ROWS];
+    total(block, op, 0, totals);
+    if (op->type == I64 && op->place >= 0 && op->kept < 0) {
+        uint8_t *to = block->records + op->to;
+        for (int64_t row = 0; row < block->n; row++, to += block->side->record_bytes)
+            STORE(int64_t, to, totals[row]);
+        return;
+    }
+    for (int64_t row = 0; row < block->n; row++) give_whole(block, op, row, totals[row], 0);
 }
 
 static void means(struct block *block, const struct operation *op) {
+    int64_t sums[ROWS], counts[ROWS];
+    total(block, op, 0, sums);
+    total(block, op, 1, counts);
     for (int64_t row = 0; row < block->n; row++) {
-        const int64_t sum = total(block, op, 0, row), count = total(block, op, 1, row);
-        give_float(block, op, row, (double)sum / (double)(count > 1 ? count : 1), count == 0);
+        const double value = (double)sums[row] / (double)(counts[row] > 1 ? counts[row] : 1);
+        give_float(block, op, row, value, counts[row] == 0);
     }
 }
 
 static void deviations(struct block *block, const struct operation *op) {
     const struct source *source = &op->sources[0];
     const int64_t ring_tiles = block->view->windows[source->window].ring_tiles;
+    int64_t sums[ROWS], counts[ROWS];
+    total(block, op, 1, sums);
+    total(block, op, 2, counts);
     for (int64_t row = 0; row < block->n; row++) {
-        const int64_t sum = total(block, op, 1, row), count = total(block, op, 2, row);
+        const int64_t count = counts[row];
         int64_t low, high;
         squares_of(block->rows[row] + source->at, ring_tiles, block->spans[source->window][row],
                    &low, &high);
-        const double value = count == 0 ? 0.0 : deviation_of(count, sum, low, high);
+        const double value = count == 0 ? 0.0 : deviation_of(count, sums[row], low, high);
         give_float(block, op, row, value, count == 0);
     }
 }

@@ -107,7 +107,8 @@ struct span {
 
 struct span span_of(const struct window *window, int64_t now_tile, int64_t now_slot, int64_t head);
 int64_t floor_div(int64_t a, int64_t b);
-int64_t total_of(const uint8_t *ring, int64_t type, int64_t ring_tiles, struct span span);
+void totals_of(const uint8_t *const *rows, int64_t n, const struct source *source,
+               int64_t ring_tiles, const struct span *spans, int64_t *totals);
 double decayed_of(const uint8_t *ring, int64_t type, int64_t ring_tiles, struct span span,
                   const double *weights);
 uint64_t least_of(const uint8_t *ring, int64_t ring_tiles, struct span span);

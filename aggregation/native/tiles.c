@@ -38,29 +38,31 @@ static inline struct ranges ranges_of(struct span span, int64_t ring_tiles) {
     return (struct ranges){span.first, ring_tiles, stop - ring_tiles};
 }
 
-#define DEFINE_TOTAL(name, element)                                                  \
-    static inline uint64_t name(const uint8_t *ring, int64_t first, int64_t end) {   \
-        uint64_t total = 0;                                                          \
-        for (int64_t slot = first; slot < end; slot++) {                             \
-            element each;                                                            \
-            memcpy(&each, ring + slot * (int64_t)sizeof each, sizeof each);          \
-            total += (uint64_t)each;                                                 \
-        }                                                                            \
-        return total;                                                                \
+#define TOTALS(element, wide)                                                       \
+    for (int64_t row = 0; row < n; row++) {                                         \
+        const struct ranges in = ranges_of(spans[row], ring_tiles);                 \
+        const uint8_t *ring = rows[row] + at;                                       \
+        element each;                                                               \
+        wide total = 0; /* of 2^16 tiles at most */                                 \
+        for (int64_t slot = in.first; slot < in.end; slot++) {                      \
+            memcpy(&each, ring + slot * (int64_t)sizeof each, sizeof each);         \
+            total += (wide)each;                                                    \
+        }                                                                           \
+        for (int64_t slot = 0; slot < in.rest; slot++) {                            \
+            memcpy(&each, ring + slot * (int64_t)sizeof each, sizeof each);         \
+            total += (wide)each;                                                    \
+        }                                                                           \
+        totals[row] = (int64_t)total;                                               \
     }
 
-DEFINE_TOTAL(total_u8, uint8_t)
-DEFINE_TOTAL(total_u16, uint16_t)
-DEFINE_TOTAL(total_u32, uint32_t)
-DEFINE_TOTAL(total_i64, int64_t)
-
-int64_t total_of(const uint8_t *ring, int64_t type, int64_t ring_tiles, struct span span) {
-    const struct ranges in = ranges_of(span, ring_tiles);
-    switch (type) {
-    case U8: return (int64_t)(total_u8(ring, in.first, in.end) + total_u8(ring, 0, in.rest));
-    case U16: return (int64_t)(total_u16(ring, in.first, in.end) + total_u16(ring, 0, in.rest));
-    case U32: return (int64_t)(total_u32(ring, in.first, in.end) + total_u32(ring, 0, in.rest));
-    default: return (int64_t)(total_i64(ring, in.first, in.end) + total_i64(ring, 0, in.rest));
+WIDE void totals_of(const uint8_t *const *rows, int64_t n, const struct source *source,
+                    int64_t ring_tiles, const struct span *spans, int64_t *totals) {
+    const int64_t at = source->at;
+    switch (source->type) {
+    case U8: TOTALS(uint8_t, uint32_t) break;
+    case U16: TOTALS(uint16_t, uint32_t) break;
+    case U32: TOTALS(uint32_t, uint64_t) break;
+    default: TOTALS(int64_t, uint64_t)
     }
 }
 
