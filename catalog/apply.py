@@ -125,19 +125,13 @@ def apply(
 def _propose(definitions: Definitions, parent: Plan | None, store: RowStore | None) -> Proposal:
     held = published(store) if store is not None else None
     now = staged(store) if store is not None else Staged()
-    plan = compile_plan(definitions, parent, least_generations(now, held))
+    if now.active:
+        plan = compile_plan(definitions, parent, least=now.views)
+    else:
+        plan = compile_plan(definitions, parent, used=now.used)
     if held is not None and held != plan:
         check_follows(held, plan)
     return Proposal(plan, parent, difference(held if held is not None else parent, plan))
-
-
-def least_generations(now: Staged, held: Plan | None) -> dict[str, int]:
-    """The lowest generation that each view may have: what is staged takes the numbers it has, and
-    one that was staged and given up leaves rows under its number behind."""
-    if now.active:
-        return dict(now.views)
-    current = {view.name: view.generation for view in held.views} if held is not None else {}
-    return {name: used + 1 for name, used in now.used.items() if current.get(name, 0) < used}
 
 
 @contextmanager

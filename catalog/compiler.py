@@ -38,11 +38,15 @@ class Definitions:
 
 
 def compile_plan(
-    definitions: Definitions, parent: Plan | None = None, least: Mapping[str, int] | None = None
+    definitions: Definitions,
+    parent: Plan | None = None,
+    least: Mapping[str, int] | None = None,
+    used: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan that follows `parent`; `parent` itself where nothing changed.
 
-    least: {view: the lowest generation it may have}. Views with online=False are Feast's alone and
+    least: {view: the lowest generation it may have, changed or not}. used: {view: the last
+    generation whose number a new one may not take}. Views with online=False are Feast's alone and
     not in the plan. Raises DeclarationError.
     """
     _check_names(definitions)
@@ -56,7 +60,12 @@ def compile_plan(
     before = {view.name: view for view in parent.views} if parent is not None else {}
     retired = dict(parent.retired) if parent is not None else {}
     views = {
-        name: number(draft, before.get(name), retired.pop(name, 0), (least or {}).get(name, 0))
+        name: number(
+            draft,
+            before.get(name),
+            max(retired.pop(name, 0), (used or {}).get(name, 0)),
+            (least or {}).get(name, 0),
+        )
         for name, draft in drafts.items()
     }
     retired |= {name: view.generation for name, view in before.items() if name not in views}

@@ -29,13 +29,14 @@ from schemas.plan import FieldPlan, ViewPlan
 FIRST_GENERATION: Final = 1
 
 
-def number(draft: ViewDraft, parent: ViewPlan | None, retired: int = 0, least: int = 0) -> ViewPlan:
+def number(draft: ViewDraft, parent: ViewPlan | None, used: int = 0, least: int = 0) -> ViewPlan:
     """The draft as a plan that follows `parent`, the view's plan so far (None where it is new).
 
-    retired: the last generation of an earlier view of that name, 0 where there was none. least: the
-    lowest generation it may have; above the parent's it takes a new one whether or not it changed.
+    used: the last generation that a new one may not be, of an earlier view of that name or of a
+    backfill that was given up. least: the lowest generation the view may have; above the parent's
+    it takes a new one whether or not it changed.
     """
-    generation, fields = _fields(draft, parent, max(least, retired + 1))
+    generation, fields = _fields(draft, parent, used, least)
     return ViewPlan(
         name=draft.name,
         entity=draft.entity,
@@ -58,14 +59,14 @@ def number(draft: ViewDraft, parent: ViewPlan | None, retired: int = 0, least: i
 
 
 def _fields(
-    draft: ViewDraft, parent: ViewPlan | None, least: int
+    draft: ViewDraft, parent: ViewPlan | None, used: int, least: int
 ) -> tuple[int, tuple[FieldPlan, ...]]:
     if parent is None:
-        return max(FIRST_GENERATION, least), _first(draft.fields)
+        return max(FIRST_GENERATION, used + 1, least), _first(draft.fields)
     goes_on = _state_goes_on(draft, parent) if draft.streamed else _values_go_on(draft, parent)
     if goes_on and parent.generation >= least:
         return parent.generation, _appended(draft.fields, parent.fields)
-    return max(parent.generation + 1, least), _restarted(draft.fields, parent.fields)
+    return max(parent.generation + 1, used + 1, least), _restarted(draft.fields, parent.fields)
 
 
 def _state_goes_on(draft: ViewDraft, parent: ViewPlan) -> bool:

@@ -156,6 +156,20 @@ def test_rule_14_a_number_that_was_given_up_is_not_used_again(
     assert stage(repo, store, [VIEW]).views[0].generation == 4
 
 
+def test_rule_14_what_was_given_up_leaves_what_is_published_as_it_is(
+    repo: Path, store: MemoryRowStore
+) -> None:
+    """A rebuild of the same declarations: a new generation would begin without any rows."""
+    before = published(store)
+    stage(repo, store, [VIEW], unchanged=True)
+    end(store)
+    assert plan_repo(repo, store).difference.empty
+    assert not apply(repo, store).published
+    assert published(store) == before
+    add_window(repo)
+    assert apply(repo, store).plan.view(VIEW).generation == 3, "2 may have rows"
+
+
 def test_what_is_not_filled_is_not_switched_to(repo: Path, store: MemoryRowStore) -> None:
     add_window(repo)
     staging = stage(repo, store, [VIEW]).staged
