@@ -41,6 +41,7 @@ from predictor.card import (
     tasks_of,
     version_of,
 )
+from predictor.folded import folded
 from predictor.networks import Inputs, Network, build_network
 from predictor.requests import (
     MAX_REQUESTS,
@@ -58,7 +59,8 @@ _RESTORE: Final = "publish the package again from where it was trained"
 
 
 class Model:
-    """A loaded package: card, version (u64; `name` is its hex form), network in eval mode.
+    """A loaded package: card, version (u64; `name` is its hex form), network in eval mode, whose
+    weights stay as they are: it scores by `predictor.folded`.
 
     weights: (T,) f32, the weight of each task in the final score; empty for a two-tower.
     """
@@ -71,13 +73,14 @@ class Model:
         self.version = int(version, 16)
         self.network = network
         self.warmup = tuple(warmup)
+        self._score = folded(network)
         tasks = tasks_of(network.spec)
         self.weights = np.array([card.score[task] for task in tasks], np.float32)  # (T,)
 
     def logits(self, inputs: Inputs) -> NDArray[np.float32]:
         """(N,) of a two-tower, (N, T) of a fine network."""
         with torch.inference_mode():
-            scores: NDArray[np.float32] = self.network(inputs).numpy()
+            scores: NDArray[np.float32] = self._score(inputs).numpy()
         return scores
 
 
