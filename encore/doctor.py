@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
+from aggregation.native.library import path_in_use
 from encore.local import broker_binary, store_binary
 from encore.settings import Settings, masked
 from schemas.errors import EncoreError, LocalError
@@ -49,6 +50,7 @@ def diagnose(settings: Settings) -> Iterator[Check]:
     yield python()
     yield packages(PROJECT / "constraints.txt")
     yield from binaries()
+    yield kernels()
     yield disk(settings.data_dir)
     yield http_port(settings)
     yield grpc_port(settings)
@@ -86,6 +88,14 @@ def binaries() -> Iterator[Check]:
     yield _runs("broker binary", broker_binary, ["broker", "--help"], "")
     yield _runs("store binary", store_binary, ["--version"], "")
     yield _runs("flatc binary", _flatc, ["--version"], FLATC_VERSION)
+
+
+def kernels() -> Check:
+    """Requests are computed in C, by a library of the sources that are here."""
+    if path_in_use() == "native":
+        return Check("kernels", "ok", "native, of the sources here")
+    found = "not built from the sources here: numpy computes the same, several times slower"
+    return Check("kernels", "warn", found, "make kernels, which needs a C compiler")
 
 
 def disk(data_dir: Path) -> Check:

@@ -23,6 +23,7 @@ import uvicorn
 import uvloop
 
 from aggregation.cache.reader import ItemCache
+from aggregation.native.library import path_in_use
 from predictor.breaker import BreakerConfig, StoreReader
 from predictor.cascade import CascadeConfig
 from predictor.freshness import Freshness, FreshnessConfig
@@ -150,6 +151,7 @@ async def _run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
+        log.info("requests are computed by %s kernels", path_in_use())
         log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
         _spare_collector()
         await server.serve(sockets=[each for listener in listeners for each in repeated(listener)])

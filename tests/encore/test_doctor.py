@@ -26,6 +26,14 @@ def test_this_installation_is_sound() -> None:
     assert found.state == "ok", found
 
 
+@pytest.mark.parametrize(("path", "state"), [("native", "ok"), ("numpy", "warn")])
+def test_how_requests_are_computed(monkeypatch: pytest.MonkeyPatch, path: str, state: str) -> None:
+    monkeypatch.setattr(doctor, "path_in_use", lambda: path)
+    check = doctor.kernels()
+    assert check.state == state
+    assert ("make kernels" in check.do) == (state == "warn")
+
+
 def test_another_version_is_named(tmp_path: Path) -> None:
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("# comment\nnumpy==0.1\nno-such-package==3\n")
