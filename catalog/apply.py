@@ -30,7 +30,14 @@ from feast.repo_operations import extract_objects_for_apply_delete
 from catalog.compiler import Definitions, compile_plan
 from catalog.difference import Difference, difference
 from catalog.lock import LOCK_NAME, read_lock, replace_file, write_lock
-from catalog.publish import check_follows, check_may_publish, publish, published, staged
+from catalog.publish import (
+    check_follows,
+    check_may_publish,
+    extends,
+    publish,
+    published,
+    staged,
+)
 from catalog.registry import read_registry, registered, registry_path, same_content
 from catalog.repo import CONFIG_NAME, definitions_of, load_repo
 from catalog.stream_view import quiet_feast
@@ -62,7 +69,7 @@ class ApplyResult:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an apply would make of a repo. parent: what the lock file holds."""
+    """What an apply would make of a repo. parent: the plan that it builds on."""
 
     plan: Plan
     parent: Plan | None
@@ -73,10 +80,10 @@ class Proposal:
 Review = Callable[[Difference], None]
 
 
-def plan_repo(repo: Path, store: RowStore | None = None) -> Proposal:
+def plan_repo(repo: Path, store: RowStore | None = None, take_over: bool = False) -> Proposal:
     """What `apply` would do; nothing is written. Raises as `apply` does."""
     contents = load_repo(repo, load_config(repo).project)
-    return _propose(definitions_of(contents), read_lock(repo / LOCK_NAME), store)
+    return _propose(definitions_of(contents), read_lock(repo / LOCK_NAME), store, take_over)
 
 
 def apply(
@@ -84,20 +91,22 @@ def apply(
     store: RowStore | None = None,
     review: Review | None = None,
     switching: bool = False,
+    take_over: bool = False,
 ) -> ApplyResult:
     """Applies a feature repo. Nothing changes where nothing was declared anew.
 
-    switching: what is published is a staged plan whose rows are all there (`catalog.staging`).
-    Raises DeclarationError for what cannot be compiled, PlanError for a lock file, registry or
-    published plan that cannot be built on, or while a plan is staged, StoreError, and what `review`
-    raises.
+    take_over: build on the plan that the store holds, not on the lock file. switching: what is
+    published is a staged plan whose rows are all there (`catalog.staging`). Raises
+    DeclarationError for what cannot be compiled, PlanError for a lock file, registry or published
+    plan that cannot be built on, or while a plan is staged, StoreError, and what `review` raises.
     """
     config = load_config(repo)
     path, lock = registry_path(config, repo), repo / LOCK_NAME
     contents = load_repo(repo, config.project)
     with _one_at_a_time(path):
-        proposal = _propose(definitions_of(contents), read_lock(lock), store)
-        plan, parent = proposal.plan, proposal.parent
+        parent = read_lock(lock)
+        proposal = _propose(definitions_of(contents), parent, store, take_over)
+        plan = proposal.plan
         if store is not None and plan != published(store):
             check_may_publish(staged(store), plan, switching)
         if review is not None:
@@ -105,7 +114,7 @@ def apply(
         before = read_registry(path)
         after, data = _feast_apply(repo, config.project, contents, before)
         least = {view.name: view.generation for view in plan.views}
-        if compile_plan(registered(after, config.project), parent, least) != plan:
+        if compile_plan(registered(after, config.project), proposal.parent, least) != plan:
             raise PlanError(
                 str(path),
                 required="the registry to hold what the repo declares",
@@ -122,16 +131,31 @@ def apply(
     return ApplyResult(plan, parent, found, changed, registry_changed, taken, lock, path)
 
 
-def _propose(definitions: Definitions, parent: Plan | None, store: RowStore | None) -> Proposal:
+def _propose(
+    definitions: Definitions, lock: Plan | None, store: RowStore | None, take_over: bool
+) -> Proposal:
     held = published(store) if store is not None else None
     now = staged(store) if store is not None else Staged()
+    parent = lock
+    if held is not None and (take_over or lags(lock, held, definitions)):
+        parent = held
     if now.active:
         plan = compile_plan(definitions, parent, least=now.views)
     else:
         plan = compile_plan(definitions, parent, used=now.used)
     if held is not None and held != plan:
         check_follows(held, plan)
-    return Proposal(plan, parent, difference(held if held is not None else parent, plan))
+    return Proposal(plan, parent, difference(held if held is not None else lock, plan))
+
+
+def lags(lock: Plan | None, held: Plan, definitions: Definitions) -> bool:
+    """The lock file is of an older plan of the store's line, which serves what the repo declares: a
+    backfill on another machine published it."""
+    if lock is None or lock.version >= held.version:
+        return False
+    before = {view.name: view for view in lock.views}
+    same_line = all(extends(view, before[view.name]) for view in held.views if view.name in before)
+    return same_line and compile_plan(definitions, held) == held
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def check_follows(held: Plan, plan: Plan) -> None:
             PLAN_KEY,
             required=f"a plan older than version {plan.version}",
             got=f"version {held.version} from another apply",
-            do="take over the lock file it was published from and run `encore apply` again",
+            do="take over the lock file it was published from, or look at `encore plan"
+            " --take-over`, then apply",
         )
     for view in plan.views:
         old = next((each for each in held.views if each.name == view.name), None)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from catalog.apply import ApplyResult, Review, apply, load_config
+from catalog.apply import ApplyResult, Review, apply, lags, load_config
 from catalog.compiler import compile_plan
 from catalog.difference import Difference, difference
 from catalog.lock import LOCK_NAME, read_lock
@@ -70,6 +70,8 @@ def stage(
     parent = read_lock(repo / LOCK_NAME)
     version = version_of(store)
     held, now = _held(store), staged(store)
+    if lags(parent, held, definitions):
+        parent = held
     if unchanged and compile_plan(definitions, parent) != held:
         raise PlanError(
             "feature_repo",

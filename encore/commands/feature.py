@@ -31,6 +31,12 @@ Examples:
 """
 
 
+TakeOverOption = Annotated[
+    bool,
+    typer.Option("--take-over", help="Build on the plan in the store, not on plan.lock.json."),
+]
+
+
 def init(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
@@ -47,7 +53,9 @@ def init(
         put(str(path))
 
 
-def plan(context: typer.Context, as_json: JsonOption = False) -> None:
+def plan(
+    context: typer.Context, take_over: TakeOverOption = False, as_json: JsonOption = False
+) -> None:
     """Show what `apply` would change, and change nothing.
 
     Compares the feature repo with the published plan; without a store, with plan.lock.json. Says
@@ -59,14 +67,14 @@ def plan(context: typer.Context, as_json: JsonOption = False) -> None:
     from store.redis_store import RedisRowStore
 
     call = invocation(context)
-    models, url = live_models(call.settings.packages), _store_url(call)
+    models, url = live_models(call.settings.packages), _store_url(call, take_over)
     from catalog.apply import plan_repo  # Feast: seconds, so after what may be refused
 
     if url is None:
         found = plan_repo(call.settings.repo).difference
     else:
         with RedisRowStore(url) as store:
-            found = plan_repo(call.settings.repo, store).difference
+            found = plan_repo(call.settings.repo, store, take_over).difference
     if as_json:
         put_json(as_data(found, models))
         return
@@ -82,6 +90,7 @@ def apply(
     retire_models: Annotated[
         bool, typer.Option("--retire-models", help="Remove slots though live models use them.")
     ] = False,
+    take_over: TakeOverOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile the feature repo into the plan and publish it.
@@ -96,8 +105,10 @@ def apply(
     from predictor.live import live_models
     from store.redis_store import RedisRowStore
 
+    if take_over and not publish:
+        raise typer.BadParameter("takes the plan of a store", param_hint="--take-over")
     call = invocation(context)
-    url = _store_url(call) if publish else None
+    url = _store_url(call, take_over) if publish else None
     models = live_models(call.settings.packages)
     review = guard(models, retire=retire_models)
     from catalog.apply import apply as apply_repo  # Feast: seconds, so after what may be refused
@@ -106,7 +117,7 @@ def apply(
         result = apply_repo(call.settings.repo, review=review)
     else:
         with RedisRowStore(url) as store:
-            result = apply_repo(call.settings.repo, store, review)
+            result = apply_repo(call.settings.repo, store, review, take_over=take_over)
     plan, parent = result.plan, result.parent
     views = [f"{view.name}@{view.generation}" for view in plan.views]
     services = {service.name: service.fingerprint for service in plan.services}
@@ -137,11 +148,16 @@ def apply(
     )
 
 
-def _store_url(call: Invocation) -> str | None:
-    """The store to publish to; None when none is set and no local stack runs."""
+def _store_url(call: Invocation, required: bool) -> str | None:
+    """The store to publish to; None when none is set and no local stack runs.
+
+    Raises SettingsError where one is required then.
+    """
     from encore.settings import LOCAL
     from encore.stack_file import running_stack
 
+    if required:
+        return call.connected.store_url
     if call.settings.store_url != LOCAL:
         return call.settings.store_url
     stack = running_stack(call.settings.runs)

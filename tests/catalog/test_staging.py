@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,3 +203,72 @@ def test_of_two_at_once_one_wins(repo: Path, store: MemoryRowStore) -> None:
     stage(repo, store, [VIEW])
     with pytest.raises(PlanError, match="another apply or backfill at the same time"):
         set_staged(store, replace(staged(store), state="filled"), version)
+
+
+# --- a lock file that lags ------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(repo: Path, store: MemoryRowStore, tmp_path: Path) -> Path:
+    """The same repo on another machine, where a view was rebuilt: here the lock file lags."""
+    copy = tmp_path / "other"
+    shutil.copytree(repo, copy)
+    staging = stage(copy, store, [VIEW], unchanged=True)
+    switch(copy, store, mark_filled(store, staging.staged))
+    return copy
+
+
+def test_what_was_filled_elsewhere_is_taken_over(
+    repo: Path, other: Path, store: MemoryRowStore
+) -> None:
+    before = published(store)
+    assert plan_repo(repo, store).difference.empty
+    result = apply(repo, store)
+    assert (result.changed, result.published) == (True, False)
+    assert (repo / LOCK_NAME).read_bytes() == (other / LOCK_NAME).read_bytes()
+    assert published(store) == before
+    add_window(repo)
+    assert apply(repo, store).plan.view(VIEW).generation == 3
+
+
+def test_a_view_is_filled_over_a_lagging_lock(
+    repo: Path, other: Path, store: MemoryRowStore
+) -> None:
+    """Again and again in containers of one image."""
+    for generation in (3, 4):
+        image = (repo / LOCK_NAME).read_bytes()
+        staging = stage(repo, store, [VIEW], unchanged=True)
+        assert [view.generation for view in staging.views] == [generation]
+        result = switch(repo, store, mark_filled(store, staging.staged))
+        assert published(store) == result.plan == require_lock(repo / LOCK_NAME)
+        (repo / LOCK_NAME).write_bytes(image)
+
+
+def test_another_declaration_over_a_lagging_lock_is_asked_for(
+    repo: Path, other: Path, store: MemoryRowStore
+) -> None:
+    add_window(repo)
+    with pytest.raises(PlanError, match="look at `encore plan --take-over`, then apply"):
+        apply(repo, store)
+    found = plan_repo(repo, store, take_over=True).difference
+    assert (found.before, found.after) == (2, 3)
+    assert [change.what for change in found.features] == ["added"]
+    result = apply(repo, store, take_over=True)
+    assert result.published
+    assert published(store) == result.plan == require_lock(repo / LOCK_NAME)
+    assert result.plan.view(VIEW).generation == 3
+
+
+def test_a_lock_of_another_line_is_not_replaced(repo: Path, store: MemoryRowStore) -> None:
+    """The store serves a later plan of the same declarations with other field ids."""
+    held = published(store)
+    assert held is not None
+    view = held.view(VIEW)
+    moved = replace(view, fields=tuple(reversed(view.fields)))
+    views = tuple(moved if each is view else each for each in held.views)
+    strange = MemoryRowStore()
+    publish(strange, replace(held, version=7, parent=6, views=views))
+    lock = (repo / LOCK_NAME).read_bytes()
+    with pytest.raises(PlanError, match="needs a plan older than version 1, got version 7"):
+        apply(repo, strange)
+    assert (repo / LOCK_NAME).read_bytes() == lock

@@ -91,6 +91,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["--no-such-option"],
         ["doctor", "extra"],
         ["features", "--now-ms", "x"],
+        ["apply", "--take-over", "--no-publish"],
     ],
 )
 def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
