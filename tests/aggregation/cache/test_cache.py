@@ -21,6 +21,7 @@ from aggregation.cache.memory import (
 from aggregation.cache.reader import ItemCache, cache_path
 from aggregation.cache.record import SEQUENCE, ItemCodec
 from aggregation.cache.writer import CacheWriter
+from aggregation.native.library import Kernels
 from aggregation.program import ServiceProgram
 from schemas.errors import LocalError
 from schemas.layout import layout_of
@@ -76,9 +77,14 @@ def draw_rows(program: ServiceProgram, data: st.DataObject, offset: int) -> dict
 @given(data=st.data())
 @pytest.mark.parametrize("program", [STEADY, FLEETING], ids=["steady", "fleeting"])
 def test_the_cache_gives_what_the_store_gives(
-    tmp_path: Path, program: ServiceProgram, data: st.DataObject
+    tmp_path: Path, built: Kernels, program: ServiceProgram, data: st.DataObject
 ) -> None:
+    """By numpy and by the kernels."""
     writer, cache = writer_in(tmp_path, program), reader_of(tmp_path)
+    readers = [
+        ServiceProgram(program.plan, "ranking", library)
+        for library in (lambda: None, lambda: built)
+    ]
     asked = np.concatenate((ITEMS[::-1], UNKNOWN))
     now_ms = T0
     for step in range(3):
@@ -88,12 +94,13 @@ def test_the_cache_gives_what_the_store_gives(
         go_live(writer)
         for _ in range(3):
             request_ms = now_ms + data.draw(st.integers(-5_000, 9_000))
-            side = looked_up(cache, program, stored, asked, request_ms)
+            reader = data.draw(st.sampled_from(readers))
+            side = looked_up(cache, reader, stored, asked, request_ms)
             assert_as_stored(side, program, stored, asked, request_ms)
         now_ms += data.draw(st.integers(0, 20_000))
         while writer.refresh(now_ms):
             assert writer.due_ms > now_ms
-        side = looked_up(cache, program, stored, asked, now_ms)
+        side = looked_up(cache, readers[step % 2], stored, asked, now_ms)
         assert_as_stored(side, program, stored, asked, now_ms)
     assert cache.counts.missed == 0
     writer.memory.close()

@@ -20,6 +20,7 @@ from aggregation.cache.feed import CacheConfig, run_cache_writer
 from aggregation.cache.memory import W_CHANGED, W_SYNCS, CacheMemory
 from aggregation.cache.reader import ItemCache, cache_path
 from aggregation.cache.record import ItemCodec
+from aggregation.native.library import Kernels
 from aggregation.program import ServiceProgram
 from schemas.errors import LocalError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, row_key
@@ -330,8 +331,10 @@ def number_rows(ids: np.ndarray, number: int) -> list[bytes | None]:
     return [*encode_rows(layout_of(VIDEOS), rows), *([None] * len(ids))]
 
 
-def test_no_row_is_ever_half_of_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [False, True], ids=["numpy", "native"])
+def test_no_row_is_ever_half_of_another(tmp_path: Path, built: Kernels, native: bool) -> None:
     """A process writes without a pause; every row that is read has one number throughout."""
+    program = ServiceProgram(DEMO.plan, "ranking", lambda: built if native else None)
     process = subprocess.Popen(
         [sys.executable, "-c", HAMMER, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -345,7 +348,7 @@ def test_no_row_is_ever_half_of_another(tmp_path: Path) -> None:
         numbers: set[int] = set()
 
         def hammered() -> bool:
-            found = cache.look_up(DEMO, ids, T0)
+            found = cache.look_up(program, ids, T0)
             assert found is not None
             kept = np.setdiff1d(ids, found.missing)
             side = found.completed([None] * (2 * len(found.missing)))
