@@ -30,6 +30,7 @@ from encore.commands import (
     send,
     serving,
     stream,
+    topics,
 )
 from encore.context import Invocation
 from encore.output import put, say_error
@@ -92,6 +93,7 @@ app.command(epilog=contract.CONTRACTS_EPILOG)(contract.contracts)
 app.command(epilog=replay.REPLAY_EPILOG)(replay.replay)
 app.command(epilog=send.SEND_EPILOG)(send.send)
 app.add_typer(stream.stream_group)
+app.add_typer(topics.topics)
 app.command()(stream.items)
 app.command()(stream.sink)
 app.command()(stream.ship)

@@ -34,6 +34,7 @@ from schemas.staged import Staged
 from store.base import RowStore
 from store.keyspace import PAGE_KEYS, RedisKeySpace
 from streams.config import StreamConfig
+from streams.moving import every_config
 
 State = Literal["published", "staged", "old", "unknown"]
 Key = tuple[str, int]  # view, generation
@@ -155,7 +156,7 @@ def prune(store: RedisKeySpace, config: StreamConfig, choice: Choice, note: Note
     marks = {key: _count_marks(store, config, key) for key in chosen}
     if choice.remove:
         for key in chosen:
-            store.unlink(_marks(config, key))
+            store.unlink(_marks(store, config, key))
     there = sorted(key for key in chosen if rows[key] or marks[key])
     return [Held(*key, "old", rows[key], sizes[key], marks[key]) for key in there]
 
@@ -198,11 +199,15 @@ def _walk(store: RedisKeySpace, pattern: str, note: Note) -> Iterator[dict[Key, 
 
 
 def _count_marks(store: RedisKeySpace, config: StreamConfig, key: Key) -> int:
-    return sum(size > 0 for size in store.sizes(_marks(config, key)))
+    return sum(size > 0 for size in store.sizes(_marks(store, config, key)))
 
 
-def _marks(config: StreamConfig, key: Key) -> list[str]:
-    """Every key under which a generation's floors and positions may lie."""
+def _marks(store: RedisKeySpace, config: StreamConfig, key: Key) -> list[str]:
+    """Every key under which a generation's floors and positions may lie, of any topic."""
+    return [name for each in every_config(store, config) for name in _marks_in(each, key)]
+
+
+def _marks_in(config: StreamConfig, key: Key) -> list[str]:
     keys: list[str] = []
     readers: Collection[tuple[str, str]] = (
         (config.topic, config.group),

@@ -16,11 +16,10 @@ from typing import Final, Protocol
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
 from encore.settings import Settings
-from encore.wiring import stream_config
+from encore.wiring import newest_config
 from schemas.errors import RequestError, StreamError
-from schemas.names import ACTIONS_TOPIC
 from store.redis_store import AsyncRedisRowStore
-from streams.admin import ensure_topics
+from streams.moving import check_open
 from streams.producer import ActionProducer
 from streams.replay import TICK_MS, Replay, ReplayCounts, Tick, find_mark, item_mark
 
@@ -96,17 +95,17 @@ class _Run:
 
     async def _replay(self, pages: Sequence[Page], client: RankClient | None) -> ReplayReport:
         settings = self._settings
-        topics = {ACTIONS_TOPIC: settings.partitions}
-        await asyncio.to_thread(ensure_topics, settings.bootstrap, topics)
+        config = await asyncio.to_thread(newest_config, settings)
 
         async def rank_all(requests: Sequence[Page], _: Tick) -> None:
             assert client is not None
             await self._rank(client, requests)
 
-        with ActionProducer(settings.bootstrap, ACTIONS_TOPIC, settings.partitions) as producer:
+        with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
             async with AsyncRedisRowStore(settings.store_url) as store:
-                mark = await find_mark(store, settings.bootstrap, ACTIONS_TOPIC, settings.group)
-                items = item_mark(mark, stream_config(settings).item_group, settings.partitions)
+                await check_open(store, config)
+                mark = await find_mark(store, config.bootstrap, config.topic, config.group)
+                items = item_mark(mark, config.item_group, config.partitions)
                 engine = Replay(
                     actions=self._timeline.actions,
                     requests=pages,

@@ -11,6 +11,7 @@ from encore.settings import Settings
 if TYPE_CHECKING:
     from aggregation.cache.feed import CacheConfig
     from predictor.server import ServeConfig
+    from store.redis_store import RedisRowStore
     from streams.config import StreamConfig
 
 
@@ -36,6 +37,42 @@ def stream_config(settings: Settings) -> StreamConfig:
 def topics(settings: Settings) -> dict[str, int]:
     """The topics of encore's streams, with their partition counts."""
     return stream_config(settings).topics
+
+
+def ensure_rank_topics(settings: Settings) -> None:
+    """Those of the rank log alone. Raises StreamError as `ensure_topics`."""
+    from streams.admin import ensure_topics as ensure
+
+    rank_topic = stream_config(settings).rank_topic
+    wanted = {name: n for name, n in topics(settings).items() if name.startswith(rank_topic)}
+    ensure(settings.bootstrap, wanted)
+
+
+def newest_config(settings: Settings) -> StreamConfig:
+    """For the topic that producers write to, which is there: the first, or the last that actions
+    were moved to. Raises StoreError, StreamError."""
+    from streams.admin import ensure_topics as ensure
+    from streams.moving import newest_config as newest
+
+    with _rows(settings) as store:
+        config = newest(store, stream_config(settings))
+    ensure(settings.bootstrap, config.topics)
+    return config
+
+
+def open_config(settings: Settings) -> StreamConfig:
+    """For the newest topic that may be read. Raises StoreError, StreamError."""
+    from streams.moving import open_config as newest_open
+
+    with _rows(settings) as store:
+        return newest_open(store, stream_config(settings))
+
+
+def _rows(settings: Settings) -> RedisRowStore:
+    from store.redis_store import RedisRowStore
+    from store.wire import StoreConfig
+
+    return RedisRowStore(StoreConfig(settings.store_url, timeout_ms=settings.store_timeout_ms))
 
 
 def ensure_topics(settings: Settings) -> None:

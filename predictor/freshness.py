@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from aggregation.program import Assembled, ServiceProgram
 from predictor.generation import Generations
 from predictor.record import Query
-from schemas.errors import StoreError
+from schemas.errors import StoreError, StreamError
 from schemas.ids import partitions_of
-from schemas.names import generation_group
+from schemas.names import BY_ITEM_SUFFIX, by_item_topic, generation_group, topics_keys
 from schemas.plan import ViewPlan
 from schemas.status import Status
+from schemas.succession import load_succession
 from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _PRESENT, _STALE = int(Status.PRESENT), int(Status.STALE)
 
 @dataclass(frozen=True, slots=True)
 class FreshnessConfig:
-    """group, item_group: of the workers that fold. partitions: of the topics. stale_after_ms: with
+    """group, item_group: of the workers that fold. partitions: of the first topics. stale_after_ms: with
     0 no row is stale, and marks are followed for the metrics alone. poll_s: pause between looks."""
 
     group: str
@@ -57,19 +58,24 @@ class Freshness:
     ) -> None:
         self._store, self._generations, self._config = store, generations, config
         self._marks: Mapping[tuple[str, int], Mapping[int, int]] = {}
+        self._topics: dict[str, tuple[str, int]] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
             try:
                 await self.look()
-            except StoreError as error:
+            except (StoreError, StreamError) as error:
                 log.debug("freshness: %s", error)
             await asyncio.sleep(self._config.poll_s)
 
     async def look(self) -> None:
-        """Read the marks once. Raises StoreError."""
+        """Read the marks once, of the newest topics that may be read.
+
+        Raises StoreError, StreamError.
+        """
         program = self._generations.current.program
+        await self._look_for_topics(program)
         self._marks = {
             view.key: await self._marks_of(view, group)
             for views, group in (
@@ -80,9 +86,21 @@ class Freshness:
             if view.kind == "streamed"
         }
 
+    async def _look_for_topics(self, program: ServiceProgram) -> None:
+        """By a view's source the topic that it is fed from now, and its partition count."""
+        views = (*program.user_views, *program.item_views)
+        for source in {view.source for view in views if view.kind == "streamed"}:
+            first = source.removesuffix(BY_ITEM_SUFFIX)
+            key, _ = topics_keys(first)
+            text = await self._store.get_text(key)
+            life = load_succession(text, first, self._config.partitions, key).open[-1]
+            topic = by_item_topic(life.name) if first != source else life.name
+            self._topics[source] = topic, life.partitions
+
     async def _marks_of(self, view: ViewPlan, group: str) -> dict[int, int]:
         name = generation_group(group, view.name, view.generation)
-        found = await self._store.get_progress(view.source, name)
+        topic, _ = self._topics[view.source]
+        found = await self._store.get_progress(topic, name)
         return {partition: mark.watermark_ms for partition, mark in found.items()}
 
     def watermarks_ms(self) -> dict[str, int]:
@@ -113,10 +131,11 @@ class Freshness:
         ]
         if not any(late):
             return None
-        lagging = np.zeros((self._config.partitions, len(views)), bool)  # (P, V)
-        for index, partitions in enumerate(late):
-            lagging[[at for at in partitions if at < self._config.partitions], index] = True
-        found: NDArray[np.bool_] = lagging[partitions_of(ids, self._config.partitions)]
+        counts = [self._topics.get(view.source, ("", self._config.partitions))[1] for view in views]
+        found = np.zeros((len(ids), len(views)), bool)  # (n, V)
+        for index, (partitions, count) in enumerate(zip(late, counts, strict=True)):
+            if partitions:
+                found[:, index] = np.isin(partitions_of(ids, count), partitions)
         return found
 
 

@@ -11,7 +11,8 @@
     │   └── StoreTimeout         … in time
     ├── HistoryError         the row store restarted, failed over or was wiped
     ├── StreamError          topic, partition, epoch or offset is not as required
-    │   └── NotHeldError         … since the log does not hold that offset any more
+    │   ├── NotHeldError         … since the log does not hold that offset any more
+    │   └── MovedError           … since the actions have moved on to another topic
     ├── PackageError         a model package is refused
     ├── RequestError         a caller's request is refused (carries an HTTP status)
     ├── SettingsError        a setting is unknown or out of range
@@ -135,6 +136,12 @@ class NotHeldError(StreamError):
     """The log does not hold that offset any more; asking again is no remedy."""
 
     code = "not_held"
+
+
+class MovedError(StreamError):
+    """The actions have moved on to another topic; a stream process goes on there by itself."""
+
+    code = "moved"
 
 
 class PackageError(EncoreError):

@@ -88,6 +88,26 @@ def epoch_key(topic: str) -> str:
     return f"encore:epoch:{topic}"
 
 
+def partitions_keys(topic: str) -> tuple[str, str]:
+    """Decimal: how many partitions the topic had when it was first read; and that text's version.
+
+    >>> partitions_keys("actions")[0]
+    'encore:partitions:{actions}'
+    """
+    key = f"encore:partitions:{{{topic}}}"
+    return key, f"{key}:version"
+
+
+def topics_keys(root: str) -> tuple[str, str]:
+    """JSON of `schemas.succession`: the topics after a first one; and that text's version.
+
+    >>> topics_keys("actions")[0]
+    'encore:topics:{actions}'
+    """
+    key = f"encore:topics:{{{root}}}"
+    return key, f"{key}:version"
+
+
 def source_table_key(topic: str, group: str, partition: int) -> str:
     """JSON of how far a re-keyed partition is folded: its position and its source table."""
     return f"encore:sources:{{{topic}:{group}:{partition}}}"
@@ -124,14 +144,41 @@ def by_item_topic(topic: str) -> str:
     return topic + BY_ITEM_SUFFIX
 
 
+_SUCCESSOR = re.compile(r"(.+?)(?:\.[0-9]+)?(\.by-item)?")
+
+
+def successor_topic(topic: str, number: int) -> str:
+    """The name of the topic that actions move to; number: from 2, 1 being the first topic.
+
+    >>> successor_topic("actions", 2)
+    'actions.2'
+    """
+    return f"{topic}.{number}"
+
+
+def root_topic(topic: str) -> str:
+    """The name that a topic and all that came before and after it have in common. Plans name it,
+    logs are numbered under it, and the archive lies under it.
+
+    >>> root_topic("actions.2"), root_topic("actions.2.by-item"), root_topic("rank-log")
+    ('actions', 'actions.by-item', 'rank-log')
+    """
+    found = _SUCCESSOR.fullmatch(topic)
+    return topic if found is None else found[1] + (found[2] or "")
+
+
 def dead_letter_topic(topic: str) -> str:
-    """Where refused messages of `topic` go, with the reason in their headers."""
-    return f"{topic}.dead"
+    """Where refused messages of `topic` go, with the reason in their headers.
+
+    >>> dead_letter_topic("actions.2")
+    'actions.dead'
+    """
+    return f"{root_topic(topic)}.dead"
 
 
 def late_topic(topic: str) -> str:
     """Where actions of `topic` go that a view finds late or from the future, as action batches."""
-    return f"{topic}.late"
+    return f"{root_topic(topic)}.late"
 
 
 # --- message headers ------------------------------------------------------------------------
@@ -139,6 +186,7 @@ HEADER_CONTENT = "encore-content"  # one of the CONTENT_* values; absent means a
 CONTENT_BATCH = b"action-batch"
 CONTENT_ACTION = b"action"  # one bare action: sent_ms, then the struct
 CONTENT_JSON = b"action-json"
+CONTENT_END = b"topic-end"  # the end of a partition: nothing behind it counts; names the successor
 
 HEADER_REASON = "encore-reason"  # dead letters: the error's text; late actions: which bound
 HEADER_CODE = "encore-code"  # dead letters: the error's code; late actions: late, future

@@ -14,7 +14,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -24,7 +24,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 from yarl import URL
 
-from schemas.errors import EncoreError, StreamError
+from schemas.errors import EncoreError, MovedError, StreamError
 from streams.config import StreamConfig
 from streams.transport import ListTransport, Marks
 from streams.watchdog import Watchdog
@@ -33,6 +33,8 @@ log = logging.getLogger("encore.streams")
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
+#: Never of a process: its next application goes on with another topic.
+EXIT_MOVED: Final = 3
 DRAIN_S: Final = 20.0
 STOP_S: Final = 10.0
 #: For how long the consumer's thread waits while the event loop folds; Python's own 5 ms, at each
@@ -112,6 +114,27 @@ def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Ha
         return asyncio.run(StreamApp(config, group, tuple(topics), handler).run())
 
 
+def run_apps(make: Callable[[], Awaitable[StreamApp]]) -> int:
+    """The same with one application after the other, each until its handler raises MovedError.
+
+    make: the next one; what it raises ends the process.
+    """
+
+    async def run() -> int:
+        code, app = EXIT_MOVED, None
+        while code == EXIT_MOVED and not (app is not None and app.told_to_stop):
+            try:
+                app = await make()
+            except EncoreError as error:
+                log.error("ended: %s", error, extra={"error": error.parts()})
+                return EXIT_FAILED
+            code = await app.run()
+        return EXIT_OK if code == EXIT_MOVED else code
+
+    with tuned_interpreter():
+        return asyncio.run(run())
+
+
 @contextmanager
 def tuned_interpreter() -> Iterator[None]:
     """The interpreter set up for a stream: records by the ten thousand, and a consumer's thread.
@@ -171,10 +194,16 @@ class StreamApp:
             await self._handler.open(self._sender(app), self._marks)
             await app.start()
             log.info("%s: reading %s", self._group, ", ".join(self._topics))
+            code = EXIT_OK
             with Watchdog(config, lambda: dict(self._standing), self._stuck, time.monotonic):
-                await self._work(app)
+                try:
+                    await self._work(app)
+                except MovedError as moved:
+                    log.info("%s: %s", self._group, moved)
+                    code = EXIT_MOVED
                 await self._drain()
-            app.transport.leaves_group = True
+            # Of a topic that has ended nobody needs the partitions at once.
+            app.transport.leaves_group = code == EXIT_OK
         except EncoreError as error:
             log.error("%s: ended: %s", self._group, error, extra={"error": error.parts()})
             return EXIT_FAILED
@@ -183,7 +212,12 @@ class StreamApp:
             return EXIT_FAILED
         finally:
             await self._shut(app)
-        return EXIT_OK
+        return code
+
+    @property
+    def told_to_stop(self) -> bool:
+        """A signal came."""
+        return self._stop.is_set()
 
     # --- Faust ------------------------------------------------------------------------------
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Final
 
 from schemas.errors import StreamError
-from schemas.names import generation_group
+from schemas.names import generation_group, root_topic
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore, check_history
-from streams.collecting import Collected, collect
+from streams.collecting import Before, Collected, collect
 from streams.config import StreamConfig
 from streams.filling import FillCounts, FillTask
 from streams.folding import physical_ttl_ms
@@ -32,6 +32,7 @@ from streams.foreign import ForeignCounts, first_logged_ms, take_foreign
 from streams.gaps import recorded_gaps
 from streams.generations import recorded_floors
 from streams.history import HistoryFile
+from streams.moving import check_settled, read_succession
 from streams.origins import (
     Log,
     Origin,
@@ -100,7 +101,7 @@ async def fill_view(
     began = await store.begin_history()
     check_history(store_history, began, f"store of {view.name}@{view.generation}")
     origin, found = await _history(config, view, store, servers, aside / "log")
-    history = [file for files in found.files.values() for file in files]
+    history = list(dict.fromkeys(file for files in found.files.values() for file in files))
     before_ms = config.before_ms
     if config.foreign and before_ms is None:
         before_ms = await asyncio.to_thread(first_logged_ms, history, view)
@@ -137,13 +138,15 @@ async def _history(
 ) -> tuple[Origin, Collected]:
     """Where the generation begins, and the files that hold what lies before."""
     stream = config.stream
-    if view.source not in (stream.topic, stream.item_topic):
+    wanted = root_topic(stream.topic), root_topic(stream.item_topic)
+    if view.source not in wanted:
         raise StreamError(
             f"{view.name}.source",
-            required=f"{stream.topic} or {stream.item_topic}, which workers read",
+            required=f"{wanted[0]} or {wanted[1]}, which workers read",
             got=view.source,
         )
     source, target = await _logs(servers, stream, store)
+    before = await _before(servers, stream, store)
     if view.entity == "user":
         origin = await user_origin(store, stream, view, source)
     else:
@@ -157,8 +160,8 @@ async def _history(
     }
     reader = servers.open_reader(stream)
     try:
-        root = stream.archive_dir / stream.topic
-        found = await collect(root, source, needed, reader, aside)
+        root = stream.archive_dir / root_topic(stream.topic)
+        found = await collect(root, source, needed, reader, aside, before)
     finally:
         await reader.close()
     now, _ = await _logs(servers, stream, store)
@@ -176,9 +179,27 @@ async def _logs(servers: Servers, stream: StreamConfig, store: AsyncRowStore) ->
     """The source and the re-keyed log that are there now."""
     admin = await servers.admin(stream)
     try:
+        await check_settled(store, admin, stream)
         facts = await asyncio.to_thread(admin.ensure_topics, stream.topics)
         source = await log_of(store, admin, facts[stream.topic], stream.patience_ms)
         return source, await log_of(store, admin, facts[stream.item_topic], stream.patience_ms)
+    finally:
+        await asyncio.to_thread(admin.close)
+
+
+async def _before(servers: Servers, stream: StreamConfig, store: AsyncRowStore) -> list[Before]:
+    """The topics that the actions were in before, as long as the broker has their logs."""
+    admin = await servers.admin(stream)
+    try:
+        succession = await read_succession(store, stream)
+        found: list[Before] = []
+        for life in succession.topics[: stream.number - 1]:
+            facts = await asyncio.to_thread(admin.describe, life.name)
+            if life.end is None or facts is None or facts.topic_id != life.end.topic_id:
+                continue
+            epoch = await store.epoch_of(root_topic(life.name), facts.topic_id)
+            found.append(Before(Log(life.name, facts.topic_id, epoch), life.end.offsets))
+        return found
     finally:
         await asyncio.to_thread(admin.close)
 
@@ -193,7 +214,7 @@ def tasks_of(
     """A user's actions lie in one partition: a task a partition, more where cores are more. An
     item's lie in all of them: as many tasks as cores, each reading everything."""
     partitions = tuple(range(config.stream.partitions))
-    every = [file for part in files.values() for file in part]
+    every = list(dict.fromkeys(file for part in files.values() for file in part))
     shares: list[tuple[tuple[int, ...], Sequence[HistoryFile]]] = [(partitions, every)]
     ways = config.cores
     if view.entity == "user":

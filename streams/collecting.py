@@ -11,8 +11,8 @@ the sink, and a topic that was never archived can be filled from as long as it h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,27 +40,58 @@ class Collected:
     read: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A topic that has ended, whose log is still there. ends: of its partitions."""
+
+    log: Log
+    ends: Mapping[int, int]
+
+
 async def collect(
-    root: Path, log: Log, needed: Mapping[int, int], reader: LogReader, aside: Path
+    root: Path,
+    log: Log,
+    needed: Mapping[int, int],
+    reader: LogReader,
+    aside: Path,
+    ended: Sequence[Before] = (),
 ) -> Collected:
     """The history of `log.topic` up to the offsets `needed` of its present log.
 
     root: the topic's archive. needed: one offset for each partition. aside: a directory for what is
-    read from the log; emptied first. Raises StreamError for an archive with holes, or a part behind
-    the archive's end that the log does not hold.
+    read from the log; emptied first. ended: the topics before; they had other partitions, so any
+    partition of an earlier log may hold actions of any user. Raises StreamError for an archive with
+    holes, or a part behind its end that the log does not hold.
     """
     shutil.rmtree(aside, ignore_errors=True)
     found = Collected()
+    ends = [await _rest(root, each, reader, aside, found) for each in ended]
+    rest = [file for files in ends for file in files]
     reading = _Reading(reader, log, aside, len(needed), found)
     for partition, before in sorted(needed.items()):
         files = [
             _whole(file)
-            for directory in _earlier(root, log, partition)
+            for directory in (_all_earlier(root, log) if ended else _earlier(root, log, partition))
             for file in list_files(directory)
         ]
+        files += rest
         files += await _present(root, reading, partition, before)
         found.files[partition] = files
     return found
+
+
+async def _rest(
+    root: Path, topic: Before, reader: LogReader, aside: Path, found: Collected
+) -> list[HistoryFile]:
+    """What the archive does not hold of a topic that has ended, up to its ends."""
+    place = aside / topic.log.topic
+    reading = _Reading(reader, topic.log, place, len(topic.ends), found)
+    files: list[HistoryFile] = []
+    for partition, end in sorted(topic.ends.items()):
+        held = list_files(partition_dir(root, topic.log.topic_id, partition))
+        rest = await reading.files(partition, next_offset(held) or 0, end)
+        files += [replace(file, log_partition=WHOLE) for file in rest]
+    return files
 
 
 def _earlier(root: Path, log: Log, partition: int) -> list[Path]:
@@ -68,6 +99,14 @@ def _earlier(root: Path, log: Log, partition: int) -> list[Path]:
     logs = [path.name.partition("=")[2] for path in sorted(root.glob("topic_id=*"))]
     held = [partition_dir(root, each, partition) for each in logs if each != log.topic_id]
     return sorted((path for path in held if list_files(path)), key=_begun_ms)
+
+
+def _all_earlier(root: Path, log: Log) -> list[Path]:
+    """All partitions' directories of other logs, oldest log first."""
+    logs = [path for path in root.glob("topic_id=*") if path.name.partition("=")[2] != log.topic_id]
+    held = {each: [path for path in each.glob("partition=*") if list_files(path)] for each in logs}
+    begun = {each: min(map(_begun_ms, paths)) for each, paths in held.items() if paths}
+    return [path for each in sorted(begun, key=lambda at: begun[at]) for path in sorted(held[each])]
 
 
 def _begun_ms(directory: Path) -> int:

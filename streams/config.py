@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from schemas.names import (
     dead_letter_topic,
     late_topic,
 )
+from schemas.succession import Life
 
 #: Appended to the group of the worker: each kind of consumer keeps positions of its own.
 ARCHIVE_GROUP_SUFFIX = ".archive"
@@ -28,6 +29,8 @@ class StreamConfig:
     shipper's position. spool_dir: segments of the rank log. group: the worker's consumer group.
 
     partitions: of the action, the re-keyed and the rank-log topic; never changed afterwards.
+    number: of the action topic among those that came one after the other (`schemas.succession`).
+    rank_partitions: of the rank-log topic, where they are others; 0: as the others.
     fetch_wait_ms: how long the broker may hold an empty fetch. The embedded broker looks once
         after half of it, so it bounds the delay of an action there; a real Kafka answers at once.
     session_timeout_s: the embedded broker answers a first JoinGroup after half of it.
@@ -64,6 +67,8 @@ class StreamConfig:
     retention_ms: int = 0
     roll_rows: int = 50_000
     roll_ms: int = 10_000
+    number: int = 1
+    rank_partitions: int = 0
 
     def __post_init__(self) -> None:
         """Raises SettingsError for what cannot work."""
@@ -90,13 +95,28 @@ class StreamConfig:
         return {
             self.topic: self.partitions,
             self.item_topic: self.partitions,
-            self.rank_topic: self.partitions,
+            self.rank_topic: self.rank_partitions or self.partitions,
             dead_letter_topic(self.topic): 1,
             late_topic(self.topic): 1,
             dead_letter_topic(self.item_topic): 1,
             late_topic(self.item_topic): 1,
             dead_letter_topic(self.rank_topic): 1,
         }
+
+    def at(self, life: Life, number: int) -> StreamConfig:
+        """For the topic of that number; the rank log stays as it is."""
+        return replace(
+            self,
+            topic=life.name,
+            partitions=life.partitions,
+            number=number,
+            rank_partitions=self.rank_partitions or self.partitions,
+        )
+
+    def members(self, group: str) -> str:
+        """The group's name in the broker: those who read one topic share nothing with those who
+        read the next."""
+        return group if self.number == 1 else f"{group}.{self.number}"
 
     @property
     def item_topic(self) -> str:

@@ -38,6 +38,7 @@ from schemas.names import (
     HEADER_VIEW,
     dead_letter_topic,
     redriven_keys,
+    root_topic,
 )
 from store.base import AsyncRowStore
 from streams.admin import TopicFacts
@@ -122,7 +123,7 @@ def refusal(letter: Letter, target: TopicFacts, actions: bool) -> str | None:
 
     actions: the target's messages are action messages, so it is known what a worker refuses.
     """
-    if not letter.source.startswith(f"{target.name}/"):
+    if root_topic(letter.source.partition("/")[0]) != root_topic(target.name):
         return f"it came from {letter.source or 'nowhere'}, which is no message of {target.name}"
     if not actions:
         return None

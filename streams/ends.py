@@ -7,7 +7,7 @@ consumer will be given, and each reply to one says where the partition ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -54,6 +54,31 @@ async def read_ends(
         raise StreamError(
             f"broker {bootstrap}",
             required=f"the ends of {len(starts)} partitions within {timeout_ms} ms",
+            got=f"{type(error).__name__}: {error}",
+            do="check that the broker runs and still holds these topics",
+        ) from error
+    finally:
+        await consumer.stop()
+
+
+async def read_starts(
+    bootstrap: str, places: Iterable[Place], timeout_ms: int = 10_000
+) -> dict[Place, int]:
+    """The first offset that each partition still holds, by the broker's list of offsets.
+
+    Raises StreamError where the broker does not say so in time.
+    """
+    wanted = {TopicPartition(*place): place for place in places}
+    consumer: Any = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            await consumer.start()
+            found = await consumer.beginning_offsets(list(wanted))
+            return {wanted[tp]: int(at) for tp, at in found.items()}
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise StreamError(
+            f"broker {bootstrap}",
+            required=f"the starts of {len(wanted)} partitions within {timeout_ms} ms",
             got=f"{type(error).__name__}: {error}",
             do="check that the broker runs and still holds these topics",
         ) from error

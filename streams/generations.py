@@ -123,6 +123,7 @@ class Generations:
         it. Raises StoreError, StreamError."""
         gap = Gap(self._epoch, *span)
         await record_gaps(self._store, (self._topic, self._group), view, {partition: gap})
+        await self._mark(view, {partition: (span[1], 0)})
         self.caught_up(view, partition)
 
     async def _mark(self, view: ViewPlan, upto: Mapping[int, tuple[int, int]]) -> None:

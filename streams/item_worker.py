@@ -21,7 +21,7 @@ from typing import Final
 
 from faust.types import TP
 
-from streams.app import Fetched, Sender, run_app
+from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.config import StreamConfig
 from streams.durability import open_confirmations, tell_of_a_wipe
 from streams.folding import Folder
@@ -31,6 +31,7 @@ from streams.item_generations import ItemGenerations
 from streams.item_marks import ItemMarks
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
+from streams.moving import Place, find_place, items_done
 from streams.positions import Positions
 from streams.rekey import Rekeyer
 from streams.servers import REAL_SERVERS, Servers
@@ -45,9 +46,17 @@ REPORT_EVERY_S: Final = 10.0
 
 
 def run_item_worker(config: StreamConfig) -> int:
-    """Run until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
-    topics = [config.topic, config.item_topic]
-    return run_app(config, config.item_group, topics, ItemWorker(config))
+    """Run until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain.
+
+    config: of the first topic; where the actions moved on to another, that is read.
+    """
+
+    async def next_app() -> StreamApp:
+        here = await find_place(config, REAL_SERVERS, items_done)
+        topics = here.topic, here.item_topic
+        return StreamApp(here, here.members(here.item_group), topics, ItemWorker(here))
+
+    return run_apps(next_app)
 
 
 @dataclass(slots=True)
@@ -83,6 +92,8 @@ class ItemWorker:
         await self._store.begin_history()
         await self._store.check_policy()
         self._admin = await self._servers.admin(config)
+        self._place = Place(self._store, self._admin, config, items_done, self._servers.clock_s)
+        await self._place.check()
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         self._source, self._target = [
             await Source.open(
@@ -90,6 +101,7 @@ class ItemWorker:
             )
             for name in (config.topic, config.item_topic)
         ]
+        await self._place.check_log(self._source.topic_id)
         # Also confirms the logs' numbers: a store that forgot one would give it to another log.
         self._confirmations = await open_confirmations(self._store, marks, config)
         group = rekey_group(config.item_group, self._target.epoch)
@@ -198,6 +210,7 @@ class ItemWorker:
     async def _now_and_then(self) -> None:
         """What is told beside the work; all that was read is stored."""
         await self._item_marks.tell(self._generations.standing(self._pairs))
+        await self._place.look_now_and_then(self._sent.all_ended())
         for beat in self._beats.values():
             await beat.now_and_then()
         self._report()

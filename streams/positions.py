@@ -2,19 +2,33 @@
 
 The worker's marks lie in the store beside the rows they speak of, so both go back together if the
 store does.
+
+A partition ends at its first end record (`schemas.names.CONTENT_END`): nothing behind it is ever
+seen, and no position passes it, so whoever reads again meets it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
 from schemas.errors import StoreError, StreamError
+from schemas.names import CONTENT_END, HEADER_CONTENT
 from store.base import AsyncRowStore
 from streams.app import Fetched
 from streams.patience import patiently
+
+END_HEADER = (HEADER_CONTENT, CONTENT_END)
+
+
+def end_among(records: Sequence[ConsumerRecord]) -> int | None:
+    """The place of the first end record."""
+    for place, record in enumerate(records):
+        if record.headers and END_HEADER in record.headers:
+            return place
+    return None
 
 
 class Positions:
@@ -27,6 +41,7 @@ class Positions:
         self._next: dict[int, int] = {}
         self._watermark_ms: dict[int, int] = {}
         self._stored: dict[int, int] = {}
+        self._ended: set[int] = set()
 
     async def marks(self) -> dict[int, int]:
         """The store's progress in this log: partition → next offset."""
@@ -50,6 +65,7 @@ class Positions:
         self._assigned = tuple(tp.partition for tp in tps)
         self._next = dict(ends)
         self._stored.clear()
+        self._ended.clear()
         return {tp: ends.get(tp.partition, 0) for tp in tps}
 
     def goes_back(self, fetched: Fetched) -> bool:
@@ -61,8 +77,11 @@ class Positions:
         """The records that did not come by yet. Raises StreamError where some are missing.
 
         A list that repeats what came (a rebalance) is cut; one that begins behind the next offset,
-        or has a hole, would skip actions for ever.
+        or has a hole, would skip actions for ever. Of one that holds the partition's end, what lies
+        before it; afterwards nothing.
         """
+        if fetched.tp.partition in self._ended:
+            return ()
         records = fetched.records
         first, count = int(records[0].offset), len(records)
         expected = self._next.get(fetched.tp.partition, first)
@@ -73,8 +92,20 @@ class Positions:
                 got=f"{count} records from {first} to {fetched.next_offset - 1}",
                 do="if the topic no longer holds them, rebuild from the archive",
             )
-        self._next[fetched.tp.partition] = max(expected, fetched.next_offset)
-        return records[max(0, expected - first) :]
+        end = end_among(records)
+        if end is not None:
+            self._ended.add(fetched.tp.partition)
+        until = first + (count if end is None else end)
+        self._next[fetched.tp.partition] = max(expected, until)
+        return records[max(0, expected - first) : until - first]
+
+    def upto(self, tp: TP) -> int:
+        """The offset that comes next in a partition of which something came by."""
+        return self._next[tp.partition]
+
+    def all_ended(self) -> bool:
+        """Every assigned partition has come to its end; also where none is assigned."""
+        return self._ended.issuperset(self._assigned)
 
     def standing(self) -> dict[int, int]:
         """The offset that comes next in each assigned partition, 0 where nothing came by yet."""

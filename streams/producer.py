@@ -7,6 +7,7 @@ compares with the log; it never skips.
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from schemas.actions import encode_batch
 from schemas.errors import StreamError
 from schemas.ids import partitions_of
+from schemas.names import CONTENT_END, HEADER_CONTENT
 from streams.clients import KafkaError, KafkaProducer, require_broker
 
 SEND_TIMEOUT_S: Final = 30.0
@@ -124,3 +126,33 @@ class ActionProducer:
             got=f"{type(error).__name__}: {error}",
             do="compare with the log before sending them again: they may be in it",
         )
+
+
+async def send_end(bootstrap: str, place: tuple[str, int], successor: str) -> int:
+    """An end record to a partition (topic, number); its offset. successor: the topic after this.
+
+    Raises StreamError; it may be in the log then.
+    """
+    return await asyncio.to_thread(_send_end, bootstrap, place, successor)
+
+
+def _send_end(bootstrap: str, place: tuple[str, int], successor: str) -> int:
+    topic, partition = place
+    try:
+        producer: Any = KafkaProducer(**producer_settings(bootstrap))
+        try:
+            headers = [(HEADER_CONTENT, CONTENT_END)]
+            sent = producer.send(
+                topic, value=successor.encode(), key=b"end", partition=partition, headers=headers
+            )
+            producer.flush(SEND_TIMEOUT_S)
+            return int(sent.get(SEND_TIMEOUT_S).offset)
+        finally:
+            producer.close(timeout=1)
+    except (KafkaError, OSError) as error:
+        raise StreamError(
+            f"{topic}/{partition}",
+            required="a confirmed end record",
+            got=f"{type(error).__name__}: {error}",
+            do="run this again: the first end record counts",
+        ) from error

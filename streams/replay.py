@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import StreamError
-from schemas.names import by_item_topic
+from schemas.names import by_item_topic, root_topic
 from store.base import AsyncRowStore, Progress
 from streams.admin import Admin
 from streams.source_table import PairStore, lowest_reached
@@ -146,7 +146,7 @@ async def find_mark(store: AsyncRowStore, bootstrap: str, topic: str, group: str
         raise StreamError(
             f"topic {topic}", required="an existing topic", got="none", do="start a worker first"
         )
-    return StreamMark(store, topic, group, await store.epoch_of(topic, facts.topic_id))
+    return StreamMark(store, topic, group, await store.epoch_of(root_topic(topic), facts.topic_id))
 
 
 async def wait_stored(mark: Mark, ends: Mapping[int, int], timeout_s: float) -> None:

@@ -17,8 +17,9 @@ from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin, TopicFacts
 from streams.config import StreamConfig
-from streams.ends import Place, read_ends
+from streams.ends import Place, read_ends, read_starts
 from streams.log_reader import KafkaLogReader, LogReader
+from streams.producer import send_end
 
 #: Writing a few thousand rows waits behind requests at worst.
 WRITE_TIMEOUT_MS: Final = 20_000
@@ -69,7 +70,8 @@ def now_ms() -> int:
 class Servers:
     """open_admin may block and is called in a thread. open_reader: for spans of the log that are
     read again. clock_s: seconds, never going back. wall_ms: ms since 1970, for what people read.
-    open_rows: of a store's URL, blocking. read_ends: where partitions end, of a broker's address.
+    open_rows: of a store's URL, blocking. read_ends, read_starts: of a broker's address, where
+    partitions end and begin; send_end: to a partition of it (`streams.producer.send_end`).
     """
 
     open_store: Callable[[StreamConfig], AsyncRowStore] = open_redis
@@ -79,6 +81,8 @@ class Servers:
     wall_ms: Callable[[], int] = now_ms
     open_rows: Callable[[str], RowStore] = open_rows
     read_ends: Callable[[str, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] = read_ends
+    read_starts: Callable[[str, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] = read_starts
+    send_end: Callable[[str, Place, str], Awaitable[int]] = send_end
 
     async def admin(self, config: StreamConfig) -> TopicAdmin:
         """`open_admin`, beside the event loop."""

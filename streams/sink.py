@@ -1,7 +1,7 @@
 """The sink: actions, re-keyed actions and rank log from Kafka to Parquet (`streams.archive`).
 
-    <data_dir>/archive/<action topic>/…                        `streams.action_table`
-    <data_dir>/archive/<action topic>.by-item/…                the same, with each action's source
+    <data_dir>/archive/actions/…                               `streams.action_table`
+    <data_dir>/archive/actions.by-item/…                       the same, with each action's source
     <data_dir>/archive/<rank topic>/candidates/…               `streams.rank_tables`
     <data_dir>/archive/<rank topic>/requests/…                 the same ranges, written second
     <data_dir>/archive/<rank topic>/plans/<fingerprint>.json   the plan that types the columns
@@ -27,12 +27,13 @@ from typing import Final
 from faust.types import TP
 
 from schemas.errors import StreamError
-from schemas.names import dead_letter_topic
-from streams.app import Fetched, Sender, run_app
+from schemas.names import BY_ITEM_SUFFIX, dead_letter_topic, root_topic
+from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.archives import ActionArchive, Held, RankArchive, RekeyedArchive, TopicArchive
 from streams.config import StreamConfig
 from streams.heartbeat import Heartbeat, Tally
 from streams.messages import DeadLetter
+from streams.moving import LOOK_S, check_no_other, find_all
 from streams.positions import Positions
 from streams.servers import REAL_SERVERS, Servers
 from streams.source import Source
@@ -47,8 +48,16 @@ FETCH_WAIT_MS: Final = 100
 def run_sink(config: StreamConfig) -> int:
     """Run the sink until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
     config = replace(config, fetch_wait_ms=max(config.fetch_wait_ms, FETCH_WAIT_MS))
-    topics = [config.topic, config.item_topic, config.rank_topic]
-    return run_app(config, config.archive_group, topics, Sink(config))
+
+    async def next_app() -> StreamApp:
+        every = await find_all(config, REAL_SERVERS)
+        newest = every[-1]
+        topics = [name for each in every for name in (each.topic, each.item_topic)]
+        sink = Sink(newest, earlier=every[:-1])
+        group = newest.members(newest.archive_group)
+        return StreamApp(newest, group, (*topics, newest.rank_topic), sink)
+
+    return run_apps(next_app)
 
 
 @dataclass(slots=True)
@@ -82,10 +91,17 @@ class Topic:
 
 
 class Sink:
-    """A `streams.app.Handler` that archives."""
+    """A `streams.app.Handler` that archives. config: of the newest topic that may be read; earlier:
+    of those before it, whose archives may still lack something and lie beside the newest one's."""
 
-    def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
-        self._config, self._servers = config, servers
+    def __init__(
+        self,
+        config: StreamConfig,
+        servers: Servers = REAL_SERVERS,
+        earlier: tuple[StreamConfig, ...] = (),
+    ) -> None:
+        self._config, self._servers, self._earlier = config, servers, earlier
+        self._looked_s = servers.clock_s()
         self._topics: dict[str, Topic] = {}
         self._buffers: dict[TP, Buffer] = {}
 
@@ -97,23 +113,31 @@ class Sink:
         self._send, self._marks = send, marks
         self._store = self._servers.open_store(config)
         self._admin = await self._servers.admin(config)
-        facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
-        for name in (config.topic, config.item_topic, config.rank_topic):
+        wanted = {
+            name: each.partitions
+            for each in (*self._earlier, config)
+            for name in (each.topic, each.item_topic)
+        }
+        wanted[config.rank_topic] = config.topics[config.rank_topic]
+        ensure = self._admin.ensure_topics
+        facts = await asyncio.to_thread(ensure, wanted | config.topics)
+        for name, partitions in wanted.items():
             source = await Source.open(
                 self._admin, facts[name], self._store, config.patience_ms, self._servers.clock_s
             )
             positions = Positions(self._store, name, config.archive_group, source.epoch)
             place = name, config.archive_group
             beat = Heartbeat(self._store, place, Tally(), self._servers)
-            self._topics[name] = Topic(source, positions, self._archive(source), beat)
+            archive = self._archive(source, partitions)
+            self._topics[name] = Topic(source, positions, archive, beat)
 
-    def _archive(self, source: Source) -> TopicArchive:
-        root = self._config.archive_dir / source.topic
+    def _archive(self, source: Source, partitions: int) -> TopicArchive:
+        root = self._config.archive_dir / root_topic(source.topic)
         if source.topic == self._config.rank_topic:
             return RankArchive(root, source.topic_id, self._store)
-        if source.topic == self._config.item_topic:
-            return RekeyedArchive(root, source.topic_id, self._config.partitions)
-        return ActionArchive(root, source.topic_id, self._config.partitions)
+        if source.topic.endswith(BY_ITEM_SUFFIX):
+            return RekeyedArchive(root, source.topic_id, partitions)
+        return ActionArchive(root, source.topic_id, partitions)
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
         """Where the files end. What was held back before a rebalance is read again."""
@@ -133,6 +157,10 @@ class Sink:
             await topic.source.watch()
             await topic.beat.now_and_then()
         await self._write_old()
+        now_s = self._servers.clock_s()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            await check_no_other(self._store, self._config)
 
     async def close(self) -> None:
         """Write everything held back."""

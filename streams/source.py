@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from schemas.errors import StreamError
+from schemas.names import partitions_keys, root_topic
 from store.base import AsyncRowStore
 from streams.admin import TopicFacts
 from streams.patience import patiently
@@ -17,6 +18,24 @@ from streams.servers import TopicAdmin
 log = logging.getLogger("encore.streams")
 
 WATCH_S: Final = 2.0
+
+
+async def check_partitions(store: AsyncRowStore, facts: TopicFacts) -> None:
+    """Record the count at its first use. Raises StreamError where it was another then: users have
+    changed their partitions, so fences and positions mean nothing any more."""
+    key, version_key = partitions_keys(facts.name)
+    held = await store.get_text(key)
+    if held is None:
+        await store.compare_and_set_text(key, version_key, 0, str(facts.partitions))
+        held = await store.get_text(key)
+    if held != str(facts.partitions):
+        raise StreamError(
+            f"topic {facts.name}",
+            required=f"the {held} partitions it had when it was first read",
+            got=str(facts.partitions),
+            do="move the actions to a new topic: `encore topics grow`; this one was altered, and"
+            " what was sent since may be in wrong partitions",
+        )
 
 
 class Source:
@@ -45,10 +64,13 @@ class Source:
     ) -> Source:
         """Ask the store for the number of this log; a new log takes the next one.
 
+        A topic and its successors share their numbers, so what comes later has the higher one.
         Raises StreamError where the log was lost meanwhile: had another process asked for its
-        successor's number first, the older log would have the higher one.
+        successor's number first, the older log would have the higher one; and where the topic has
+        another partition count than when it was first read.
         """
-        epoch = await store.epoch_of(facts.name, facts.topic_id)
+        await check_partitions(store, facts)
+        epoch = await store.epoch_of(root_topic(facts.name), facts.topic_id)
         source = cls(admin, facts, epoch, patience_ms, clock_s)
         await source.check()
         return source

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.errors import StreamError
-from schemas.names import dead_letter_topic, late_topic, worker_key
+from schemas.names import dead_letter_topic, late_topic, root_topic, worker_key
 from schemas.spool import SEGMENT_SUFFIX, worker_directories
 from store.base import AsyncRowStore, Progress
 from streams.admin import Admin, TopicFacts
@@ -23,6 +23,7 @@ from streams.ends import Place, read_ends
 from streams.gaps import Lack, known_gaps
 from streams.heartbeat import FRESH_MS, Counts, parse_beat
 from streams.item_worker import rekey_group
+from streams.moving import Ended, config_of, items_done, read_succession, users_done
 from streams.ship import shipped_to
 from streams.source_table import PairStore
 
@@ -91,8 +92,13 @@ async def read_status(config: StreamConfig, store: AsyncRowStore, now_ms: int) -
 
     now_ms: what told before `now_ms - FRESH_MS` is taken for gone. Raises StreamError, StoreError.
     """
-    facts = await asyncio.to_thread(_facts, config)
-    groups = await _groups(config, store, facts)
+    read = await _read_now(config, store)
+    facts, groups, last = dict[str, TopicFacts](), list[Group](), dict[Place, int]()
+    for each, stops in read:
+        found = await asyncio.to_thread(_facts, each)
+        groups += await _groups(each, store, found, with_ranks=each is read[-1][0])
+        last |= {(each.topic, partition): at for partition, at in stops.items()}
+        facts |= found
     starts: dict[Place, int] = {}
     for group in groups:
         for partition in range(group.topic.partitions):
@@ -100,15 +106,16 @@ async def read_status(config: StreamConfig, store: AsyncRowStore, now_ms: int) -
             starts[place] = max(starts.get(place, 0), at)
     aside = [name for name in _aside(config) if name in facts]
     ends = await read_ends(config.bootstrap, starts | {(name, 0): 0 for name in aside})
+    ends |= {place: min(at, ends[place]) for place, at in last.items() if place in ends}
     lines = [
         await _line(store, group, partition, ends, now_ms)
         for group in groups
         for partition in range(group.topic.partitions)
     ]
     counts = {name: ends[name, 0] for name in aside}
-    lacks = await known_gaps(store, config)
+    lacks = [lack for each, _ in read for lack in await known_gaps(store, each)]
     spools = (config.spool, *worker_directories(config.spool))
-    return StreamStatus(tuple(lines), counts, sum(map(unshipped_bytes, spools)), lacks)
+    return StreamStatus(tuple(lines), counts, sum(map(unshipped_bytes, spools)), tuple(lacks))
 
 
 async def wait_settled(
@@ -158,16 +165,42 @@ def _aside(config: StreamConfig) -> list[str]:
     return [*names, dead_letter_topic(config.rank_topic)]
 
 
+async def _read_now(
+    config: StreamConfig, store: AsyncRowStore
+) -> list[tuple[StreamConfig, Mapping[int, int]]]:
+    """The topics that somebody still reads, oldest first, and where those end that have ended."""
+    found = await read_succession(store, config)
+    read: list[tuple[StreamConfig, Mapping[int, int]]] = []
+    for number, life in enumerate(found.open, 1):
+        here = config_of(config, found, number)
+        if life.end is None or not life.ended:
+            read.append((here, {}))
+            continue
+        ended = Ended(here, life.end, lost=False)
+        marks = await store.get_progress(here.topic, here.archive_group)
+        archived = all(
+            p in marks and marks[p].next_offset >= at for p, at in life.end.offsets.items()
+        )
+        if not (archived and await users_done(store, ended) and await items_done(store, ended)):
+            read.append((here, life.end.offsets))
+    return read
+
+
 async def _groups(
-    config: StreamConfig, store: AsyncRowStore, facts: Mapping[str, TopicFacts]
+    config: StreamConfig,
+    store: AsyncRowStore,
+    facts: Mapping[str, TopicFacts],
+    with_ranks: bool = True,
 ) -> list[Group]:
-    epochs = {name: await store.epoch_of(name, each.topic_id) for name, each in facts.items()}
+    epochs = {
+        name: await store.epoch_of(root_topic(name), each.topic_id) for name, each in facts.items()
+    }
     wanted = [("rows", config.topic, config.group)]
     if config.item_topic in epochs:
         rekeying = rekey_group(config.item_group, epochs[config.item_topic])
         wanted += [("re-keying", config.topic, rekeying)]
         wanted += [("item rows", config.item_topic, config.item_group)]
-    topics = (config.topic, config.item_topic, config.rank_topic)
+    topics = (config.topic, config.item_topic, *((config.rank_topic,) if with_ranks else ()))
     wanted += [("archive", topic, config.archive_group) for topic in topics]
     groups = []
     for does, topic, name in wanted:

@@ -29,7 +29,7 @@ from typing import Final
 
 from faust.types import TP
 
-from streams.app import Fetched, Sender, run_app
+from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.catching_up import CatchUp
 from streams.config import StreamConfig
 from streams.durability import open_confirmations, tell_of_a_wipe
@@ -38,6 +38,7 @@ from streams.following import PlanFollower
 from streams.generations import Generations
 from streams.heartbeat import Heartbeat
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
+from streams.moving import Place, find_place, users_done
 from streams.overlap import ended
 from streams.pipeline import Pipeline
 from streams.positions import Positions
@@ -58,8 +59,16 @@ Batch = tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]
 
 
 def run_worker(config: StreamConfig) -> int:
-    """Run a worker until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
-    return run_app(config, config.group, [config.topic], Worker(config))
+    """Run a worker until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain.
+
+    config: of the first topic; where the actions moved on to another, that is read.
+    """
+
+    async def next_app() -> StreamApp:
+        here = await find_place(config, REAL_SERVERS, users_done)
+        return StreamApp(here, here.members(here.group), (here.topic,), Worker(here))
+
+    return run_apps(next_app)
 
 
 class Worker:
@@ -80,10 +89,14 @@ class Worker:
         await self._store.begin_history()
         await self._store.check_policy()
         self._admin = await self._servers.admin(config)
+        clock_s = self._servers.clock_s
+        self._place = Place(self._store, self._admin, config, users_done, clock_s)
+        await self._place.check()
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
         self._source = await Source.open(
-            self._admin, facts, self._store, config.patience_ms, self._servers.clock_s
+            self._admin, facts, self._store, config.patience_ms, clock_s
         )
+        await self._place.check_log(self._source.topic_id)
         # Also confirms the logs' numbers: a store that forgot one would give it to another log.
         self._confirmations = await open_confirmations(self._store, marks, config)
         epoch = self._source.epoch
@@ -94,7 +107,7 @@ class Worker:
         place = config.topic, config.group
         self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
         self._catch_up = CatchUp(config, self._servers, self._source, self._generations)
-        self._plan = PlanFollower(self._store, "user", config.topic, clock_s=self._servers.clock_s)
+        self._plan = PlanFollower(self._store, "user", config.topic, clock_s=clock_s)
         await self._plan.open()
         views = self._plan.views
         self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
@@ -109,6 +122,7 @@ class Worker:
         await self._all_marked()
         self._folder.hot.clear()
         if await self._plan.look():
+            await self._place.check()
             self._tell_views()
         partitions = [tp.partition for tp in tps]
         self._beat.begin(partitions)
@@ -124,6 +138,7 @@ class Worker:
             part.check()
         await self._source.watch()
         await self._follow()
+        await self._place.look_now_and_then(self._positions.all_ended())
         await self._beat.now_and_then()
         self._report()
 
@@ -154,6 +169,7 @@ class Worker:
             await same_log
         finally:
             await ended(same_log)
+        await self._place.look_now_and_then(self._positions.all_ended())
         await self._beat.now_and_then()
         self._report()
 
@@ -169,7 +185,7 @@ class Worker:
             run, refused = decode_records(records, self._config.partitions)
             runs.append(run)
             dead += refused
-            upto[fetched.tp] = fetched.next_offset
+            upto[fetched.tp] = self._positions.upto(fetched.tp)
             if sum(len(each) for each in runs) >= self._config.batch_actions:
                 yield runs, dead, upto
                 runs, dead, upto = [], [], {}
@@ -218,6 +234,7 @@ class Worker:
         """Take over a newly published plan, then catch up. All that was read is stored then."""
         if await self._plan.look_now_and_then():
             await self._all_marked()
+            await self._place.check()
             await self._generations.change(self._plan.views, self._positions.standing())
             self._use_views()
             self._tell_views()

@@ -117,11 +117,11 @@ def _config(
 ) -> BackfillConfig:
     import os
 
-    from encore.wiring import stream_config
+    from encore.wiring import open_config
     from streams.backfill import BackfillConfig
 
     return BackfillConfig(
-        stream_config(call.connected),
+        open_config(call.connected),
         cores or len(os.sched_getaffinity(0)),
         memory_mb << 20,
         dask,

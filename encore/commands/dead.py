@@ -135,16 +135,18 @@ def _at_desk(context: typer.Context, topic: str, work: Callable[[Desk], Awaitabl
     from encore.wiring import stream_config
     from store.redis_store import AsyncRedisRowStore
     from streams.desk import Desk
+    from streams.moving import config_of, read_succession
 
     settings: Settings = invocation(context).connected
 
     async def run() -> T:
-        config = stream_config(settings)
-        async with (
-            AsyncRedisRowStore(settings.store_url) as store,
-            Desk(config, store, topic, _now_ms) as desk,
-        ):
-            return await work(desk)
+        async with AsyncRedisRowStore(settings.store_url) as store:
+            first = stream_config(settings)
+            succession = await read_succession(store, first)
+            config = config_of(first, succession, len(succession.topics))
+            newest = config.topic if topic == first.topic else topic
+            async with Desk(config, store, newest, _now_ms) as desk:
+                return await work(desk)
 
     return asyncio.run(run())
 

@@ -29,14 +29,13 @@ def send(
     left out. A line that is no action ends the command: those before it are sent.
     """
     from encore.output import put, put_json
-    from encore.wiring import ensure_topics
-    from schemas.names import ACTIONS_TOPIC
+    from encore.wiring import newest_config
     from streams.lines import send_lines
     from streams.producer import ActionProducer
 
     settings = invocation(context).connected
-    ensure_topics(settings)
-    with ActionProducer(settings.bootstrap, ACTIONS_TOPIC, settings.partitions) as producer:
+    config = newest_config(settings)
+    with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
         sent = send_lines(file, producer, _now_ms, getattr(file, "name", "stdin"))
     if as_json:
         put_json({"actions": sent.actions, "ends": {str(p): at for p, at in sent.ends.items()}})

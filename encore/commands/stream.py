@@ -177,18 +177,20 @@ def ship(context: typer.Context) -> None:
     Reads the segments that the ranking service wrote to spool_dir and deletes each once all of it
     is confirmed. SIGTERM ends after the record in flight.
     """
+    from encore.wiring import ensure_rank_topics
+
     config = _prepare(context)
+    ensure_rank_topics(invocation(context).connected)
     from streams.ship import run_shipper
 
     raise typer.Exit(run_shipper(config))
 
 
 def _prepare(context: typer.Context) -> StreamConfig:
-    """Logging, topics, configuration: what they have in common."""
+    """Logging and configuration: what they have in common."""
     from encore.logs import start_logging
-    from encore.wiring import ensure_topics, stream_config
+    from encore.wiring import stream_config
 
     settings = invocation(context).connected
     start_logging(settings.log_level, settings.log_format)
-    ensure_topics(settings)
     return stream_config(settings)

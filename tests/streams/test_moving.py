@@ -1,0 +1,121 @@
+"""The actions move to a new topic while they are folded: rows hold both, each action once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.succession import Succession
+from store.redis_store import AsyncRedisRowStore
+from streams import growing
+from streams.admin import ensure_topics
+from streams.config import StreamConfig
+from streams.moving import config_of, read_succession
+from streams.producer import ActionProducer
+from tests.streams.support import (
+    Stack,
+    assert_rows_equal_oracle,
+    make_stack,
+    running,
+    some_actions,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def succession(stack: Stack) -> Succession:
+    async def read() -> Succession:
+        async with AsyncRedisRowStore(stack.config.store_url) as store:
+            return await read_succession(store, stack.config)
+
+    return asyncio.run(read())
+
+
+def grow(stack: Stack, partitions: int) -> Succession:
+    async def run() -> Succession:
+        async with AsyncRedisRowStore(stack.config.store_url) as store:
+            return await growing.grow(store, stack.config, partitions)
+
+    return asyncio.run(run())
+
+
+def end(stack: Stack) -> Succession:
+    async def run() -> Succession:
+        async with AsyncRedisRowStore(stack.config.store_url) as store:
+            return await growing.end(store, stack.config)
+
+    return asyncio.run(run())
+
+
+class MovingLoad:
+    """Message after message from a thread, into the newest topic that is recorded."""
+
+    def __init__(self, stack: Stack, pause_s: float) -> None:
+        self.sent: list[tuple[NDArray[np.void], int]] = []
+        self.ends: dict[str, dict[int, int]] = {}
+        self._stack, self._pause_s = stack, pause_s
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._enough.is_set():
+            newest = succession(self._stack).newest
+            bootstrap = self._stack.config.bootstrap
+            with ActionProducer(bootstrap, newest.name, newest.partitions) as producer:
+                while succession(self._stack).newest == newest:
+                    part = some_actions(50, 60, len(self.sent))
+                    self.sent.append((part, int(part["time_ms"].max())))
+                    ends = producer.send(*self.sent[-1])
+                    self.ends[newest.name] = self.ends.get(newest.name, {}) | ends
+                    if self._enough.wait(self._pause_s):
+                        return
+
+
+def stored(config: StreamConfig, stack: Stack) -> dict[int, int]:
+    with stack.store() as store:
+        marks = store.get_progress(config.topic, config.group)
+    return {partition: mark.next_offset for partition, mark in marks.items()}
+
+
+def wait_all(stack: Stack, config: StreamConfig, ends: dict[int, int]) -> None:
+    wait_until(lambda: all(stored(config, stack).get(p, 0) >= at for p, at in ends.items()), 90)
+
+
+def test_a_move_under_load_with_a_kill(broker: str, valkey: str, tmp_path: Path) -> None:
+    stack = make_stack(broker, valkey, tmp_path / "data", partitions=2)
+    ensure_topics(broker, stack.config.topics)
+    with ExitStack() as held:
+        workers: list[Any] = [held.enter_context(running("worker", stack)) for _ in range(2)]
+        with MovingLoad(stack, 0.01) as load:
+            wait_until(lambda: sum(stored(stack.config, stack).values()) > 5, 60)
+            grown = grow(stack, 3)
+            new = config_of(stack.config, grown, 2)
+            wait_until(lambda: new.topic in load.ends, 60)
+            assert not stored(new, stack), "nothing of it is read before the old one has ended"
+            ended = end(stack)
+            workers.pop().kill()
+            workers.append(held.enter_context(running("worker", stack)))
+            wait_until(lambda: sum(stored(new, stack).values()) > 5, 90)
+        wait_all(stack, new, load.ends[new.topic])
+        assert [each.terminate() for each in workers] == [0, 0]
+    last = ended.topics[0].end
+    assert last is not None
+    assert stored(stack.config, stack) == {p: at for p, at in last.offsets.items() if at}
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, stack.view, load.sent)
