@@ -39,8 +39,9 @@ _PRESENT, _STALE = int(Status.PRESENT), int(Status.STALE)
 
 @dataclass(frozen=True, slots=True)
 class FreshnessConfig:
-    """group, item_group: of the workers that fold. partitions: of the first topics. stale_after_ms: with
-    0 no row is stale, and marks are followed for the metrics alone. poll_s: pause between looks."""
+    """group, item_group: of the workers that fold. partitions: of the first topics.
+    stale_after_ms: with 0 no row is stale, and marks are followed for the metrics alone. poll_s:
+    pause between looks."""
 
     group: str
     item_group: str
