@@ -26,7 +26,8 @@ FORMAT: Final = 1
 @dataclass(frozen=True, slots=True)
 class End:
     """Where a topic ends, in the log with that id. final: offsets are those of the end records that
-    lie in the log, {partition: offset}; before, they are those from which on such a record lies."""
+    lie in the log, {partition: offset}; before, they are those from which on such a record lies,
+    and empty as long as none may have been sent."""
 
     topic_id: str
     offsets: dict[int, int]

@@ -40,8 +40,8 @@ class Carried:
 
 
 async def behind_ends(config: StreamConfig, life: Life) -> dict[int, int]:
-    """Partition → records behind the end record of a topic that has ended, where there are any; of
-    a log that is gone none. Raises StreamError."""
+    """Partition → records behind the end record of a topic that has ended, where there are any;
+    further end records are among them. Of a log that is gone none. Raises StreamError."""
     assert life.end is not None
     with await asyncio.to_thread(Admin, config.bootstrap) as admin:
         facts = await asyncio.to_thread(admin.describe, life.name)

@@ -44,6 +44,7 @@ async def grow(
 
     Made again where the record is gone and the topic is there. Raises StoreError, StreamError.
     """
+    await store.begin_history()
     version = await _version(store, config)
     before = await read_succession(store, config)
     last, number = before.newest, len(before.topics) + 1
@@ -66,6 +67,8 @@ async def grow(
     async with _asking(config, servers) as admin:
         await asyncio.to_thread(admin.ensure_topics, wanted)
     await _save(store, config, after, version)
+    if config.durability == "fsynced":
+        await store.confirm()  # before any producer is told
     return after
 
 
@@ -103,14 +106,14 @@ async def end(
     again: the store was wiped; look through the whole topic for the end it was given before.
     Raises StoreError, StreamError; run it again then, nothing was ended twice.
     """
-    store_confirms = config.durability == "fsynced"
+    confirms = config.durability == "fsynced"
     await store.begin_history()
     for _ in range(ROUNDS):
         found = await _begin(store, config, again, servers)
         life = found.topics[-2]
         if life.ended:
             return found
-        if store_confirms:
+        if confirms:
             await store.confirm()  # were it forgotten, a second run would look from too far on
         async with _asking(config, servers) as admin:
             facts = await asyncio.to_thread(admin.describe, life.name)
@@ -121,7 +124,7 @@ async def end(
             version = await _version(store, config)
             final = found.with_end(life.name, End(facts.topic_id, offsets, True))
             await _save(store, config, final, version)
-            if store_confirms:
+            if confirms:
                 await store.confirm()
             return final
     raise StreamError(
@@ -135,7 +138,8 @@ async def end(
 async def _begin(
     store: AsyncRowStore, config: StreamConfig, again: bool, servers: Servers
 ) -> Succession:
-    """Record from where on an end record may lie. Nothing is staged from then on."""
+    """Announce the end, so that nothing is filled from then on; then record from where on an end
+    record may lie."""
     version = await _version(store, config)
     found = await read_succession(store, config)
     if len(found.topics) < 2:
@@ -147,19 +151,19 @@ async def _begin(
         )
     life = found.topics[-2]
     async with _asking(config, servers) as admin:
-        facts = (await asyncio.to_thread(admin.ensure_topics, {life.name: life.partitions}))[
-            life.name
-        ]
+        wanted = {life.name: life.partitions}
+        facts = (await asyncio.to_thread(admin.ensure_topics, wanted))[life.name]
         if life.end is None or (not life.ended and life.end.topic_id != facts.topic_id):
             await Source.open(admin, facts, store, config.patience_ms)
-            places = {(life.name, p): 0 for p in range(life.partitions)}
-            look = servers.read_starts if again else servers.read_ends
-            begins = await look(config.bootstrap, places)
-            begun = End(facts.topic_id, {p: at for (_, p), at in begins.items()}, False)
-            found = found.with_end(life.name, begun)
+            found = found.with_end(life.name, End(facts.topic_id, {}, False))
             await _save(store, config, found, version)
             version += 1
-    if not found.topics[-2].ended and (await staged_plan(store)).active:
+    end_now = found.topics[-2].end
+    assert end_now is not None
+    if end_now.offsets:
+        return found
+    # Announced by now, so a backfill that is staged later does not begin; and nothing is sent yet.
+    if (await staged_plan(store)).active:
         await _save(store, config, found.with_end(life.name, None), version)
         raise StreamError(
             f"end of {life.name}",
@@ -167,6 +171,12 @@ async def _begin(
             got="a staged generation, which is filled up to an offset of this topic",
             do="wait for `encore backfill`, or give it up with `encore backfill --cancel`",
         )
+    places = {(life.name, p): 0 for p in range(life.partitions)}
+    look = servers.read_starts if again else servers.read_ends
+    begins = await look(config.bootstrap, places)
+    begun = End(end_now.topic_id, {p: at for (_, p), at in begins.items()}, False)
+    found = found.with_end(life.name, begun)
+    await _save(store, config, found, version)
     return found
 
 

@@ -126,6 +126,7 @@ def test_a_bad_setting_is_refused_by_every_command(
             "replay": "encore.toml",
             "generations": "list",
             "models": "list",
+            "topics": "show",
         }
         arguments = [words[command]] if command in words else []
         code = main([command, *arguments])

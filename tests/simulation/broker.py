@@ -12,6 +12,7 @@ from aiokafka.structs import ConsumerRecord
 
 from schemas.errors import NotHeldError, StreamError
 from streams.admin import TopicFacts
+from streams.positions import end_among
 from tests.simulation.loop import VirtualLoop
 
 Headers = dict[str, bytes]
@@ -25,12 +26,17 @@ class TopicLog:
     topic_id: str
     records: list[list[ConsumerRecord]]
     first: list[int] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)  # partition → its first end record
 
     def __post_init__(self) -> None:
         self.first = [0] * len(self.records)
 
     def end(self, partition: int) -> int:
         return len(self.records[partition])
+
+    def stop(self, partition: int) -> int:
+        """Up to where it is read."""
+        return self.ends.get(partition, self.end(partition))
 
     def fetch(self, partition: int, position: int, count: int) -> list[ConsumerRecord]:
         """As a consumer that resets to the earliest record where its position is out of range."""
@@ -40,12 +46,16 @@ class TopicLog:
 
 
 class Broker:
-    """Every topic. heard: is told of each record. ids: topic → the id it has now."""
+    """Every topic. heard: is told of each record. ids: topic → the id it has now. facts: id → its
+    topic and how many partitions it has."""
 
     def __init__(
-        self, heard: Callable[[TopicLog, ConsumerRecord], None], ids: dict[str, str]
+        self,
+        heard: Callable[[TopicLog, ConsumerRecord], None],
+        ids: dict[str, str],
+        facts: dict[str, tuple[str, int]],
     ) -> None:
-        self._heard, self._ids = heard, ids
+        self._heard, self._ids, self._facts = heard, ids, facts
         self._made = 0
         self.logs: dict[str, TopicLog] = {}
         self.by_id: dict[str, TopicLog] = {}
@@ -56,6 +66,7 @@ class Broker:
         log = TopicLog(name, f"id-{self._made}", [[] for _ in range(partitions)])
         self.logs[name] = self.by_id[log.topic_id] = log
         self._ids[name] = log.topic_id
+        self._facts[log.topic_id] = name, partitions
         return log
 
     def append(
@@ -70,6 +81,8 @@ class Broker:
             topic, partition, offset, 0, 0, key, value, 0, 0, 0, tuple(headers.items())
         )
         log.records[partition].append(record)
+        if end_among((record,)) is not None:
+            log.ends.setdefault(partition, offset)
         self._heard(log, record)
         return record
 
@@ -90,6 +103,8 @@ class BrokerAdmin:
         found = {}
         for name, partitions in topics.items():
             log = self._broker.logs.get(name) or self._broker.create(name, partitions)
+            if len(log.records) != partitions:
+                raise StreamError(f"topic {name}", required=str(partitions), got="another count")
             found[name] = TopicFacts(name, log.topic_id, partitions)
         return found
 

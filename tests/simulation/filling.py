@@ -31,6 +31,7 @@ from tests.simulation.broker import Broker, TopicLog
 from tests.simulation.history import place_of, staged_of
 from tests.simulation.loop import OWNER, VirtualLoop
 from tests.simulation.member import why_ended
+from tests.simulation.moves import Moves
 from tests.simulation.reference import PARTITIONS, Origin, Reference
 from tests.simulation.server import Server, VirtualStore
 
@@ -77,6 +78,7 @@ class Fillings:
     broker: Broker
     reference: Reference
     servers: Servers
+    moves: Moves
     operator: Operator | None = None
     started: int = 0
     refused: str = ""  # why the last one ended, where it says to give up
@@ -106,12 +108,14 @@ class Fillings:
 
     def archive(self, pick: int) -> str | None:
         """The sink writes some more of a partition."""
-        log, partition = self.broker.logs[self.config.topic], pick % PARTITIONS
+        logs = [self.broker.logs[each.topic] for each in self.moves.open()]
+        log = logs[pick // 7 % len(logs)]
+        partition = pick % len(log.records)
         place = log.topic_id, partition
         first = self.reference.history.archived.get(place, 0)
-        if first == log.end(partition):
+        if first >= log.stop(partition):
             return None
-        upto = first + 1 + pick // PARTITIONS % (log.end(partition) - first)
+        upto = first + 1 + pick // PARTITIONS % (log.stop(partition) - first)
         self.archived(log, partition, upto)
         return f"{log.topic_id}/{partition} up to {upto}"
 
@@ -134,7 +138,8 @@ class Fillings:
             self._directory = tempfile.TemporaryDirectory(prefix="simulation", dir=base)
         self._write()
         most = None if pick % 4 else pick // 4 % 12
-        config = replace(self.config, data_dir=Path(self._directory.name))
+        config = replace(self.moves.open()[-1], data_dir=Path(self._directory.name))
+        history.topics = {"user": config.topic, "item": config.item_topic}
         names = ("ui", "u", "i")[pick // 48 % 3]
         self.operator = Operator(f"backfill-{self.started}", self, config, (names, most))
         return f"{self.operator.name} of {names}, at most {most} rows"
@@ -179,19 +184,22 @@ class Fillings:
         """Whatever the row holds is not in the topic any more."""
         name, _, rest = key.partition("@")
         view = self.reference.views[name, int(rest.partition(":")[0])]
-        log = self.broker.logs[view.source]
         fence = read_fence(self.server.rows.read([key])[0])
-        epoch = dict(self.reference.epochs.get(view.source, ())).get(log.topic_id, 0)
-        if fence is None or epoch == 0:
+        if fence is None or fence[0] == 0:
             return False
-        partition = place_of(int(rest.partition(":")[2][1:-1]), PARTITIONS)
-        here = fence[0] < epoch or fence[1] < log.first[partition]
+        log = self.broker.logs[self.reference.topic_of(view, fence[0])]
+        partitions = self.reference.count_of(view, fence[0])
+        partition = place_of(int(rest.partition(":")[2][1:-1]), partitions)
+        lost = self.reference.log_of(view.source, fence[0]) != log.topic_id
+        numbered = log.topic_id in dict(self.reference.epochs.get(view.source, ()))
+        here = (lost and numbered) or (not lost and fence[1] < log.first[partition])
         return here and not any(map(self._is_logged, self.reference.held.get(key, ())))
 
     def _is_logged(self, origin: Origin) -> bool:
-        """The users' topic holds it; for as long as that, what is re-keyed again has its row."""
-        log = self.broker.logs[self.config.topic]
-        return origin[0] == log.topic_id and origin[2] >= log.first[origin[1]]
+        """A topic of users holds it; for as long as that, what is re-keyed again has its row."""
+        log = self.broker.by_id[origin[0]]
+        here = self.broker.logs[log.name] is log
+        return here and origin[2] >= log.first[origin[1]]
 
     def _write(self) -> None:
         """What is archived, to disk."""
@@ -201,7 +209,8 @@ class Fillings:
             first = self._written.get((topic_id, partition), 0)
             if first < upto:
                 records = self.broker.by_id[topic_id].records[partition][first:upto]
-                table = action_table(decode_records(records, PARTITIONS)[0])
+                count = len(self.broker.by_id[topic_id].records)
+                table = action_table(decode_records(records, count)[0])
                 write_file(partition_dir(root, topic_id, partition), first, upto - 1, table)
                 self._written[topic_id, partition] = upto
 
@@ -216,19 +225,10 @@ class Operator:
         self._names, most = wanted
         server = world.server
         rows: Any = BlockingRows(server, most)
-        self._servers = replace(
-            world.servers, open_rows=lambda url: rows, read_ends=self._read_ends
-        )
+        self._servers = replace(world.servers, open_rows=lambda url: rows)
         token = OWNER.set(name)
         self.task = world.loop.create_task(self._run())
         OWNER.reset(token)
-
-    async def _read_ends(self, bootstrap: str, starts: Any, timeout_ms: int = 0) -> Any:
-        """As `streams.ends.read_ends`."""
-        logs = self._world.broker.logs
-        return await self._world.loop.ask(
-            "ends", lambda: {(topic, p): logs[topic].end(p) for topic, p in starts}
-        )
 
     def _store(self) -> VirtualStore:
         return VirtualStore(self._world.loop, self._world.server)

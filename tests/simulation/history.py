@@ -37,42 +37,46 @@ class History:
     sources: list[str] = field(default_factory=list)
     archived: dict[tuple[str, int], int] = field(default_factory=dict)
     since: int = 0
-    partitions: int = 2
+    topics: dict[str, str] = field(default_factory=dict)  # by entity, which the filling goes by
 
     def is_filled(
         self, known: Reference, view: ViewPlan, entity: int, fence: tuple[int, int]
     ) -> bool:
         """A row with this fence is one that a filling wrote."""
-        floors = floors_of(known, view)
-        partition = place_of(entity, self.partitions)
+        floors = floors_of(known, view, fence[0])
+        partition = place_of(entity, known.count_of(view, fence[0]))
         return view.key in known.staged and floors.get(partition) == (fence[0], fence[1] + 1)
 
     def below(self, known: Reference, view: ViewPlan, entity: int) -> Iterator[Held]:
         """What the row may hold: one set, or one for each log there was while it was filled."""
-        for log, bounds in self._bounds(known, view, place_of(entity, self.partitions)):
+        partitions = known.facts[known.logs[self.topics[view.entity]]][1]
+        for log, bounds in self._bounds(known, view, place_of(entity, partitions)):
             order = {each: place for place, each in enumerate(self.sources)}
             yield {
                 origin: sent
                 for origin, sent in known.truth.items()
                 if sent[0][view.entity] == entity
-                and origin[2] < self._end(order, log, bounds, origin)
+                and origin[2] < self._end(known, order, (log, bounds), origin)
             }
 
     def _end(
-        self, order: Mapping[str, int], log: str, bounds: Mapping[int, int], origin: Origin
+        self, known: Reference, order: Mapping[str, int], bound: Bounds, origin: Origin
     ) -> int:
-        place = origin[:2]
+        (log, bounds), place = bound, origin[:2]
         if origin[0] == log:
             return bounds.get(origin[1], 0)
-        return self.archived.get(place, 0) if order[origin[0]] < order[log] else 0
+        if origin[0] not in order or order[origin[0]] > order[log]:
+            return 0
+        return known.stops.get(place, self.archived.get(place, 0))
 
     def _bounds(self, known: Reference, view: ViewPlan, partition: int) -> Iterator[Bounds]:
-        epoch, floor = floors_of(known, view)[partition]
+        topic = self.topics[view.entity]
+        epoch, floor = floors_in(known, view, topic)[partition]
         if view.entity == "user":
             yield known.log_of(view.source, epoch), {partition: floor}
             return
         name = generation_group(known.item_group, view.name, view.generation)
-        key = source_table_key(view.source, name, partition)
+        key = source_table_key(topic, name, partition)
         pair = parse_pair(known.rows.get_text(key), key)
         for log in self.sources[self.since :]:
             number = dict(known.epochs.get(known.topic, ())).get(log, 0)
@@ -97,8 +101,13 @@ def place_of(entity: int, partitions: int) -> int:
     return int(partitions_of(np.array([entity]), partitions)[0])
 
 
-def floors_of(known: Reference, view: ViewPlan) -> dict[int, tuple[int, int]]:
-    """{partition: (epoch, floor)} as they are stored."""
+def floors_of(known: Reference, view: ViewPlan, epoch: int) -> dict[int, tuple[int, int]]:
+    """{partition: (epoch, floor)} as they are stored, in the topic with the log of that number."""
+    return floors_in(known, view, known.topic_of(view, epoch))
+
+
+def floors_in(known: Reference, view: ViewPlan, topic: str) -> dict[int, tuple[int, int]]:
+    """The same of a topic by name."""
     group = known.group if view.entity == "user" else known.item_group
-    key, _ = floors_keys(view.source, group, view.name, view.generation)
+    key, _ = floors_keys(topic, group, view.name, view.generation)
     return parse_floors(known.rows.get_text(key), key)

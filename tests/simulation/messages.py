@@ -37,9 +37,15 @@ class Message:
     actions: NDArray[np.void] | None
 
 
-def some_message(dice: Random, partition: int, sent_ms: int) -> Message:
-    """One in three holds a bare action, one in sixteen cannot be read."""
-    actions = some_actions(dice, partition, sent_ms)
+def users_in(partition: int, partitions: int) -> list[int]:
+    """Those of a topic's partition."""
+    owner = partitions_of(np.array(USERS), partitions)
+    return [user for user, place in zip(USERS, owner.tolist(), strict=True) if place == partition]
+
+
+def some_message(dice: Random, users: list[int], sent_ms: int) -> Message:
+    """Of users of one partition. One in three holds a bare action, one in sixteen is damaged."""
+    actions = some_actions(dice, users, sent_ms)
     key, headers = b"%d" % int(actions["user"][0]), {}
     value = encode_batch(actions, sent_ms)
     if dice.random() < 0.3:
@@ -54,11 +60,11 @@ def some_message(dice: Random, partition: int, sent_ms: int) -> Message:
     return Message(key, value, headers, actions)
 
 
-def some_actions(dice: Random, partition: int, sent_ms: int) -> NDArray[np.void]:
-    """(a,) ACTION, 1 to 3 of users of that partition; some late, some from the future."""
+def some_actions(dice: Random, users: list[int], sent_ms: int) -> NDArray[np.void]:
+    """(a,) ACTION, 1 to 3 of these users; some late, some from the future."""
     actions = np.zeros(dice.randint(1, 3), ACTION)
     for action in actions:
-        action["user"] = dice.choice(USERS[2 * partition : 2 * partition + 2])
+        action["user"] = dice.choice(users)
         action["item"] = dice.choice(ITEMS)
         lag_ms = dice.choice((0, dice.randrange(2_500), dice.randrange(2_000), 2_501, -1_001, -900))
         action["time_ms"] = sent_ms - lag_ms

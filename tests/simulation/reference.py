@@ -24,6 +24,7 @@ from schemas.names import (
     by_item_topic,
     gaps_keys,
     generation_group,
+    root_topic,
     row_key,
 )
 from schemas.plan import ViewPlan
@@ -35,7 +36,14 @@ from streams.gaps import Gap, parse_gaps
 from streams.source_table import parse_pair
 from tests.oracle.fold import Sent, as_dicts, in_time, rows_of, since_deletion, state_of
 from tests.simulation.broker import TopicLog
-from tests.simulation.history import History, floors_of, place_of, plan_of, staged_of
+from tests.simulation.history import (
+    History,
+    floors_in,
+    floors_of,
+    place_of,
+    plan_of,
+    staged_of,
+)
 from tests.simulation.loop import SimulationError
 
 #: One action: the id of the log it was sent to, partition, offset, index in its message.
@@ -90,6 +98,8 @@ class Reference:
     history: History = field(default_factory=History)
     staged: set[tuple[str, int]] = field(default_factory=set)  # generations that ever were
     logs: dict[str, str] = field(default_factory=dict)  # topic → the id it has now
+    facts: dict[str, tuple[str, int]] = field(default_factory=dict)  # id → topic, partitions
+    stops: dict[tuple[str, int], int] = field(default_factory=dict)  # (id, partition) → its end
     expired: dict[tuple[str, int], int] = field(default_factory=dict)  # → the first offset left
     rows_checked: int = 0
 
@@ -99,6 +109,8 @@ class Reference:
         """A message of users' actions is in the log. actions: (a,) ACTION, None where it is
         malformed."""
         partition, offset = int(record.partition), int(record.offset)
+        if (log.topic_id, partition) in self.stops:
+            return  # behind the end of its topic it counts nowhere
         if actions is None:
             self.malformed.add((log.topic_id, partition, offset))
             return
@@ -194,12 +206,13 @@ class Reference:
 
     def progress_landed(self, topic: str, group: str, marks: Mapping[int, Progress]) -> None:
         """Raises SimulationError where a mark speaks of what is not stored."""
-        if (topic, group) == (self.topic, self.group):
+        root = root_topic(topic)
+        if (root, group) == (self.topic, self.group):
             for partition, mark in marks.items():
-                if self._log_of(topic, mark.epoch) == self.logs[topic]:
+                if self._log_of(root, mark.epoch) == self.logs[topic]:
                     self.stands[partition, mark.epoch] = mark.next_offset
         for view in self.views.values():
-            if topic == view.source and group == generation_group(
+            if root == view.source and group == generation_group(
                 self.group, view.name, view.generation
             ):
                 for partition, mark in marks.items():
@@ -215,15 +228,16 @@ class Reference:
         """A saved source table speaks of rows, too; so does a staged plan that is filled."""
         if key == STAGED_KEY:
             self._staged_landed(text)
-        place = f"encore:sources:{{{by_item_topic(self.topic)}:{self.item_group}:"
-        if not key.startswith(place):
+        prefix, _, place = key.partition("{")
+        topic, _, place = place.partition(f":{self.item_group}:")
+        if prefix != "encore:sources:" or not place.endswith("}"):
             return
-        whose, pair = key[len(place) : -1], parse_pair(text, key)
+        whose, pair = place[:-1], parse_pair(text, key)
         if not whose.isdigit():  # of one generation, which catches up
             name, _, rest = whose.partition("@")
             view = self.views[name, int(rest.partition(":")[0])]
             at = int(rest.partition(":")[2])
-            if at in floors_of(self, view):  # before, it is the floor
+            if at in floors_in(self, view, topic):  # before, it is the floor
                 self.require_stored(view, at, pair.epoch, pair.next_offset)
             return
         partition = int(whose)
@@ -260,7 +274,7 @@ class Reference:
     ) -> None:
         """Raises SimulationError where a generation went on in a new log without what the group had
         of the one before, and nobody said so."""
-        epoch, at = max(before or (0, 0), floors_of(self, view).get(partition, (0, 0)))
+        epoch, at = max(before or (0, 0), floors_of(self, view, mark.epoch).get(partition, (0, 0)))
         if epoch in (0, mark.epoch):
             return
         gaps = self.gaps_of(view).get(partition, ())
@@ -279,7 +293,7 @@ class Reference:
 
     def require_stored(self, view: ViewPlan, partition: int, epoch: int, upto: int) -> None:
         """Raises SimulationError where an action before this offset is in no row."""
-        log_id = self._logs(view, epoch)[partition]
+        log_id = self._log_of(view.source, epoch)
         floor = self._floor(view, partition, epoch)
         before_log = self._admitted(view, partition, epoch)
         gaps = self.gaps_of(view).get(partition, ())
@@ -324,8 +338,24 @@ class Reference:
     def gaps_of(self, view: ViewPlan) -> dict[int, tuple[Gap, ...]]:
         """What it is said to lack, by partition."""
         group = self.group if view.entity == "user" else self.item_group
-        key, _ = gaps_keys(view.source, group, view.name, view.generation)
-        return parse_gaps(self.rows.get_text(key), key)
+        found: dict[int, tuple[Gap, ...]] = {}
+        for topic in self.topics_of(view):
+            key, _ = gaps_keys(topic, group, view.name, view.generation)
+            for partition, gaps in parse_gaps(self.rows.get_text(key), key).items():
+                found[partition] = (*found.get(partition, ()), *gaps)
+        return found
+
+    def topics_of(self, view: ViewPlan) -> list[str]:
+        """Those that it is fed from, one after the other."""
+        return [topic for topic in self.logs if root_topic(topic) == view.source]
+
+    def topic_of(self, view: ViewPlan, epoch: int) -> str:
+        """The one with the log of that number."""
+        return self.facts.get(self._log_of(view.source, epoch), (view.source, 0))[0]
+
+    def count_of(self, view: ViewPlan, epoch: int) -> int:
+        """The partitions of the log of that number."""
+        return self.facts.get(self._log_of(view.source, epoch), ("", PARTITIONS))[1]
 
     def log_of(self, topic: str, epoch: int) -> str:
         """The id of the log with that number."""
@@ -340,7 +370,7 @@ class Reference:
 
     def _logs(self, view: ViewPlan, epoch: int) -> list[str]:
         """The log id for each partition: the same for all."""
-        return [self._log_of(view.source, epoch)] * PARTITIONS
+        return [self._log_of(view.source, epoch)] * self.count_of(view, epoch)
 
     def _admitted(self, view: ViewPlan, partition: int, epoch: int) -> set[Origin]:
         """What the source table had of earlier re-keyed logs when they ended."""
@@ -357,7 +387,7 @@ class Reference:
         }
 
     def _floor(self, view: ViewPlan, partition: int, epoch: int) -> int:
-        at_epoch, floor = floors_of(self, view).get(partition, (0, 0))
+        at_epoch, floor = floors_of(self, view, epoch).get(partition, (0, 0))
         return floor if at_epoch == epoch else 0
 
     def to_judge(self, view: ViewPlan, partition: int, epoch: int) -> Iterator[Arrival]:
@@ -366,7 +396,7 @@ class Reference:
             self._floor(view, partition, epoch),
             self._admitted(view, partition, epoch),
         )
-        here = self.partitions[self._logs(view, epoch)[partition], partition]
+        here = self.partitions[self._log_of(view.source, epoch), partition]
         for arrival in (each for arrivals in here.arrivals.values() for each in arrivals):
             if arrival.offset < floor or arrival.origin in before_log:
                 continue
@@ -401,7 +431,9 @@ class Reference:
     def is_ahead(self, key: str) -> bool:
         """The item row holds messages of a lost log beyond what was saved of that log."""
         fence, entity = read_fence(self.rows.read([key])[0]), int(key.partition("{")[2][:-1])
-        partition = place_of(entity, PARTITIONS)
+        name, _, rest = key.partition("@")
+        view = self.views[name, int(rest.partition(":")[0])]
+        partition = place_of(entity, self.count_of(view, fence[0] if fence else 0))
         return fence is not None and fence[1] >= self.pairs.get((partition, fence[0]), 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from random import Random
 from typing import Final
 
@@ -11,18 +12,20 @@ from schemas.names import (
     HEADER_SOURCE,
     HEADER_VIEW,
     dead_letter_topic,
-    floors_keys,
     generation_group,
     late_topic,
     row_key,
+    source_table_key,
 )
 from schemas.plan import ViewPlan
-from streams.generations import parse_floors
+from streams.config import StreamConfig
 from streams.source_table import parse_pair
 from tests.oracle.fold import Sent, as_dicts, in_time
+from tests.simulation.broker import TopicLog
+from tests.simulation.history import floors_in
 from tests.simulation.loop import SimulationError
 from tests.simulation.member import Member
-from tests.simulation.reference import PARTITIONS, same
+from tests.simulation.reference import same
 from tests.simulation.world import CONFIG, Event, World
 
 #: Most rounds of events until a world without faults must have come to rest.
@@ -66,6 +69,9 @@ def happen_next(world: World, dice: Random) -> None:
             return
     for place, group in enumerate(world.groups):
         alive = group.alive()
+        lags = _users_lag if len(group.topics) == 1 else _items_lag
+        if group.config.topic != world.newest.topic and not lags(world, group.config):
+            continue  # all of it is stored: who reads it ends
         held = {tp for m in alive if m.generation == group.generation for tp in m.places}
         if not alive:
             world.happen(Event("start", place))
@@ -81,6 +87,9 @@ def happen_next(world: World, dice: Random) -> None:
         world.happen(Event("give_up", 0))
     elif world.fillings.operator is None and world.fillings.staged().active:
         world.happen(Event("backfill", 1))
+    found = world.moves.succession
+    if world.moves.operator is None and len(found.open) < len(found.topics):
+        world.happen(Event("end", 0))
     world.happen(Event("tick", dice.getrandbits(20)))
     for _ in range(4):
         world.happen(Event("idle", dice.getrandbits(30)))
@@ -103,37 +112,68 @@ def idle(member: Member) -> bool:
 
 def lagging(world: World) -> list[str]:
     """Marks that are not where their log ends."""
-    late = []
-    rows = world.server.rows
-    source, target = (world.broker.logs[name] for name in (CONFIG.topic, CONFIG.item_topic))
-    epochs = {name: dict(world.reference.epochs.get(name, ())) for name in world.broker.logs}
-    rekey = f"{CONFIG.item_group}.rekey.{epochs[target.name].get(target.topic_id, 0)}"
-    for group in (CONFIG.group, rekey):
-        marks = rows.get_progress(CONFIG.topic, group)
-        for partition in range(PARTITIONS):
-            want = (epochs[source.name].get(source.topic_id, 0), source.end(partition))
-            if want[1] and (partition not in marks or marks[partition][:2] != want):
-                late.append(f"{group}/{partition} at {marks.get(partition)}, log ends at {want}")
-    for view in world.reference.current("user"):
-        key, _ = floors_keys(view.source, CONFIG.group, view.name, view.generation)
-        floors = parse_floors(rows.get_text(key), key)
-        group = generation_group(CONFIG.group, view.name, view.generation)
-        marks = rows.get_progress(CONFIG.topic, group)
-        for partition in range(PARTITIONS):
-            at = max(floors.get(partition, (0, 0)), marks.get(partition, (0, 0))[:2])
-            want = (epochs[source.name].get(source.topic_id, 0), source.end(partition))
-            if partition not in floors or (want[1] and at != want):
-                late.append(f"{group}/{partition} at {at}, log ends at {want}")
-    for partition in range(PARTITIONS):
-        key = f"encore:sources:{{{target.name}:{CONFIG.item_group}:{partition}}}"
-        pair = parse_pair(rows.get_text(key), key)
-        if target.end(partition) and pair.next_offset != target.end(partition):
-            late.append(f"pair {partition} at {pair.next_offset} of {target.end(partition)}")
-        wanted = {view.key for view in world.reference.current("item")}
-        if target.end(partition) and not wanted <= pair.folded:
-            late.append(f"pair {partition} speaks for {sorted(pair.folded)}")
+    late = [
+        each
+        for config in world.moves.open()
+        for lags in (_users_lag, _items_lag)
+        for each in lags(world, config)
+    ]
     if world.fillings.staged().active:
         late.append(f"staged: {world.fillings.staged().views}")
+    found = world.moves.succession
+    if len(found.open) < len(found.topics):
+        late.append(f"{found.newest.name} is not open")
+    return late
+
+
+def _behind(world: World, config: StreamConfig, group: str) -> list[str]:
+    """Marks of a group that are not where the source ends."""
+    late = []
+    marks = world.server.rows.get_progress(config.topic, group)
+    for partition, want in _source_ends(world, config).items():
+        if want[1] and (partition not in marks or marks[partition][:2] != want):
+            late.append(f"{group}/{partition} at {marks.get(partition)}, log ends at {want}")
+    return late
+
+
+def _source_ends(world: World, config: StreamConfig) -> dict[int, tuple[int, int]]:
+    source = world.broker.logs[config.topic]
+    epoch = dict(world.reference.epochs.get(CONFIG.topic, ())).get(source.topic_id, 0)
+    return {partition: (epoch, source.stop(partition)) for partition in range(config.partitions)}
+
+
+def _users_lag(world: World, config: StreamConfig) -> list[str]:
+    late = _behind(world, config, CONFIG.group)
+    for view in world.reference.current("user"):
+        floors = floors_in(world.reference, view, config.topic)
+        group = generation_group(CONFIG.group, view.name, view.generation)
+        marks = world.server.rows.get_progress(config.topic, group)
+        for partition, want in _source_ends(world, config).items():
+            at = max(floors.get(partition, (0, 0)), marks.get(partition, (0, 0))[:2])
+            if partition not in floors or (want[1] and at != want):
+                late.append(f"{group}/{partition} at {at}, log ends at {want}")
+    return late
+
+
+def _items_lag(world: World, config: StreamConfig) -> list[str]:
+    target = world.broker.logs[config.item_topic]
+    epoch = dict(world.reference.epochs.get(CONFIG.item_topic, ())).get(target.topic_id, 0)
+    late = _behind(world, config, f"{CONFIG.item_group}.rekey.{epoch}")
+    for partition in range(config.partitions):
+        key = source_table_key(target.name, CONFIG.item_group, partition)
+        pair = parse_pair(world.server.rows.get_text(key), key)
+        if config.topic != world.newest.topic:  # what comes behind is repeated
+            reached = pair.table.reached
+            for place, want in _source_ends(world, config).items():
+                if want[1] and reached.get(place, (0, 0)) != want:
+                    late.append(f"pair {partition} at {reached}, {place} ends at {want}")
+            continue
+        end = target.end(partition)
+        if end and pair.next_offset != end:
+            late.append(f"pair {partition} at {pair.next_offset} of {end}")
+        wanted = {view.key for view in world.reference.current("item")}
+        if end and not wanted <= pair.folded:
+            late.append(f"pair {partition} speaks for {sorted(pair.folded)}")
     return late
 
 
@@ -145,10 +185,9 @@ def judge(world: World, entities: str) -> None:
     reference, rows = world.reference, world.server.rows
     views = [view for entity in entities.split() for view in reference.current(entity)]
     for view in views:
-        log = world.broker.logs[view.source]
-        epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
-        for partition in range(PARTITIONS):
-            reference.require_stored(view, partition, epoch, log.end(partition))
+        for log, partition in logs_of(world, view):
+            epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
+            reference.require_stored(view, partition, epoch, log.stop(partition))
     for key, held in reference.held.items():
         if held and rows.read([key]) == [None]:
             raise SimulationError("gone", key)
@@ -157,27 +196,39 @@ def judge(world: World, entities: str) -> None:
         judge_late(world, view)
 
 
+def logs_of(world: World, view: ViewPlan) -> Iterator[tuple[TopicLog, int]]:
+    """The partitions of the logs that it is fed from, as far as it takes part in them."""
+    for config in world.moves.open():
+        topic = config.topic if view.entity == "user" else config.item_topic
+        for partition in range(config.partitions):
+            key = source_table_key(topic, CONFIG.item_group, partition)
+            pair = parse_pair(world.server.rows.get_text(key), key)
+            newest = config.topic == world.newest.topic
+            if view.entity == "user" or newest or view.key in pair.folded:
+                yield world.broker.logs[topic], partition
+
+
 def judge_dead(world: World) -> None:
-    """Of the log that is there: each malformed message is a dead letter."""
-    log = world.broker.logs[CONFIG.topic]
+    """Of the logs that are there: each malformed message is a dead letter."""
+    logs = {world.broker.logs[config.topic].topic_id for config in world.moves.open()}
     dead = {
         dict(record.headers)[HEADER_SOURCE].decode()
         for record in world.broker.logs[dead_letter_topic(CONFIG.topic)].records[0]
     }
     for topic_id, partition, offset in world.reference.malformed:
-        place = f"{CONFIG.topic}/{partition}/{offset}"
-        if topic_id == log.topic_id and place not in dead:
+        place = f"{world.broker.by_id[topic_id].name}/{partition}/{offset}"
+        if topic_id in logs and place not in dead:
             raise SimulationError("dead", f"{place} is malformed, and no dead letter")
 
 
 def judge_late(world: World, view: ViewPlan) -> None:
     """Every action that came by the log is in its row, or is aside for this view."""
-    reference, log = world.reference, world.broker.logs[view.source]
+    reference = world.reference
     told = aside(world, view)
-    epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
-    for partition in range(PARTITIONS):
+    for log, partition in logs_of(world, view):
+        epoch = dict(reference.epochs.get(view.source, ())).get(log.topic_id, 0)
         for arrival in reference.to_judge(view, partition, epoch):
-            sent, place = arrival.sent, f"{view.source}/{partition}/{arrival.offset}"
+            sent, place = arrival.sent, f"{log.name}/{partition}/{arrival.offset}"
             key = row_key(view.name, view.generation, sent[0][view.entity])
             if in_time(view, *sent):
                 folded = reference.held.get(key, {}), reference.left.get(key, ())

@@ -41,6 +41,9 @@ WEIGHTS: Final = {
     "interrupt": 0.2,
     "give_up": 0.1,
     "leave": 8,
+    "grow": 0.3,
+    "end": 1.5,
+    "abandon": 0.3,
 }
 
 
@@ -58,6 +61,9 @@ RARE: Final = (
     "interrupt",
     "leave",
     "rebalance",
+    "grow",
+    "end",
+    "abandon",
 )
 WEATHER: Final = (0, 0.5, 1, 1, 2)
 #: Of a failing history as much is shown.

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from schemas.succession import Succession
 from store.redis_store import AsyncRedisRowStore
 from streams import growing
 from streams.admin import ensure_topics
+from streams.archive import list_files, next_offset
 from streams.config import StreamConfig
-from streams.moving import config_of, read_succession
+from streams.moving import config_of, newest_config
 from streams.producer import ActionProducer
 from tests.streams.support import (
     Stack,
@@ -31,12 +32,9 @@ from tests.streams.support import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-def succession(stack: Stack) -> Succession:
-    async def read() -> Succession:
-        async with AsyncRedisRowStore(stack.config.store_url) as store:
-            return await read_succession(store, stack.config)
-
-    return asyncio.run(read())
+def newest(stack: Stack) -> StreamConfig:
+    with stack.store() as store:
+        return newest_config(store, stack.config)
 
 
 def grow(stack: Stack, partitions: int) -> Succession:
@@ -75,14 +73,13 @@ class MovingLoad:
 
     def _run(self) -> None:
         while not self._enough.is_set():
-            newest = succession(self._stack).newest
-            bootstrap = self._stack.config.bootstrap
-            with ActionProducer(bootstrap, newest.name, newest.partitions) as producer:
-                while succession(self._stack).newest == newest:
+            config = newest(self._stack)
+            with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
+                while newest(self._stack) == config:
                     part = some_actions(50, 60, len(self.sent))
                     self.sent.append((part, int(part["time_ms"].max())))
                     ends = producer.send(*self.sent[-1])
-                    self.ends[newest.name] = self.ends.get(newest.name, {}) | ends
+                    self.ends[config.topic] = self.ends.get(config.topic, {}) | ends
                     if self._enough.wait(self._pause_s):
                         return
 
@@ -97,25 +94,35 @@ def wait_all(stack: Stack, config: StreamConfig, ends: dict[int, int]) -> None:
     wait_until(lambda: all(stored(config, stack).get(p, 0) >= at for p, at in ends.items()), 90)
 
 
+def archived(stack: Stack, topic_id: str) -> dict[int, int]:
+    """Partition → up to where it lies in the archive."""
+    log = stack.config.archive_dir / stack.config.topic / f"topic_id={topic_id}"
+    found = {int(each.name.partition("=")[2]): each for each in log.glob("partition=*")}
+    return {partition: next_offset(list_files(path)) or 0 for partition, path in found.items()}
+
+
 def test_a_move_under_load_with_a_kill(broker: str, valkey: str, tmp_path: Path) -> None:
-    stack = make_stack(broker, valkey, tmp_path / "data", partitions=2)
+    """Two workers and the sink go on with the new topic by themselves; one worker is killed."""
+    stack = make_stack(broker, valkey, tmp_path / "data", partitions=2, roll_ms=300)
     ensure_topics(broker, stack.config.topics)
     with ExitStack() as held:
-        workers: list[Any] = [held.enter_context(running("worker", stack)) for _ in range(2)]
+        sink = held.enter_context(running("sink", stack))
+        workers = [held.enter_context(running("worker", stack)) for _ in range(2)]
         with MovingLoad(stack, 0.01) as load:
             wait_until(lambda: sum(stored(stack.config, stack).values()) > 5, 60)
-            grown = grow(stack, 3)
-            new = config_of(stack.config, grown, 2)
+            new = config_of(stack.config, grow(stack, 3), 2)
             wait_until(lambda: new.topic in load.ends, 60)
             assert not stored(new, stack), "nothing of it is read before the old one has ended"
-            ended = end(stack)
+            last = end(stack).topics[0].end
             workers.pop().kill()
             workers.append(held.enter_context(running("worker", stack)))
             wait_until(lambda: sum(stored(new, stack).values()) > 5, 90)
         wait_all(stack, new, load.ends[new.topic])
-        assert [each.terminate() for each in workers] == [0, 0]
-    last = ended.topics[0].end
-    assert last is not None
-    assert stored(stack.config, stack) == {p: at for p, at in last.offsets.items() if at}
+        assert last is not None
+        facts = ensure_topics(broker, new.topics)[new.topic]
+        wait_until(lambda: archived(stack, facts.topic_id) == load.ends[new.topic], 60)
+        assert [each.terminate() for each in (*workers, sink)] == [0, 0, 0]
+    ends = {partition: at for partition, at in last.offsets.items() if at}
+    assert stored(stack.config, stack) == archived(stack, last.topic_id) == ends
     with stack.store() as store:
         assert_rows_equal_oracle(store, stack.view, load.sent)
