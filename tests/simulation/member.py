@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from faust.types import TP
@@ -21,6 +21,11 @@ class Places(frozenset[TP]):
 
     def __iter__(self) -> Iterator[TP]:
         return iter(sorted(super().__iter__()))
+
+
+def choose(among: Sequence[Any], pick: int) -> Any:
+    """One of them, None where there is none."""
+    return among[pick % len(among)] if among else None
 
 
 def why_ended(name: str, task: Task) -> str:

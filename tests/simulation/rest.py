@@ -26,7 +26,8 @@ from tests.simulation.history import floors_in
 from tests.simulation.loop import SimulationError
 from tests.simulation.member import Member
 from tests.simulation.reference import same
-from tests.simulation.world import CONFIG, Event, World
+from tests.simulation.setting import CONFIG, Event
+from tests.simulation.world import World
 
 #: Most rounds of events until a world without faults must have come to rest.
 REST_EVENTS: Final = 6_000

@@ -11,7 +11,8 @@ from typing import Final
 
 from tests.simulation.loop import SimulationError
 from tests.simulation.rest import come_to_rest, judge
-from tests.simulation.world import REAL, Event, Kinds, World
+from tests.simulation.setting import REAL, Event, Kinds
+from tests.simulation.world import World
 
 #: How often each kind is tried. What goes on in the middle of work is settled step by step.
 WEIGHTS: Final = {
@@ -44,6 +45,7 @@ WEIGHTS: Final = {
     "grow": 0.3,
     "end": 1.5,
     "abandon": 0.3,
+    "forget": 0.2,
 }
 
 

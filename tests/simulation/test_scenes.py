@@ -23,7 +23,8 @@ from tests.simulation.mutants import (
 )
 from tests.simulation.reference import Origin
 from tests.simulation.rest import aside, come_to_rest, happen_next, judge
-from tests.simulation.world import REAL, Event, World
+from tests.simulation.setting import REAL, Event
+from tests.simulation.world import World
 
 USERS, ITEMS = 0, 1
 #: A backfill of the user view alone, and of the item view, with no end to its rows.

@@ -6,12 +6,10 @@ short list, any part of which can be left out and the rest still means something
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from random import Random
-from typing import Any, Final, NamedTuple
 
 from aiokafka.structs import ConsumerRecord
 from faust.types import TP
@@ -26,79 +24,20 @@ from schemas.names import (
 )
 from schemas.plan import Plan, ViewPlan, dump_plan
 from store.memory import MemoryRowStore
-from streams.app import Handler
 from streams.config import StreamConfig
-from streams.item_worker import ItemWorker
 from streams.servers import Servers
 from streams.source_table import lowest_reached, parse_pair
-from streams.worker import Worker
 from tests.aggregation.plans import small_view
 from tests.simulation.broker import Broker, BrokerAdmin, TopicLog, VirtualReader, VirtualSender
 from tests.simulation.filling import Fillings, next_of
 from tests.simulation.history import plan_of
 from tests.simulation.loop import Op, SimulationError, VirtualLoop
-from tests.simulation.member import Member, Places
+from tests.simulation.member import Member, Places, choose
 from tests.simulation.messages import some_message, users_in
 from tests.simulation.moves import Moves
-from tests.simulation.reference import PARTITIONS, RETENTION_MS, Reference
+from tests.simulation.reference import PARTITIONS, Reference
 from tests.simulation.server import Server, VirtualStore
-
-T0: Final = 1_650_800_000_000
-MOST_MEMBERS: Final = 3
-CONFIG: Final = StreamConfig(
-    "virtual:0",
-    "virtual://",
-    Path("unused"),
-    group="g",
-    partitions=PARTITIONS,
-    batch_actions=4,
-    patience_ms=1_000,
-    retention_ms=RETENTION_MS,
-)
-#: Events of `Fillings`; the others are the world's own.
-FILLING: Final = ("archive", "backfill", "interrupt", "give_up")
-#: Events of `Moves`.
-MOVING: Final = ("grow", "end", "abandon")
-MakeHandler = Callable[[StreamConfig, Servers], Handler]
-
-
-class Event(NamedTuple):
-    """kind: a `do_` method of the world. pick: what it chooses by."""
-
-    kind: str
-    pick: int
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """The processes under test."""
-
-    worker: MakeHandler = Worker
-    items: MakeHandler = ItemWorker
-
-
-REAL: Final = Kinds()
-
-
-@dataclass
-class Group:
-    """A consumer group and its topics."""
-
-    name: str
-    topics: tuple[str, ...]
-    make: MakeHandler
-    config: StreamConfig
-    members: dict[str, Member] = field(default_factory=dict)
-    committed: dict[TP, int] = field(default_factory=dict)
-    generation: int = 0
-
-    @property
-    def places(self) -> list[TP]:
-        partitions = range(self.config.partitions)
-        return [TP(topic, partition) for topic in self.topics for partition in partitions]
-
-    def alive(self) -> list[Member]:
-        return [member for member in self.members.values() if not member.ended]
+from tests.simulation.setting import CONFIG, FILLING, MOST_MEMBERS, MOVING, T0, Event, Group, Kinds
 
 
 class World:
@@ -400,6 +339,15 @@ class World:
         self._commit(*chosen)
         return str(chosen[1].name)
 
+    def do_forget(self, pick: int) -> str | None:
+        """A coordinator forgets a group: its commits, and who is in it."""
+        group = self.groups[pick % len(self.groups)]
+        if not group.committed:
+            return None
+        group.committed.clear()
+        group.generation += 1
+        return group.name
+
     def _commit(self, group: Group, member: Member) -> None:
         for tp in member.marks.partitions():
             upto = member.marks.get(tp)
@@ -428,7 +376,8 @@ class World:
             known = max(marks, default=(0, 0))
         if known < (epochs.get(topic_id, 1 << 30), upto):
             raise SimulationError(
-                "durable", f"{member_place(name, tp)} committed {upto}, the disk has {known}"
+                "durable",
+                f"{name} {tp.topic}/{tp.partition} committed {upto}, not {known}",
             )
 
     def do_sync(self, pick: int) -> str | None:
@@ -538,12 +487,3 @@ class World:
             item = next_of(item, staged)
         self.publish((user, item))
         return f"u@{user.generation}, i@{item.generation}"
-
-
-def member_place(group: str, tp: TP) -> str:
-    return f"{group} {tp.topic}/{tp.partition}"
-
-
-def choose(among: Sequence[Any], pick: int) -> Any:
-    """One of them, None where there is none."""
-    return among[pick % len(among)] if among else None
