@@ -23,6 +23,7 @@ Examples:
 REBUILD_EPILOG = """\b
 Examples:
   encore rebuild user_activity
+  encore rebuild user_activity --history old/      and from before the log, as it was filled once
 """
 
 ViewsArgument = Annotated[
@@ -84,6 +85,8 @@ def backfill(
 def rebuild(
     context: typer.Context,
     views: ViewsArgument = None,
+    history: HistoryOption = None,
+    before_ms: BeforeOption = None,
     cores: CoresOption = None,
     dask: DaskOption = "",
     memory_mb: MemoryOption = 2_048,
@@ -92,12 +95,13 @@ def rebuild(
 ) -> None:
     """Fill views anew as they are declared, after a loss.
 
-    As `backfill`, into a new generation, but refuses declarations that are not published.
+    As `backfill`, into a new generation, but refuses declarations that are not published. What was
+    filled from --history once has to be given again: neither archive nor log holds it.
     """
     from encore.backfilling import Options
 
     call = invocation(context)
-    config = _config(call, cores, dask, memory_mb, (), None)
+    config = _config(call, cores, dask, memory_mb, tuple(history or ()), before_ms)
     _run(call, config, Options(_views(views), unchanged=True, wait_s=wait), False, as_json)
 
 

@@ -176,7 +176,12 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
     with RedisRowStore(patient(stack.settings.store_url)) as store:
         raw = store.read(row_keys(VIEW, 2, np.arange(5).tolist()))
     assert [read_fence(row) for row in raw] == [None] * 5
-    assert Path(stack.settings.data_dir).exists()
+    old = Path(stack.settings.data_dir) / "old.jsonl"
+    old.write_text(json.dumps({"user": 3, "item": 1, "type": "play", "time_ms": T0}))
+    again = stack.json("rebuild", VIEW, "--history", str(old), "--before-ms", str(T0 + 1))
+    assert [fill["foreign"]["taken"] for fill in again["fills"]] == [1]
+    with RedisRowStore(stack.settings.store_url) as store:
+        assert store.read(row_keys(VIEW, 3, [3])) != [None]
 
 
 class CrashError(Exception):
