@@ -41,8 +41,10 @@ def pack_mget(keys: Sequence[RowKeys]) -> bytes:
     """The MGET of all rows, in order."""
     counts = [len(each.entity_ids) for each in keys]
     parts = [b"*%d\r\n$4\r\nMGET\r\n" % (sum(counts) + 1)]
-    if counts.count(1) == len(counts):
+    if max(counts, default=0) < 2:
         for view, generation, entity_ids in keys:
+            if not len(entity_ids):
+                continue
             key = f"{view}@{generation}:{{{entity_ids.item()}}}".encode()
             parts.append(b"$%d\r\n%b\r\n" % (len(key), key))
         return b"".join(parts)
