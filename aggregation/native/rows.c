@@ -45,7 +45,8 @@ static inline int64_t width_of(int64_t type) {
 
 static inline int64_t whole_at(const uint8_t *at, int64_t type) {
     switch (type) {
-    case BOOL: case U8: return *at;
+    case BOOL: return *at != 0;
+    case U8: return *at;
     case I8: return LOAD(int8_t, at);
     case I16: return LOAD(int16_t, at);
     case U16: return LOAD(uint16_t, at);

@@ -223,9 +223,15 @@ def damaged(row: bytes, layout_id: int, how: str, rng: np.random.Generator) -> b
 
 
 def check_damaged(library: Kernels, seed: int) -> None:
-    """Rows of which some are damaged have the values that numpy gives them, or stay numpy's."""
+    """Rows of which some are damaged have the values that numpy gives them, or stay numpy's.
+
+    Without truths as numbers: of one that is neither 0 nor 1 numpy makes either, as rows beside it
+    are null or not.
+    """
     rng = np.random.default_rng(seed)
     view, n = VIEWS[int(rng.integers(len(VIEWS)))], int(rng.integers(1, 20))
+    kept = [each for each in view.features if not each.name.startswith("s_bool_as")]
+    view = replace(view, features=tuple(kept))
     layout, ids = layout_of(view), rng.integers(0, 1 << 40, n)
     raw: list[bytes | None] = list(encode_rows(layout, any_rows(view, ids, rng)))
     for at in range(n):
@@ -236,7 +242,8 @@ def check_damaged(library: Kernels, seed: int) -> None:
         ids = ids + (rng.random(n) < 0.2)
     stored = StoredRows.of(raw)
     native, plain = sides([view], library)
-    same(native.block(stored, ids, T0), plain.block(stored, ids, T0), foreign=True)
+    with np.errstate(invalid="ignore"):  # any bytes may be a signalling NaN
+        same(native.block(stored, ids, T0), plain.block(stored, ids, T0), foreign=True)
     lost = StoredRows(stored.buffer[: int(rng.integers(len(stored.buffer)))].copy(), stored.runs)
     if native.kernel is not None and len(lost.buffer) < len(stored.buffer):
         assert native.kernel.of_whole(lost, ids, T0) is None
