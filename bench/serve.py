@@ -42,12 +42,13 @@ _SATURATED: Final = 0.8
 @dataclass(frozen=True, slots=True)
 class Scale:
     """samples: at least so many requests a rate. tail: the percentile that they can tell.
-    rates: the first is the steady one, with `steady` requests; the others climb while the service
-    keeps up. overload_s: length of an overload."""
+    rates: climb while the service keeps up. at: the steady one of them, by model, with `steady`
+    requests. overload_s: length of an overload."""
 
     samples: int
     steady: int
     tail: float
+    at: dict[Model, float]
     rates: dict[Model, tuple[float, ...]]
     overload_s: float
 
@@ -56,18 +57,20 @@ QUICK: Final = Scale(
     samples=400,
     steady=400,
     tail=95,
+    at={"aggregate": 200, "rank": 100},
     rates={"aggregate": (200, 400, 800), "rank": (100, 200)},
     overload_s=2.0,
 )
 FULL: Final = Scale(
     samples=2_000,
-    steady=10_000,
+    steady=5_500,
     tail=99,
+    at={"aggregate": 200, "rank": 100},
     rates={
-        "aggregate": (100, 150, 200, 250, 300, 350, 400, 500, 600, 800, 1_000),
-        "rank": (50, 75, 100, 125, 150, 175, 200, 250, 300),
+        "aggregate": (100, 150, 200, 300, 400, 500, 600, 800, 1_000, 1_300),
+        "rank": (60, 80, 100, 150, 200, 250, 300, 400, 500),
     },
-    overload_s=10.0,
+    overload_s=6.0,
 )
 
 
@@ -144,9 +147,10 @@ def _climb(
     model = prepared["grpc"].model
     for at, rate in enumerate(scale.rates[model]):
         for protocol, each in prepared.items():
-            if steps[protocol] and not steps[protocol][-1].keeps_up:
+            steady = rate == scale.at[model]
+            if steps[protocol] and not steps[protocol][-1].keeps_up and not steady:
                 continue
-            n = max(scale.steady if at == 0 else scale.samples, int(2 * rate))
+            n = max(scale.steady if steady else scale.samples, int(2 * rate))
             step = _measure(world, each, rate, n, options.seed + at, scale.tail)
             steps[protocol].append(step)
             options.say(f"{model} {protocol} {rate:g}/s: {step.tail_ms:.1f} ms, {step.whole:.0f}/s")
@@ -225,7 +229,8 @@ def _means(stages: dict[str, tuple[float, float]]) -> dict[str, float]:
 def _keys(climbs: dict[tuple[Protocol, Model], Climb], scale: Scale) -> dict[str, Any]:
     def of(protocol: Protocol, model: Model) -> dict[str, Any]:
         climb = climbs[protocol, model]
-        steady, tail = climb.steps[0], f"p{scale.tail:g}"
+        steady = next(step for step in climb.steps if step.rate == scale.at[model])
+        tail = f"p{scale.tail:g}"
         return {
             "rate": steady.rate,
             "p50_ms": steady.p50_ms,

@@ -199,11 +199,20 @@ def reply_of(message: Any) -> Reply:
 
 
 def refusal(error: Any) -> RequestError:
-    """A failed call as the service's own refusal, or as no answer."""
+    """A failed call as the service's own refusal, as one that the library made for it while it had
+    no time for refusals, or as no answer."""
     trailers: Iterable[Any] = error.trailing_metadata() or ()
     details = [value for key, value in trailers if key == messages.STATUS_TRAILER]
     parts = error_parts(details[0]) if details else None
     status = _STATUSES.get(error.code(), AWAY)
+    if parts is None and error.code() is grpc.StatusCode.CANCELLED:
+        return RequestError(
+            "request",
+            required="a service that has time to look at it",
+            got="one that reset it among many others",
+            do="try again later, or add a server",
+            status=AWAY,
+        )
     if parts is None:
         return no_answer(f"{error.code().name}: {error.details()}", status)
     return RequestError(

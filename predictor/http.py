@@ -59,7 +59,8 @@ def create_app(service: Service) -> FastAPI:
     for path in (_MODEL, f"{_MODEL}/versions/{{version}}"):
         app.get(path)(model_metadata)
         app.get(f"{path}/ready")(model_ready)
-        app.post(f"{path}/infer")(infer)
+        # Called for each request, and needs nothing of what FastAPI does around a handler.
+        app.router.add_route(f"{path}/infer", infer, methods=["POST"])
     app.post("/get-online-features")(online_features)
     app.post("/push")(push)
     app.post("/write-to-online-store")(write_to_online_store)
@@ -114,8 +115,9 @@ async def model_ready(request: Request, name: str, version: str = "") -> Respons
     return _json({"name": model.name, "ready": service.ready}, 200 if service.ready else 503)
 
 
-async def infer(request: Request, name: str, version: str = "") -> Response:
+async def infer(request: Request) -> Response:
     """Serve one request."""
+    name, version = request.path_params["name"], request.path_params.get("version", "")
     model = served_model(name)
     json_length = request.headers.get(JSON_LENGTH_HEADER)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.open_loop import NO_REPLY, Answer, Measured
-from bench.serve import DEADLINE_MS, Step, _judge, rate_at
+from bench.serve import DEADLINE_MS, FULL, QUICK, Scale, Step, _judge, rate_at
 from bench.serve_world import PROTOCOLS, Model, Protocol, ServeWorld, reply_of
 from bench.workload import Workload
 from predictor.grpc_messages import ModelInferResponse
@@ -32,6 +32,23 @@ def test_the_rate_at_which_the_tail_passes_the_bound() -> None:
     assert rate_at(steps((100, 2), (200, 9)), 10) is None
     assert rate_at(steps((100, 11)), 10) == 0
     assert rate_at(steps((100, 2), (200, math.inf)), 10) == 100
+
+
+@pytest.mark.parametrize("scale", [QUICK, FULL], ids=["quick", "full"])
+def test_a_form_has_samples_for_what_it_tells(scale: Scale) -> None:
+    """And ends in time: ten minutes, or three quarters of one."""
+    for model, rates in scale.rates.items():
+        assert scale.at[model] in rates
+        assert list(rates) == sorted(rates)
+    least = 400 if scale.tail == 95 else 2_000
+    assert least <= scale.samples <= scale.steady
+    assert scale.tail == 95 or scale.steady > 5_000 + 4 * 5_000**0.5
+    seconds = sum(
+        max(scale.steady if rate == scale.at[model] else scale.samples, 2 * rate) / rate
+        for model, rates in scale.rates.items()
+        for rate in rates
+    )
+    assert 2 * (seconds + len(scale.rates) * scale.overload_s) < (35 if scale is QUICK else 570)
 
 
 def answer(degraded: str, status: int = 200) -> Answer:

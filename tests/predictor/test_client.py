@@ -160,9 +160,10 @@ def test_nothing_is_asked_twice_unless_told() -> None:
         assert len(got) == 1
 
 
-def test_what_was_not_begun_is_asked_again_on_the_same_deadline() -> None:
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED])
+def test_what_was_not_begun_is_asked_again_on_the_same_deadline(code: grpc.StatusCode) -> None:
     with (
-        refusing(2, grpc.StatusCode.RESOURCE_EXHAUSTED) as (address, got),
+        refusing(2, code) as (address, got),
         RankingClient(address, retries=3) as client,
     ):
         reply = client.rank(1, [2], Asked(timeout_ms=60_000))

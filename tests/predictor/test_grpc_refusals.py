@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -13,12 +14,14 @@ import grpc.aio
 import pytest
 
 import predictor.grpc_messages as messages
+from predictor.client import Asked, AsyncRankingClient
 from predictor.generation import Generations
 from predictor.grpc_codec import error_parts
 from predictor.grpc_server import GrpcServer
 from predictor.limits import Limits
 from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
+from schemas.errors import RequestError
 from tests.predictor.support import PLAN, DictStore
 
 Talk = Callable[[grpc.aio.Channel, Any], Awaitable[None]]
@@ -103,6 +106,36 @@ def test_calls_behind_a_long_queue_of_unseen_ones_are_reset() -> None:
                 await asyncio.sleep(0.01)
             found = {each.code() for each in calls}
             assert found == {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+    address: list[str] = []
+    called(talk, address)
+
+
+def test_a_client_takes_a_reset_for_a_refusal_and_may_ask_again() -> None:
+    """Both kinds of refusals are requests' errors with the same advice."""
+    found: list[RequestError] = []
+
+    async def ask() -> None:
+        async with AsyncRankingClient(address[0]) as client:
+            asked = [client.rank(1, [2], Asked(timeout_ms=90_000)) for _ in range(300)]
+            for each in asyncio.as_completed(asked):
+                with pytest.raises(RequestError) as caught:
+                    await each
+                found.append(caught.value)
+
+    async def talk(_: grpc.aio.Channel, admission: Any) -> None:
+        asking = threading.Thread(target=asyncio.run, args=(ask(),))
+        asking.start()
+        deadline_s = time.monotonic() + 60
+        while len(found) < 150:  # the event loop of the service does nothing at all
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert {each.got for each in found} == {"one that reset it among many others"}
+        await asyncio.to_thread(asking.join)
+        assert len(found) == 300
+        assert {each.required for each in found} >= {"at most 256 requests at once"}
+        told = {(each.where, each.status, each.do) for each in found}
+        assert told == {("request", 503, "try again later, or add a server")}
 
     address: list[str] = []
     called(talk, address)
