@@ -22,6 +22,7 @@ BENCHMARKS: Final = (
     Benchmark("aggregate", "one user and N items from the store to tensors", "bench.aggregate"),
     Benchmark("serve", "the service under open-loop load over gRPC and HTTP", "bench.serve"),
     Benchmark("cache", "requests, starts and changes by how much is cached", "bench.cache"),
+    Benchmark("swaps", "plans published under load: latency beside steady", "bench.swaps"),
     Benchmark(
         "faults", "the store goes wrong under load: replies in time, and honest", "bench.faults"
     ),

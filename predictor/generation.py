@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from aggregation.program import ServiceProgram
@@ -21,6 +22,7 @@ from predictor.spec import Kind, input_spec
 from schemas.plan import Plan, ServicePlan
 
 WARMUP_ROUNDS = 3
+WARMUP_ITEMS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,22 @@ class Generations:
             )
             return self.current
 
-    def use_plan(self, plan: Plan) -> ServingGeneration:
+    def program_of(self, plan: Plan) -> ServiceProgram:
+        """What `use_plan` swaps in, made and warmed; slow, for another thread than the one that
+        serves. Raises PlanError for a plan without the service."""
+        program = ServiceProgram(plan, self.current.service.name)
+        items = np.arange(WARMUP_ITEMS, dtype=np.int64)
+        nothing = [None] * len(program.keys(0, items))
+        for _ in range(WARMUP_ROUNDS):
+            program.assemble(nothing, 0, items, 1)
+        return program
+
+    def use_plan(self, plan: Plan, program: ServiceProgram | None = None) -> ServingGeneration:
         """Swap in a plan. Models stay if the service's fingerprint does, else they are dropped:
         their ids would mean something else. Raises PlanError and changes nothing for a plan
-        without the service."""
-        program = ServiceProgram(plan, self.current.service.name)
+        without the service. program: of the plan, made here unless given."""
+        if program is None:
+            program = self.program_of(plan)
         with self._swap:
             now = self.current
             same = program.service.fingerprint == now.service.fingerprint

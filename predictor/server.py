@@ -246,7 +246,8 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             stack.push_async_callback(_cancelled, looking)
         ranker = Ranker(reader, generations, spool, rank_config, items, freshness)
         stack.callback(ranker.close)
-        watcher = Watcher(generations, store, WatchConfig(config.packages, config.poll_s))
+        watching = WatchConfig(config.packages, config.poll_s)
+        watcher = Watcher(generations, store, watching, items)
         await watcher.look(polite=False)  # models that are there before the first request serve it
         task = asyncio.create_task(watcher.run(), name="watcher")
         stack.push_async_callback(_cancelled, task)

@@ -1,8 +1,9 @@
 """Follows what is published: plans in the store, model packages in their directory.
 
-One task of the event loop polls both. A new package is checked in a child process, loaded and
-warmed in a thread, and joins by one pointer swap; one that is refused is reported and looked at
-again later, and whatever served before goes on.
+One task of the event loop polls both. A new plan's program is made and warmed in a thread, waits
+for its items to be cached, and joins by one pointer swap. A new package is checked in a child
+process, loaded and warmed in a thread, and joins likewise; one that is refused is reported and
+looked at again later, and whatever served before goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from aggregation.cache.reader import ItemCache
+from aggregation.program import ServiceProgram
 from predictor.card import Expected
 from predictor.generation import Generations, ServingGeneration, warm
 from predictor.package import Model, current_version, load_package
@@ -25,25 +28,35 @@ from schemas.plan import Plan, load_plan
 from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
+_ITEMS_POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class WatchConfig:
     """packages: the directory, None serves no models. poll_s: pause between looks.
     verify_timeout_s: bound of one package's check. retry_s: pause before a refused package is
-    looked at again: it may have been repaired in place, or the machine was too busy."""
+    looked at again: it may have been repaired in place, or the machine was too busy. items_wait_s:
+    a plan waits so long for the item cache of its own, where the one before is being read."""
 
     packages: Path | None
     poll_s: float = 0.5
     verify_timeout_s: float = 60.0
     retry_s: float = 30.0
+    items_wait_s: float = 30.0
 
 
 class Watcher:
     """Keeps `generations` at what is published. Used by one event loop."""
 
-    def __init__(self, generations: Generations, store: AsyncRowStore, config: WatchConfig) -> None:
+    def __init__(
+        self,
+        generations: Generations,
+        store: AsyncRowStore,
+        config: WatchConfig,
+        items: ItemCache | None = None,
+    ) -> None:
         self.generations = generations
+        self._items = items
         self.refusals: dict[str, str] = {}  # kind or "plan" -> why the newest is not served
         self.refused = 0
         self.swaps = 0
@@ -69,6 +82,8 @@ class Watcher:
 
         polite: check packages at a low priority, beside requests.
         """
+        if self._items is not None:
+            self._items.tidy()
         await self._look_at_plan()
         if self._config.packages is not None:
             await self._look_at_packages(self._config.packages, polite)
@@ -83,7 +98,10 @@ class Watcher:
             if plan == self.generations.current.plan:
                 self._seen_plan = publication
                 return
-            generation = await asyncio.to_thread(self.generations.use_plan, plan)
+            program = await asyncio.to_thread(self.generations.program_of, plan)
+            if not await self._items_ready(program, publication):
+                return
+            generation = self.generations.use_plan(plan, program)
         except PlanError as error:
             self._refuse("plan", error)
             self._seen_plan = publication
@@ -91,6 +109,22 @@ class Watcher:
         self._accept("plan")
         self._seen_plan = publication
         log.info("plan %d serves as generation %d", plan.version, generation.number)
+
+    async def _items_ready(self, program: ServiceProgram, publication: str) -> bool:
+        """Return once the program's items are in a cache, or waiting is no use: the one before it
+        is not read either, or it took too long. False where another plan came meanwhile."""
+        items, clock_s = self._items, asyncio.get_running_loop().time
+        if items is None:
+            return True
+        until_s = clock_s() + self._config.items_wait_s
+        while not await asyncio.to_thread(items.prepare, program):
+            if items.age_ms() is None or clock_s() > until_s:
+                log.info("the next plan serves before its items are cached")
+                return True
+            await asyncio.sleep(_ITEMS_POLL_S)
+            if await self._store.get_text(PLAN_VERSION_KEY) != publication:
+                return False
+        return True
 
     async def _look_at_packages(self, root: Path, polite: bool) -> None:
         """Check and load what is new of every kind at once, then swap all of it at once."""

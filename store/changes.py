@@ -28,6 +28,10 @@ class ChangingRows(Protocol):
     was kept.
     """
 
+    def another(self) -> ChangingRows:
+        """One of its own to the same rows, not connected yet."""
+        ...
+
     def connect(self) -> None:
         """Open the connection, in place of the one there was. Nothing is tracked yet."""
 

@@ -50,6 +50,10 @@ class TrackedStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def another(self) -> TrackedStore:
+        """As `ChangingRows.another`."""
+        return TrackedStore(self._config)
+
     def connect(self) -> None:
         """As `ChangingRows.connect`."""
         self.close()

@@ -1,8 +1,8 @@
-"""Keeps an item cache at what the store holds: the writer process.
+"""Keeps an item cache at what the store holds: what the writer process runs.
 
     connect, track, verify everything  →  live  →  apply changes, refresh what ages, beat
         ↑                                                                            │
-        └── connection lost, store flushed, another plan published ─────────────────┘
+        └── connection lost, store flushed ─────────────────────────────────────────┘
 
 - Tracking begins before anything is read, and changes are told in order, so a row in the cache is
   either what the store holds or about to be read again.
@@ -12,18 +12,16 @@
 - A beat is a round trip on the tracking connection. When its answer came and the changes told until
   then are applied, all that the store had answered when the beat began is in the cache: that moment
   is what readers see, and they turn to the store where it is too long ago.
-- One writer a service and directory: it holds a lock file.
+- A feed keeps the cache of the plan that was published when it began. Once one is published that
+  has another cache it says so, and goes on until it is told to stop (`aggregation.cache.keeper`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,12 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.cache.index import NONE, Slots
-from aggregation.cache.memory import W_CAPACITY, CacheMemory, now_ns, usable_here
+from aggregation.cache.memory import LIVE, W_CAPACITY, W_STATE, CacheMemory, now_ns
 from aggregation.cache.reader import cache_path
 from aggregation.cache.record import ItemCodec
 from aggregation.cache.writer import AT_ONCE, CacheWriter
 from aggregation.program import ServiceProgram
-from schemas.errors import LocalError, PlanError, StoreError
+from schemas.errors import PlanError, StoreError
 from schemas.layout import TRAILER_BYTES
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, row_key
 from schemas.plan import load_plan
@@ -46,7 +44,6 @@ from store.changes import ChangingRows
 
 log: Final = logging.getLogger(__name__)
 _LEAST, _MOST = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
-_STANDBY_S: Final = 0.25
 
 Ids = NDArray[np.int64]
 
@@ -55,7 +52,8 @@ Ids = NDArray[np.int64]
 class CacheConfig:
     """directory: of the cache's files; best in memory (/dev/shm). capacity: most items. beat_ms:
     between two beats. retry_s: before another try where the store failed. standby: wait where
-    another process keeps the cache, and take over when it ends."""
+    another process keeps the cache, and take over when it ends. linger_s: how long the cache of the
+    plan before is kept once that of the next is live."""
 
     service: str
     directory: Path
@@ -63,35 +61,19 @@ class CacheConfig:
     beat_ms: float = 50.0
     retry_s: float = 0.1
     standby: bool = False
+    linger_s: float = 5.0
 
 
-def run_cache_writer(
-    config: CacheConfig, source: ChangingRows, stop: threading.Event | None = None
-) -> None:
-    """Keep the cache of a service until `stop` is set, or for good. Blocks.
-
-    source: not connected yet; closed at the end. A store that is away is waited for. Raises
-    LocalError where another process keeps this cache, the directory has no room, or the machine
-    cannot do it.
-    """
-    if not usable_here():
-        raise LocalError(
-            "item cache",
-            required="Linux on x86-64, whose processors keep the order of stores and loads",
-            got="another machine",
-            do="set item_cache to false: items are read from the store",
-        )
-    stop = stop or threading.Event()
-    with _locked(config, stop):
-        feed = ItemFeed(config, source, stop)
-        try:
-            feed.run()
-        finally:
-            feed.close()
+class _StopError(Exception):
+    """Told to stop in the middle of something long."""
 
 
 class ItemFeed:
-    """The writer process without its lock. clock_ms: of the values, the wall clock."""
+    """The cache of one plan. One thread runs it; another may look at `live`, `full`, `outdated`.
+
+    clock_ms: of the values, the wall clock. spared: a file of another plan that is kept beside.
+    outdated: the published plan has another cache.
+    """
 
     def __init__(
         self,
@@ -99,7 +81,11 @@ class ItemFeed:
         source: ChangingRows,
         stop: threading.Event,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        spared: Path | None = None,
     ) -> None:
+        self.outdated = False
+        self.path: Path | None = None
+        self._spared = spared
         self._config, self._stop, self._clock_ms = config, stop, clock_ms
         self._source = source
         self._writer: CacheWriter | None = None
@@ -119,61 +105,75 @@ class ItemFeed:
                     log.warning("item cache: %s", error)
                 told = str(error)
                 self._stop.wait(self._config.retry_s)
+            except _StopError:
+                return
             finally:
                 if self._writer is not None:
                     self._writer.unsure()
 
-    def close(self) -> None:
-        """Nobody keeps the cache any more: readers turn to the store. The file stays."""
+    @property
+    def live(self) -> bool:
+        """Readers may take from it."""
+        return self._writer is not None and int(self._writer.memory.header[W_STATE]) == LIVE
+
+    @property
+    def full(self) -> bool:
+        """There is no room for further items."""
+        return self._writer is not None and self._writer.full
+
+    def close(self, *, retire: bool = False) -> None:
+        """Nobody keeps the cache any more: readers turn to the store. The file stays, unless
+        `retire`."""
         self._source.close()
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        if retire:
+            self._writer.retire()
+            if self.path is not None:
+                self.path.unlink(missing_ok=True)
+        else:
             self._writer.unsure()
             self._writer.memory.close()
-            self._writer = None
+        self._writer = None
 
     # --- the cycle ---------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        """One connection, until another plan changes the cache. Raises StoreError, PlanError."""
+        """One connection, until told to stop. Raises StoreError, PlanError."""
         self._source.connect()
-        writer = self._open(self._published())
+        writer = self._opened()
         views = writer.codec.program.item_views
         prefixes = [_prefix(view.name, view.generation) for view in views]
         self._source.track([*prefixes, PLAN_VERSION_KEY])
         if self._source.get_text(PLAN_VERSION_KEY) != self._publication:
             return
         self._verify(writer)
-        while not self._stop.is_set() and self._step(writer):
-            pass
+        while not self._stop.is_set():
+            self._step(writer)
 
-    def _step(self, writer: CacheWriter) -> bool:
-        """Wait for changes until the next beat, apply them. False where a new plan needs a new
-        cache."""
+    def _step(self, writer: CacheWriter) -> None:
+        """Wait for changes until the next beat, apply them."""
         beat_s = self._beat_ns / 1e9 + self._config.beat_ms / 1e3 - now_ns() / 1e9
         due_s = (writer.due_ms - self._clock_ms()) / 1e3
         changes = self._source.changes(max(0.0, min(beat_s, due_s)))
         if changes.everything:
             self._verify(writer)
-            return True
-        if not self._apply(writer, changes.keys):
-            return False
+            return
+        self._apply(writer, changes.keys)
         writer.refresh(self._clock_ms())
         if now_ns() - self._beat_ns >= self._config.beat_ms * 1e6:
-            return self._beat(writer)
-        return True
+            self._beat(writer)
 
-    def _beat(self, writer: CacheWriter) -> bool:
+    def _beat(self, writer: CacheWriter) -> None:
         began_ns = now_ns()
         self._source.ping()
         changes = self._source.changes(0.0)
         if changes.everything:
             self._verify(writer)
-            return True
-        if not self._apply(writer, changes.keys):
-            return False
+            return
+        self._apply(writer, changes.keys)
         writer.live(began_ns)
         self._beat_ns = began_ns
-        return True
 
     # --- plans -------------------------------------------------------------------------------
 
@@ -187,17 +187,19 @@ class ItemFeed:
             )
         return ServiceProgram(load_plan(text, f"store.{PLAN_KEY}"), self._config.service)
 
-    def _open(self, program: ServiceProgram) -> CacheWriter:
-        """The cache of this program: the one that is open, a file that is there, or a new one."""
-        codec = ItemCodec(program)
+    def _opened(self) -> CacheWriter:
+        """The cache that is open, or at first that of the published plan."""
         if self._writer is not None:
-            if self._writer.codec.identity == codec.identity:
-                return self._writer
-            self._writer.retire()
-            self._writer = None
-        path = cache_path(self._config.directory, codec)
+            self._judge(self._writer)
+            return self._writer
+        return self._open(self._published())
+
+    def _open(self, program: ServiceProgram) -> CacheWriter:
+        """The cache of this program: a file that is there, or a new one."""
+        codec = ItemCodec(program)
+        self.path = path = cache_path(self._config.directory, codec)
         for other in path.parent.glob(f"{self._config.service}-*.items"):
-            if other != path:
+            if other not in (path, self._spared):
                 other.unlink(missing_ok=True)
         memory = CacheMemory.open(path, codec, writable=True)
         if memory is None or int(memory.header[W_CAPACITY]) != self._config.capacity:
@@ -206,36 +208,39 @@ class ItemFeed:
         self._writer.unsure()
         return self._writer
 
-    def _same_cache(self, writer: CacheWriter) -> bool:
-        """Whether the plan that is published now has the same cache."""
+    def _judge(self, writer: CacheWriter) -> None:
+        """Note whether the plan that is published now has another cache."""
         try:
-            return ItemCodec(self._published()).identity == writer.codec.identity
+            self.outdated = ItemCodec(self._published()).identity != writer.codec.identity
         except PlanError as error:  # servers go on with the plan they have, and so does this
             log.warning("item cache: %s", error)
-            return True
 
     # --- rows --------------------------------------------------------------------------------
 
-    def _apply(self, writer: CacheWriter, keys: Collection[bytes]) -> bool:
-        """Read again what has changed. False where a new plan needs a new cache."""
+    def _apply(self, writer: CacheWriter, keys: Collection[bytes]) -> None:
+        """Read again what has changed."""
         if not keys:
-            return True
-        if PLAN_VERSION_KEY.encode() in keys and not self._same_cache(writer):
-            return False
+            return
+        if PLAN_VERSION_KEY.encode() in keys:
+            self._judge(writer)
         ids: set[int] = set()
         for view in writer.codec.program.item_views:
             ids.update(_ids(keys, _prefix(view.name, view.generation)).tolist())
         self._load(writer, np.fromiter(ids, np.int64, len(ids)))
-        return True
 
     def _load(self, writer: CacheWriter, item_ids: Ids) -> None:
         """Read all rows of items into the cache."""
         if writer.full:
             item_ids = item_ids[writer.memory.find(item_ids) != NONE]
         for start in range(0, len(item_ids), AT_ONCE):
+            self._go_on()
             ids = item_ids[start : start + AT_ONCE]
             raw = self._source.read_rows(writer.codec.program.item_row_keys(ids))
             writer.put(ids, raw, self._clock_ms())
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise _StopError
 
     def _verify(self, writer: CacheWriter) -> None:
         """Make the cache what the store holds, whatever happened before; then it is live."""
@@ -247,6 +252,7 @@ class ItemFeed:
             self._load(writer, memory.entities[writer.torn()])
             for index, view in enumerate(views):
                 for keys in self._source.scan(_prefix(view.name, view.generation)):
+                    self._go_on()
                     self._compare(
                         writer, index, np.unique(_ids(keys, _prefix(view.name, view.generation)))
                     )
@@ -257,11 +263,11 @@ class ItemFeed:
             changes = self._source.changes(0.0)
             if not changes.everything:
                 break
-        if self._apply(writer, changes.keys):
-            while writer.refresh(self._clock_ms()):
-                pass
-            writer.verified()
-            writer.live(began_ns)
+        self._apply(writer, changes.keys)
+        while writer.refresh(self._clock_ms()):
+            self._go_on()
+        writer.verified()
+        writer.live(began_ns)
         self._beat_ns = began_ns
         took_s = time.monotonic() - began_s
         log.info("item cache: %d items verified in %.2f s", memory.count, took_s)
@@ -318,32 +324,3 @@ def _ids(keys: Collection[bytes], prefix: str) -> Ids:
             if text.isdigit() or (text[:1] == b"-" and text[1:].isdigit()):
                 found.append(int(text))
     return np.array([each for each in found if _LEAST <= each <= _MOST], np.int64)
-
-
-@contextmanager
-def _locked(config: CacheConfig, stop: threading.Event) -> Iterator[None]:
-    """Be the only writer of a service's cache in a directory. On standby, wait for it."""
-    config.directory.mkdir(parents=True, exist_ok=True)
-    path = config.directory / f"{config.service}.lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while not _taken(file) and not stop.is_set():
-            if not config.standby:
-                raise LocalError(
-                    f"item cache {path}",
-                    required="to be the only writer of this cache",
-                    got="another process that holds its lock",
-                    do="nothing: the cache is kept; or stop that process",
-                )
-            stop.wait(_STANDBY_S)
-        yield
-    finally:
-        os.close(file)
-
-
-def _taken(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

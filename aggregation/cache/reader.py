@@ -173,6 +173,7 @@ class ItemCache:
         self._directory = directory
         self._max_age_ns = max_age_ms * 1e6
         self._opened: list[_Opened] = []  # that of the newest program first
+        self._prepared: _Opened | None = None
 
     def look_up(
         self, program: ServiceProgram, item_ids: NDArray[np.int64], now_ms: int
@@ -200,6 +201,22 @@ class ItemCache:
         self.counts.missed += len(found.missing)
         return found
 
+    def prepare(self, program: ServiceProgram) -> bool:
+        """Make ready for a program that will be asked with; whether its cache can be read.
+
+        For another thread than the one that asks, before anybody asks with the program.
+        """
+        prepared = self._prepared
+        if prepared is None or prepared.program is not program:
+            prepared = self._prepared = _Opened(program)
+        return prepared.usable(self._directory, self._max_age_ns) is not None
+
+    def tidy(self) -> None:
+        """Let go of files of former programs that nobody keeps any more."""
+        for each in self._opened[1:]:
+            if each.memory is not None and each.memory.fresh_ns() >= NOT_LIVE_NS:
+                each.close()
+
     def age_ms(self) -> float | None:
         """How long ago the cache was known to hold all, ms; None where there is none to read."""
         memory = self._opened[0].memory if self._opened else None
@@ -224,7 +241,10 @@ class ItemCache:
                 return each
         for old in self._opened[1:]:
             old.close()
-        self._opened = [_Opened(program), *self._opened[:1]]
+        fresh, self._prepared = self._prepared, None
+        if fresh is None or fresh.program is not program:
+            fresh = _Opened(program)
+        self._opened = [fresh, *self._opened[:1]]
         return self._opened[0]
 
     # --- gathering ---------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def cache(
     the store while it is not there or not fresh. One process a machine and service; SIGTERM ends
     it, and its file makes the next start quick.
     """
-    from aggregation.cache.feed import run_cache_writer
+    from aggregation.cache.keeper import run_cache_writer
     from encore.logs import start_logging
     from encore.signals import terminate_as_exit
     from encore.wiring import cache_config

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,12 @@ from encore.local import free_port
 from encore.serving import held_port, run_workers
 from encore.serving_page import merged, serving_pages
 from encore.settings import Settings
+from predictor.http_client import Asked, HttpRankingClient, Reply
 from schemas.errors import LocalError
 from schemas.ranklog import decode_record
 from schemas.spool import read_frames
 from store.redis_store import RedisRowStore
-from tests.predictor.support import ITEMS, USERS, new_id, put_world, wait_until
+from tests.predictor.support import ITEMS, PLAN, USERS, new_id, put_world, wait_until
 from tests.predictor.support import body as rank_body
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +139,8 @@ class Serving:
     grpc_port: int
     metrics_port: int
     spool: Path
+    store_url: str
+    unusable: float = 0.0  # of the requests before the cache was read first
 
     def page(self, path: str) -> tuple[int, bytes]:
         """Of the supervisor."""
@@ -171,6 +176,7 @@ class Serving:
         before = self.metric("encore_cache_asked_total"), self.metric("encore_cache_unusable_total")
         self.rank(new_id())
         after = self.metric("encore_cache_asked_total"), self.metric("encore_cache_unusable_total")
+        self.unusable = after[1]
         return (after[0] - before[0], after[1] - before[1]) == (1, 0)
 
     def workers(self) -> list[dict[str, Any]]:
@@ -230,7 +236,7 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
         env=inherited | settings.environment(),
     )
     try:
-        yield Serving(process, ports[0], ports[1], ports[2], settings.spool)
+        yield Serving(process, ports[0], ports[1], ports[2], settings.spool, url)
     finally:
         process.kill()
         process.wait()
@@ -243,6 +249,45 @@ def logged(spool: Path, number: int) -> set[str]:
         for path in (spool / f"worker-{number}").glob("*.spool")
         for payload in read_frames(path.read_bytes())[0]
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("serving", [1], indirect=True)
+def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving) -> None:
+    """One that only serving sees, then a new generation of an item view, whose rows are cached
+    before the first request reads them."""
+    wait_until(serving.all_ready, 90)
+    wait_until(serving.cached, 60)
+    videos = replace(PLAN.view("videos"), generation=2)
+    others = tuple(view for view in PLAN.views if view.name != videos.name)
+    second = replace(PLAN, version=2, parent=1)
+    third = replace(PLAN, version=3, parent=2, views=(*others, videos))
+    replies: list[Reply] = []
+    over = threading.Event()
+
+    def load(number: int) -> None:
+        with HttpRankingClient(f"127.0.0.1:{serving.port}") as client:
+            while not over.is_set():
+                reply = client.rank(USERS[number], ITEMS, Asked(timeout_ms=10_000))
+                replies.append(reply)
+
+    with ThreadPoolExecutor(3) as pool:
+        loads = [pool.submit(load, number) for number in range(3)]
+        try:
+            for plan in (second, third):
+                with RedisRowStore(serving.store_url) as store:
+                    put_world(store, plan)
+                version = plan.version
+                wait_until(lambda v=version: replies[-1].parameters["plan_version"] == v, 60)
+            done = len(replies)
+            wait_until(lambda: len(replies) > done + 20, 60)
+        finally:
+            over.set()
+        for each in loads:
+            each.result()
+    assert {reply.degraded for reply in replies} == {("no_model",)}
+    assert {reply.parameters["plan_version"] for reply in replies} == {1, 2, 3}
+    assert serving.metric("encore_cache_unusable_total") == serving.unusable
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregation.cache.feed import CacheConfig, run_cache_writer
+from aggregation.cache.feed import CacheConfig
+from aggregation.cache.keeper import run_cache_writer
 from aggregation.cache.memory import W_CHANGED, W_SYNCS, CacheMemory
 from aggregation.cache.reader import ItemCache, cache_path
 from aggregation.cache.record import ItemCodec
@@ -51,13 +52,16 @@ class World:
     def __init__(self, server: OwnServer, directory: Path) -> None:
         self.server, self.directory = server, directory
         self.stored: dict[str, bytes] = {}
+        self.linger_s = 0.0
         self.cache = reader_of(directory)
         server.run("FLUSHALL")
         self.publish(PLAN, 1)
 
     @property
     def config(self) -> CacheConfig:
-        return CacheConfig("ranking", self.directory, capacity=1_000, beat_ms=5)
+        return CacheConfig(
+            "ranking", self.directory, capacity=1_000, beat_ms=5, linger_s=self.linger_s
+        )
 
     @property
     def source(self) -> TrackedStore:
@@ -66,6 +70,16 @@ class World:
     def publish(self, plan: Plan, version: int) -> None:
         self.server.run("SET", PLAN_KEY, dump_plan(plan))
         self.server.run("SET", PLAN_VERSION_KEY, version)
+
+    def next_generation(self) -> tuple[Plan, ServiceProgram]:
+        """A plan with another generation of a view, whose rows are there."""
+        views = tuple(
+            replace(view, generation=2) if view.name == "videos" else view for view in PLAN.views
+        )
+        plan = replace(PLAN, views=views, version=2)
+        for item, row in zip(IDS.tolist(), batch_rows(VIDEOS, IDS, 9), strict=True):
+            self.put(row_key("videos", 2, item), row)
+        return plan, ServiceProgram(plan, "ranking")
 
     def write(self, seed: int, ids: list[int] | None = None) -> None:
         """Batch rows of some items, of all unless told."""
@@ -207,24 +221,67 @@ def test_another_generation_gets_a_cache_of_its_own(world: World) -> None:
     with keeping(world):
         wait_until(world.settled)
         first = cache_path(world.directory, ItemCodec(DEMO))
-        views = tuple(
-            replace(view, generation=2) if view.name == "videos" else view for view in PLAN.views
-        )
-        plan = replace(PLAN, views=views, version=2)
-        program = ServiceProgram(plan, "ranking")
-        for item, row in zip(IDS.tolist(), batch_rows(VIDEOS, IDS, 9), strict=True):
-            world.put(row_key("videos", 2, item), row)
+        plan, program = world.next_generation()
         world.publish(replace(PLAN, version=2), 2)  # nothing that the cache is about
         wait_until(world.settled)
         assert first.exists()
         world.publish(plan, 3)
         wait_until(lambda: world.settled(program))
-        assert not first.exists()
+        wait_until(lambda: not first.exists())
         assert not world.settled()
         world.server.run("SET", PLAN_KEY, "{}")
         world.server.run("SET", PLAN_VERSION_KEY, 4)
         world.put(row_key("videos", 2, 1), None)
         wait_until(lambda: world.settled(program))
+
+
+def test_the_cache_of_the_plan_before_is_kept_until_that_of_the_next_has_served(
+    world: World,
+) -> None:
+    world.write(1)
+    world.linger_s = 1e6
+    with keeping(world):
+        wait_until(world.settled)
+        plan, program = world.next_generation()
+        world.publish(plan, 2)
+        wait_until(lambda: world.settled(program))
+        world.write(2, [3])
+        world.put(row_key("videos", 2, 4), None)
+        wait_until(lambda: world.settled() and world.settled(program))
+        world.publish(PLAN, 3)  # taken back
+        wait_until(lambda: not world.settled(program))
+        assert len(list(world.directory.glob("*.items"))) == 1
+        assert world.settled()
+
+
+def test_without_room_for_two_the_old_one_goes_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write(1)
+    reserve = CacheMemory.reserve
+
+    def crowded(memory: CacheMemory, count: int) -> None:
+        if len(list(world.directory.glob("*.items"))) > 1:
+            raise LocalError("item cache", required="room", got="none")
+        reserve(memory, count)
+
+    monkeypatch.setattr(CacheMemory, "reserve", crowded)
+    world.linger_s = 1e6
+    with keeping(world):
+        wait_until(world.settled)
+        plan, program = world.next_generation()
+        world.publish(plan, 2)
+        wait_until(lambda: world.settled(program))
+        assert not world.settled()
+
+
+def test_what_ends_a_feed_ends_the_writer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise LocalError("item cache", required="room", got="none")
+
+    monkeypatch.setattr(CacheMemory, "create", broken)
+    with pytest.raises(LocalError, match="needs room"):
+        run_cache_writer(world.config, world.source)
 
 
 def test_a_plan_that_is_not_there_is_waited_for(world: World) -> None:
@@ -268,7 +325,8 @@ def test_a_machine_that_cannot_do_it_says_so(world: World, monkeypatch: pytest.M
 WRITER = """
 import sys
 from pathlib import Path
-from aggregation.cache.feed import CacheConfig, run_cache_writer
+from aggregation.cache.feed import CacheConfig
+from aggregation.cache.keeper import run_cache_writer
 from store.tracking import TrackedStore
 from store.wire import StoreConfig
 config = CacheConfig("ranking", Path(sys.argv[2]), capacity=1_000, beat_ms=5)
