@@ -250,8 +250,8 @@ def test_the_cache_of_the_plan_before_is_kept_until_that_of_the_next_has_served(
         wait_until(lambda: world.settled() and world.settled(program))
         world.publish(PLAN, 3)  # taken back
         wait_until(lambda: not world.settled(program))
-        assert len(list(world.directory.glob("*.items"))) == 1
-        assert world.settled()
+        wait_until(lambda: len(list(world.directory.glob("*.items"))) == 1)
+        wait_until(world.settled)
 
 
 def test_without_room_for_two_the_old_one_goes_first(
