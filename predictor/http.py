@@ -27,6 +27,7 @@ from typing import Final
 import pydantic_core
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from predictor.features import parse_features, read_features
 from predictor.limits import Limits
@@ -36,7 +37,7 @@ from predictor.protocol import JSON_LENGTH_HEADER, encode_error, encode_reply, p
 from predictor.push import PushedRows, parse_push, parse_write, write_pushed
 from predictor.service import Service, defect
 from predictor.timeline import Timeline
-from predictor.watch import Watched
+from predictor.watch import CLIENT_LEFT, Watched
 from schemas.errors import EncoreError, RequestError
 from schemas.plan import Plan
 
@@ -206,11 +207,15 @@ async def _body(request: Request, most: int) -> bytes:
         raise _too_large(most, f"{declared} bytes")
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise _too_large(most, "more")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise _too_large(most, "more")
+            parts.append(part)
+    except ClientDisconnect:  # nobody hears this; it is counted as what it is, and no defect
+        got = f"{size} bytes, and the caller left"
+        raise RequestError("body", required="all of it", got=got, status=CLIENT_LEFT) from None
     return b"".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -328,6 +329,21 @@ def test_too_many_candidates(running: RunningServer) -> None:
     with suppress(httpx.WriteError):  # no length declared: the connection may end while it sends
         assert_error(running.client.post(INFER, content=chunks()), 413, where="body")
     assert len(outputs_of(running.infer(candidates=range(10_000)))["page_ids"]) == 6
+
+
+def test_a_caller_that_leaves_within_its_body_is_no_defect(running: RunningServer) -> None:
+    def counted(status: str) -> float:
+        text = running.client.get("/metrics").text
+        wanted = f'encore_requests_total{{model="rank",protocol="http",status="{status}"}} '
+        lines = [line for line in text.splitlines() if line.startswith(wanted)]
+        return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+    left, defects = counted("499"), counted("500")
+    address = running.client.base_url
+    with socket.create_connection((address.host, address.port or 80), 30) as caller:
+        caller.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{{".encode())
+    wait_until(lambda: counted("499") > left)
+    assert counted("500") == defects
 
 
 def test_the_service_goes_on_after_all_of_it(running: RunningServer) -> None:
