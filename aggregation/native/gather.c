@@ -7,7 +7,7 @@
 enum { SEQUENCE, ENTITY, FROM, UNTIL, NEWEST };      /* words of a record */
 enum { PLACES = 8, WORDS = 2 * PLACES };             /* u4 of a bucket: tags, then slots */
 enum { HELD, ABSENT, TORN, AGED };                   /* what became of an item */
-enum { GROUP = 32, TRIES = 4, LINE = 64 / 8 };       /* ids on the way at once; words of a line */
+enum { GROUP = 64, TRIES = 4, LINE = 64 / 8 };       /* ids on the way at once; words of a line */
 
 /* A mapped file. record_words: of a record. capacity: records that it has room for. */
 struct cache {

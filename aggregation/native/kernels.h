@@ -5,6 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "blocks, rows and caches are little-endian: numpy computes here"
+#endif
+
 /* Visible to ctypes; everything else stays inside the library. */
 #define EXPORT __attribute__((visibility("default")))
 
