@@ -58,9 +58,11 @@ class Cluster:
         return f"redis://{self.store_server.address}/0"
 
     @contextmanager
-    def worker(self, topic: str) -> Iterator[None]:
-        """A worker on one topic, drained when the block ends."""
+    def worker(self, topic: str, of: str = "users") -> Iterator[None]:
+        """A worker on one topic, drained when the block ends. of: users, or items: it re-keys and
+        folds both."""
         settings = {
+            "of": of,
             "bootstrap": self.broker.address,
             "store_url": self.store_url,
             "data_dir": str(self.directory),
@@ -79,11 +81,15 @@ class Cluster:
                 self.process.send_signal(signal.SIGTERM)
                 self.process.stdout.readline()
 
-    def stored(self, topic: str) -> dict[int, int]:
-        """Partition → the next offset that is not stored. Raises LocalError without a worker."""
+    def check(self) -> None:
+        """Raises LocalError without a worker."""
         if self.process.poll() is not None:
             log = (self.directory / "worker.log").read_text()
             raise LocalError("bench.worker", required="a running worker", got=log[-500:])
+
+    def stored(self, topic: str) -> dict[int, int]:
+        """Partition → the next offset that is not stored. Raises LocalError without a worker."""
+        self.check()
         marks = self.store.get_progress(topic, f"bench-{topic}")
         return {partition: mark.next_offset for partition, mark in marks.items()}
 

@@ -1,7 +1,8 @@
 """A process that is one stream worker after another: the real one, as `encore worker` runs it.
 
-Each line of standard input is a StreamConfig as JSON; SIGTERM drains the worker, and the next line
-starts another in the same process, so that interpreter and imports are paid once.
+Each line of standard input is a StreamConfig as JSON, and `of`: users or items. SIGTERM drains the
+worker, and the next line starts another in the same process, so that interpreter and imports are
+paid once.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Final
 
 from streams.config import StreamConfig
+from streams.item_worker import run_item_worker
 from streams.worker import run_worker
+
+WORKERS: Final = {"users": run_worker, "items": run_item_worker}
 
 
 def main() -> int:
@@ -23,7 +28,8 @@ def main() -> int:
     for line in sys.stdin:
         values = json.loads(line)
         values["data_dir"] = Path(values["data_dir"])
-        code = run_worker(StreamConfig(**values))
+        run = WORKERS[values.pop("of")]
+        code = run(StreamConfig(**values))
         print(json.dumps({"ended": code}), flush=True)
         if code:
             return code

@@ -87,6 +87,10 @@ class ItemGenerations:
             floors.setdefault(key, {})[partition] = NOTHING
         return floors
 
+    def lagging(self) -> bool:
+        """Whether one has to catch up anywhere."""
+        return bool(self._lagging)
+
     async def step(self, pairs: Mapping[int, Pair], stream: Folder) -> bool:
         """Catch up a slice. Whether a generation has arrived in a partition. Raises StreamError."""
         until_s = self._clock_s() + SLICE_S

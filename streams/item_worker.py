@@ -4,7 +4,8 @@ One process does both, as two stages that know each other only through the re-ke
 of them share the partitions of both topics. Stage one is `streams.rekey`. Stage two, for each
 micro-batch of the re-keyed topic: decode and check; drop what the source table has already; fold
 and compare-and-set; then the table with its position, as one text; and once the store's disk has
-all that, the commit (`streams.durability`).
+all that, the commit (`streams.durability`). Two micro-batches are under way at once, and pairs and
+commits trail behind (`streams.storing`): the table that drops is ahead of the one that is saved.
 
 A row's fence is the offset of the newest re-keyed message applied to it, so a batch that is read
 again after a crash changes nothing; source offsets that were re-keyed twice are dropped by the
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from faust.types import TP
@@ -32,17 +34,22 @@ from streams.item_marks import ItemMarks
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.moving import Place, find_place, items_done
+from streams.overlap import ended
 from streams.positions import Positions
 from streams.rekey import Rekeyer
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
-from streams.source_table import Pair, PairStore, check_epochs
+from streams.source_table import Pair, PairStore, SourceTable, check_epochs
+from streams.storing import Storing
 from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
 REPORT_EVERY_S: Final = 10.0
+
+#: The next offset of a re-keyed partition, and the table that speaks up to there.
+Reach = tuple[int, SourceTable]
 
 
 def run_item_worker(config: StreamConfig) -> int:
@@ -61,11 +68,11 @@ def run_item_worker(config: StreamConfig) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch of the re-keyed topic. ends: the next offset of each partition."""
+    """A micro-batch of the re-keyed topic. ends: how far each partition is by its end."""
 
     runs: list[ActionRun] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
-    ends: dict[TP, int] = field(default_factory=dict)
+    ends: dict[TP, Reach] = field(default_factory=dict)
 
     @property
     def actions(self) -> int:
@@ -78,7 +85,9 @@ class ItemWorker:
 
     def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
         self._config, self._servers = config, servers
-        self._pairs: dict[int, Pair] = {}
+        self._pairs: dict[int, Pair] = {}  # as they were saved
+        self._read: dict[int, SourceTable] = {}  # ahead of them: of what came by
+        self._storing = Storing(self._save)
         self._dropped = 0
         self._reported_s = self._servers.clock_s()
 
@@ -149,6 +158,7 @@ class ItemWorker:
         The plan is looked at first: whoever had a partition before may have followed a newer one.
         """
         await self._rekeyer.settle()
+        await self._storing.settle()
         self._folder.hot.clear()
         if await self._plan.look():
             self._tell_views()
@@ -163,6 +173,7 @@ class ItemWorker:
             if pair.epoch != self._target.epoch:
                 pair.enter(self._target.epoch, self._source.epoch)
                 await self._tables.save(partition, pair)
+        self._read = {partition: pair.table.copy() for partition, pair in self._pairs.items()}
         self._folder.ended = {partition: pair.ended for partition, pair in self._pairs.items()}
         ends = {p: pair.next_offset for p, pair in self._pairs.items() if pair.next_offset}
         await self._generations.begin(self._plan.views, self._pairs)
@@ -173,17 +184,18 @@ class ItemWorker:
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether the logs are still the same."""
-        self._rekeyer.check()
-        self._confirmations.check()
+        for part in (self._rekeyer, self._storing, self._confirmations):
+            part.check()
         await self._source.watch()
         await self._target.watch()
         await self._follow()
         await self._now_and_then()
 
     async def close(self) -> None:
-        """Each micro-batch is stored before the next is taken; the store's disk is waited for."""
-        self._report(now=True)
+        """What is under way is stored; the store's disk is waited for."""
         await self._rekeyer.settle()
+        await self._storing.settle()
+        self._report(now=True)
         await self._item_marks.tell(self._generations.standing(self._pairs), now=True)
         await self._generations.close()
         await self._confirmations.settle()
@@ -195,25 +207,46 @@ class ItemWorker:
     # --- work -------------------------------------------------------------------------------
 
     async def handle(self, lists: list[Fetched]) -> None:
-        """Re-key what came by the source, then fold what came by the re-keyed topic."""
+        """Re-key what came by the source, and beside that fold what came by the re-keyed topic.
+
+        Returns when there is room for another micro-batch.
+        """
         await self._follow()
-        source = [fetched for fetched in lists if fetched.tp.topic == self._config.topic]
-        if source:
-            await self._rekeyer.handle(source, self._send)
-        target = [fetched for fetched in lists if fetched.tp.topic == self._config.item_topic]
-        if any(self._folded.goes_back(fetched) for fetched in target):
-            await self._target.check()
-        for batch in self._batches(target):
-            await self._store_batch(batch)
+        rekeying = asyncio.ensure_future(
+            self._rekeyer.handle(
+                [each for each in lists if each.tp.topic == self._config.topic], self._send
+            )
+        )
+        try:
+            await self._fold([each for each in lists if each.tp.topic == self._config.item_topic])
+            await rekeying
+        finally:
+            await ended(rekeying)
         await self._now_and_then()
 
     async def _now_and_then(self) -> None:
-        """What is told beside the work; all that was read is stored."""
+        """What is told beside the work; pairs speak of what is in its rows."""
         await self._item_marks.tell(self._generations.standing(self._pairs))
         await self._place.look_now_and_then(self._sent.all_ended())
         for beat in self._beats.values():
             await beat.now_and_then()
         self._report()
+
+    async def _fold(self, lists: list[Fetched]) -> None:
+        """The log is looked at once for all: they were fetched before."""
+        if not lists:
+            return
+        if any(self._folded.goes_back(fetched) for fetched in lists):
+            await self._target.check()
+        same_log = asyncio.ensure_future(self._target.check())
+        try:
+            for batch in self._batches(lists):
+                into = self._folder, self._aside
+                part = join_runs(batch.runs), batch.dead
+                await self._storing.add(into, part, same_log, partial(dict, batch.ends))
+            await same_log
+        finally:
+            await ended(same_log)
 
     def _batches(self, lists: Iterable[Fetched]) -> Iterator[Batch]:
         """Admitted lists, grouped up to `batch_actions`."""
@@ -225,7 +258,7 @@ class ItemWorker:
             messages, dead = decode_rekeyed_records(
                 records, self._config.partitions, self._target.topic_id
             )
-            table = self._pairs[fetched.tp.partition].table
+            table = self._read[fetched.tp.partition]
             for message in messages:
                 check_epochs(message.batch, self._source.epoch, message.where)
             accepted = [table.admit(message.batch, message.where) for message in messages]
@@ -234,36 +267,37 @@ class ItemWorker:
             self._aside.tally.of(fetched.tp.partition).actions += len(run)
             batch.runs.append(run)
             batch.dead += dead
-            batch.ends[fetched.tp] = fetched.next_offset
+            batch.ends[fetched.tp] = fetched.next_offset, table.copy()
             if batch.actions >= self._config.batch_actions:
                 yield batch
                 batch = Batch()
         if batch.ends:
             yield batch
 
-    async def _store_batch(self, batch: Batch) -> None:
-        await self._aside.send_dead(batch.dead)
-        await self._folder.apply(join_runs(batch.runs), self._target.check)
-        await asyncio.gather(*(self._save(tp, end) for tp, end in batch.ends.items()))
-        self._confirmations.stored(batch.ends)
-
-    async def _save(self, tp: TP, next_offset: int) -> None:
-        """A partition's table with the position up to which it speaks."""
-        pair = self._pairs[tp.partition]
-        pair.next_offset = next_offset
-        pair.folded = self._generations.folded(tp.partition)
-        await self._tables.save(tp.partition, pair)
+    async def _save(self, upto: Mapping[TP, Reach]) -> None:
+        """Each partition's table with the position up to which it speaks."""
+        saves = []
+        for tp, (next_offset, table) in upto.items():
+            pair = self._pairs[tp.partition]
+            pair.next_offset, pair.table = next_offset, table
+            pair.folded = self._generations.folded(tp.partition)
+            saves.append(self._tables.save(tp.partition, pair))
+        await asyncio.gather(*saves)
+        self._confirmations.stored({tp: next_offset for tp, (next_offset, _) in upto.items()})
 
     async def _follow(self) -> None:
         """Take over a newly published plan, then catch up. All that was read is stored."""
         if await self._plan.look_now_and_then():
+            await self._storing.settle()
             await self._generations.change(self._plan.views, self._pairs)
             self._use_views()
             self._tell_views()
             await self._name_folded()
-        if await self._generations.step(self._pairs, self._folder):
-            self._use_views()
-            await self._name_folded()
+        if self._generations.lagging():
+            await self._storing.settle()
+            if await self._generations.step(self._pairs, self._folder):
+                self._use_views()
+                await self._name_folded()
 
     async def _name_folded(self) -> None:
         """A pair names a generation as soon as it has all before its position: were the log lost

@@ -74,6 +74,10 @@ class SourceTable:
                 self.sent_ms[partition] = max(self.sent_ms.get(partition, 0), batch.sent_ms)
         return accepted
 
+    def copy(self) -> SourceTable:
+        """As it is now, whatever is admitted later."""
+        return SourceTable(dict(self.reached), dict(self.sent_ms))
+
 
 @dataclass(slots=True)
 class Pair:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,12 +40,13 @@ class LineClosedError(ConnectionResetError):
 
 
 class TopicLine:
-    """Connects when it is first asked. Not to be shared among threads."""
+    """Connects when it is first asked. Several threads may ask: one question is under way."""
 
     def __init__(self, bootstrap: str, timeout_ms: int) -> None:
         self._brokers = [place.rpartition(":") for place in bootstrap.split(",")]
         self._timeout_s = timeout_ms / 1000
         self._socket: socket.socket | None = None
+        self._one = threading.Lock()
         self._requests: dict[str, bytes] = {}
         self._last: dict[str, tuple[bytes, TopicFacts | None]] = {}
 
@@ -55,16 +57,17 @@ class TopicLine:
         cannot be reached, ValueError for a reply that is none.
         """
         request = self._requests.get(topic) or self._requests.setdefault(topic, _request(topic))
-        reply = self._exchange(request)
-        known, facts = self._last.get(topic, (b"", None))
-        if reply != known:
-            try:
-                facts = _facts(topic, reply)
-            except ValueError:
-                self.close()
-                raise
-            self._last[topic] = reply, facts
-        return facts
+        with self._one:
+            reply = self._exchange(request)
+            known, facts = self._last.get(topic, (b"", None))
+            if reply != known:
+                try:
+                    facts = _facts(topic, reply)
+                except ValueError:
+                    self.close()
+                    raise
+                self._last[topic] = reply, facts
+            return facts
 
     def close(self) -> None:
         """Release the connection; the next question makes another."""

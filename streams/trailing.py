@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, TypeVar
 
 from faust.types import TP
 
+#: How far a partition is: its next offset, or more than that.
+Place = TypeVar("Place")
 
-class Trailing:
-    """Calls `act` with the newest offset of each partition. Used by one event loop.
+
+class Trailing(Generic[Place]):
+    """Calls `act` with the newest place of each partition. Used by one event loop.
 
     While a call is under way, what is added waits for the next one, which speaks of all of it.
     After a call that failed there is no other: `add`, `check` and `settle` raise what it raised.
     """
 
-    def __init__(self, act: Callable[[dict[TP, int]], Awaitable[None]]) -> None:
+    def __init__(self, act: Callable[[dict[TP, Place]], Awaitable[None]]) -> None:
         self._act = act
-        self._waiting: dict[TP, int] = {}
+        self._waiting: dict[TP, Place] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, upto: Mapping[TP, int]) -> None:
-        """Partition → offset. Returns at once."""
+    def add(self, upto: Mapping[TP, Place]) -> None:
+        """Returns at once."""
         self.check()
         self._waiting |= upto
         if self._task is None or self._task.done():

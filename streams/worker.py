@@ -6,10 +6,9 @@ then the progress mark, and once the store's disk has it, the commit (`streams.d
 letters and late actions are confirmed before the messages they came from count as stored, so a
 crash repeats them and never loses one; their `encore-source` header tells repetitions.
 
-Two micro-batches are under way at once (`streams.pipeline`), each row's actions in the order of the
-log (`streams.lanes`). Marks and commits trail behind (`streams.trailing`): one of each is on its
-way, and speaks of all that was stored when it was sent. Whatever asks where the stream stands, a
-rebalance or a new plan, waits until nothing is under way.
+Two micro-batches are under way at once, each row's actions in the order of the log; marks and
+commits trail behind (`streams.storing`). Whatever asks where the stream stands, a rebalance or a
+new plan, waits until nothing is under way.
 
 Reading starts at the progress mark, which the store keeps beside the rows: a store that went back
 takes its mark with it, and the worker reads again from there. A topic id that changed under the
@@ -25,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from faust.types import TP
@@ -40,19 +40,16 @@ from streams.heartbeat import Heartbeat
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.moving import Place, find_place, users_done
 from streams.overlap import ended
-from streams.pipeline import Pipeline
 from streams.positions import Positions
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
-from streams.trailing import Trailing
+from streams.storing import Storing
 from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
 REPORT_EVERY_S: Final = 10.0
-#: Micro-batches under way at once: one is written, one is folded.
-UNDER_WAY: Final = 2
 
 #: Decoded lists, what was refused of them, and the next offset of each partition.
 Batch = tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]
@@ -77,7 +74,7 @@ class Worker:
     def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
         self._config, self._servers = config, servers
         self._reported_s = self._servers.clock_s()
-        self._under_way, self._marking = Pipeline(UNDER_WAY), Trailing(self._mark)
+        self._storing = Storing(self._mark)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -119,7 +116,7 @@ class Worker:
 
         The plan is looked at first: whoever had a partition before may have followed a newer one.
         """
-        await self._all_marked()
+        await self._storing.settle()
         self._folder.hot.clear()
         if await self._plan.look():
             await self._place.check()
@@ -134,8 +131,8 @@ class Worker:
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether log and plan are still the same."""
-        for part in (self._under_way, self._marking, self._confirmations):
-            part.check()
+        self._storing.check()
+        self._confirmations.check()
         await self._source.watch()
         await self._follow()
         await self._place.look_now_and_then(self._positions.all_ended())
@@ -144,7 +141,7 @@ class Worker:
 
     async def close(self) -> None:
         """What is under way is stored; the store's disk is waited for."""
-        await self._all_marked()
+        await self._storing.settle()
         self._report(now=True)
         await self._catch_up.close()
         await self._confirmations.settle()
@@ -164,8 +161,10 @@ class Worker:
         await self._follow()
         same_log = asyncio.ensure_future(self._source.check())
         try:
-            for batch in self._batches(lists):
-                await self._store_batch(batch, same_log)
+            for runs, dead, upto in self._batches(lists):
+                into, batch = (self._folder, self._aside), (join_runs(runs), dead)
+                done = partial(self._stored, runs, upto)
+                await self._storing.add(into, batch, same_log, done)
             await same_log
         finally:
             await ended(same_log)
@@ -192,32 +191,14 @@ class Worker:
         if upto:
             yield runs, dead, upto
 
-    async def _store_batch(self, batch: Batch, same_log: asyncio.Future[None]) -> None:
-        """Begin to store it; the rows' order is settled at once."""
-        runs, dead, upto = batch
-        folding = self._folder.begin(join_runs(runs), lambda: asyncio.shield(same_log))
-
-        async def store() -> None:
-            try:
-                await self._aside.send_dead(dead)
-                await folding
-            finally:
-                await ended(folding)
-
-        try:
-            await self._under_way.enter(store, lambda: self._stored(runs, upto))
-        except BaseException:
-            await ended(folding)
-            raise
-
-    def _stored(self, runs: list[ActionRun], upto: dict[TP, int]) -> None:
+    def _stored(self, runs: list[ActionRun], upto: dict[TP, int]) -> dict[TP, int]:
         """A micro-batch and all before it are in their rows."""
         for run in runs:
             if len(run):
                 partition, newest = int(run.partition[0]), int(run.sent_ms.max())
                 self._positions.saw(partition, newest)
                 self._aside.tally.of(partition).actions += len(run)
-        self._marking.add(upto)
+        return upto
 
     async def _mark(self, upto: Mapping[TP, int]) -> None:
         """What is stored is marked: of each generation first, then of the group."""
@@ -225,21 +206,16 @@ class Worker:
         await self._positions.store(upto, self._config.patience_ms)
         self._confirmations.stored(upto)
 
-    async def _all_marked(self) -> None:
-        """Nothing is under way any more, but confirmations."""
-        await self._under_way.settle()
-        await self._marking.settle()
-
     async def _follow(self) -> None:
         """Take over a newly published plan, then catch up. All that was read is stored then."""
         if await self._plan.look_now_and_then():
-            await self._all_marked()
+            await self._storing.settle()
             await self._place.check()
             await self._generations.change(self._plan.views, self._positions.standing())
             self._use_views()
             self._tell_views()
         if self._generations.lagging():
-            await self._all_marked()
+            await self._storing.settle()
             if await self._catch_up.step(self._positions.standing(), self._folder):
                 self._use_views()
 

@@ -152,6 +152,10 @@ def admit_everything(self: SourceTable, batch: Any, where: str) -> Any:
     return np.ones(len(batch.actions), bool)
 
 
+def share_the_table(self: SourceTable) -> SourceTable:
+    return self
+
+
 def forget_which_log(record: Any) -> dict[str, bytes]:
     return {}
 
@@ -261,6 +265,7 @@ MUTANTS: Final = (
     Mutant("nothing is written once the log is another", Source, "check", never_check),
     Mutant("a process stays in one history", server, "check_history", trust_any_history),
     Mutant("what the table has is dropped", SourceTable, "admit", admit_everything),
+    Mutant("a table is saved as at its position", SourceTable, "copy", share_the_table, 226),
     Mutant("a message is for one log", item_messages, "record_headers", forget_which_log, 21),
     Mutant(
         "a table names the version it read", MemoryRowStore, "compare_and_set_text", save_blindly

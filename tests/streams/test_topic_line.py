@@ -6,6 +6,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_it_says_what_the_client_says(broker: str, topic: str) -> None:
     line.close()
     assert line.ask(topic) == facts
     line.close()
+
+
+def test_threads_that_ask_at_once_get_their_own_answers(broker: str, topic: str) -> None:
+    """Each of a process's logs is looked at by a thread, over the one connection."""
+    line = TopicLine(broker, 30_000)
+    other = f"{topic}-other"
+    ensure_topics(broker, {other: 1})
+    asked = [topic, other, "no such topic"] * 60
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(line.ask, asked))
+    line.close()
+    assert [facts.partitions if facts else 0 for facts in found] == [3, 1, 0] * 60
+    assert all(
+        facts is None or facts.name == name for facts, name in zip(found, asked, strict=True)
+    )
 
 
 def test_another_broker_is_asked_where_one_is_gone(broker: str, topic: str) -> None:
