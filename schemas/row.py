@@ -75,10 +75,13 @@ def encode_rows(layout: RowLayout, rows: Rows) -> list[bytes]:
 
 
 def _sealed(out: NDArray[np.void], size: int) -> list[bytes]:
-    """Cut the buffer into rows, each with its checksum at the end."""
-    buffer = memoryview(out.tobytes())
-    fronts = [buffer[start : start + size - 4] for start in range(0, len(buffer), size)]
-    return [b"".join((front, crc32(front).to_bytes(4, "little"))) for front in fronts]
+    """Cut the buffer into rows, each with its checksum at the end. out: (n,), written to."""
+    n = len(out)
+    whole = out.view(np.uint8).reshape(n, size)  # (n, size)
+    sums = np.fromiter(map(crc32, whole[:, :-4]), "<u4", n)  # (n,)
+    whole[:, -4:] = sums.view(np.uint8).reshape(n, 4)
+    rows: list[bytes] = out.view(f"V{size}").tolist()
+    return rows
 
 
 def seal(front: bytes, layout_id: int, fence: tuple[int, int], newest_ms: int) -> bytes:
@@ -274,6 +277,14 @@ def _merge_foreign(
 def fence_bytes(epoch: int, offset: int) -> bytes:
     """The 12 bytes that compare-and-set compares."""
     return epoch.to_bytes(4, "little") + offset.to_bytes(8, "little", signed=True)
+
+
+def fences_bytes(epoch: NDArray[np.uint32], offset: NDArray[np.int64]) -> list[bytes]:
+    """`fence_bytes` of each row. epoch, offset: (n,)."""
+    fences = np.empty(len(epoch), FENCE)
+    fences["epoch"], fences["offset"] = epoch, offset
+    made: list[bytes] = fences.view(f"V{FENCE.itemsize}").tolist()
+    return made
 
 
 def read_fence(raw: bytes | None) -> tuple[int, int] | None:

@@ -27,9 +27,11 @@ none of their writes ever lands in a later one, on top of a gap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from functools import partial
+from itertools import repeat
+from typing import Final, NamedTuple, Protocol, cast
 
 from schemas.errors import HistoryError, StoreError
 from schemas.layout import TRAILER_BYTES
@@ -245,8 +247,27 @@ class AsyncRowStore(Protocol):
         ...
 
 
+def writes_of(
+    keys: Iterable[str], fences: Iterable[bytes | None], values: Iterable[bytes], expire_ms: int = 0
+) -> list[Write]:
+    """A write of each, all of one expiry."""
+    # What a named tuple's own constructor does, without a call in Python a write.
+    make = cast(Callable[[object], Write], partial(tuple.__new__, Write))
+    return list(map(make, zip(keys, fences, values, repeat(expire_ms))))
+
+
 def check_writes(writes: Sequence[Write]) -> None:
     """Raises StoreError for the first write that no store may accept."""
+    if not writes:
+        return
+    _, fences, values, _ = zip(*writes, strict=True)
+    sizes = {*map(len, values)}
+    if (
+        {len(fence) for fence in fences if fence is not None} <= {FENCE_BYTES}
+        and min(sizes) >= TRAILER_BYTES
+        and max(sizes) <= MAX_VALUE_BYTES
+    ):
+        return
     for write in writes:
         if write.fence is not None and len(write.fence) != FENCE_BYTES:
             raise StoreError(

@@ -177,6 +177,10 @@ def eval_command(script: str, keys: Sequence[str], arguments: Sequence[Word]) ->
 
 def write_calls(writes: Sequence[Write]) -> list[Sequence[Write]]:
     """The writes cut into script calls, each of one expiry."""
+    sizes = {len(write.value) for write in writes}
+    if len(sizes) == 1 and len({write.expire_ms for write in writes}) == 1:
+        many = min(CALL_WRITES, CALL_BYTES // max(sizes) + 1)
+        return [writes[first : first + many] for first in range(0, len(writes), many)]
     calls: list[Sequence[Write]] = []
     first = size = 0
     for index, write in enumerate(writes):
@@ -195,8 +199,10 @@ def write_calls(writes: Sequence[Write]) -> list[Sequence[Write]]:
 
 def write_command(writes: Sequence[Write]) -> Command:
     """One script call; the empty string stands for an absent fence."""
-    keys = [write.key for write in writes]
-    pairs = [word for write in writes for word in (write.fence or b"", write.value)]
+    keys, fences, values, _ = zip(*writes, strict=True)
+    pairs = [b""] * (2 * len(keys))
+    pairs[::2] = fences if None not in fences else [fence or b"" for fence in fences]
+    pairs[1::2] = values
     return ("EVALSHA", SHAS[COMPARE_AND_SET], len(keys), *keys, writes[0].expire_ms, *pairs)
 
 
@@ -208,7 +214,7 @@ def pipelines(calls: Sequence[Sequence[Write]]) -> list[Sequence[Sequence[Write]
         if index > first and size > PIPELINE_BYTES:
             cut.append(calls[first:index])
             first, size = index, 0
-        size += sum(len(write.value) for write in call)
+        size += sum([len(write.value) for write in call])
     if first < len(calls):
         cut.append(calls[first:])
     return cut
@@ -228,6 +234,8 @@ def landed(calls: Sequence[Sequence[Write]], replies: Sequence[Reply], place: st
     results: list[Reply] = []
     for call, reply in zip(calls, replies, strict=True):
         results += reply if isinstance(reply, list) else [reply] * len(call)
+    if {*map(type, results)} <= {int}:
+        return [result == 1 for result in results]
     writes = [write for call in calls for write in call]
     for write, result in zip(writes, results, strict=True):
         if isinstance(result, Exception):

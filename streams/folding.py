@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +31,16 @@ from schemas.errors import RowError, StoreError, StreamError
 from schemas.layout import RowLayout, layout_of
 from schemas.names import row_keys
 from schemas.plan import ViewPlan
-from schemas.row import Rows, decode_rows, encode_rows, fence_bytes, read_fence
+from schemas.row import Rows, decode_rows, encode_rows, fences_bytes, read_fence
 from schemas.status import Status
-from store.base import AsyncRowStore, Write
+from store.base import AsyncRowStore, writes_of
 from streams.hot_rows import HotRows
 from streams.lanes import LANES, Lanes, lanes_of
 from streams.messages import ActionRun
 from streams.overlap import ended
 from streams.patience import patiently
+
+T = TypeVar("T")
 
 #: Another writer of the same rows is a worker about to lose its partition: it wins a few times.
 MAX_ROUNDS: Final = 50
@@ -279,7 +281,7 @@ class _ViewFold:
         self, pending: NDArray[np.intp], permitted: asyncio.Future[None]
     ) -> NDArray[np.intp]:
         """One attempt at the pending rows (places in ids). Returns those that are left."""
-        keys = [self.keys[row] for row in pending.tolist()]
+        keys = _picked(self.keys, pending)
         rows, absent = self._decode(await self._read(keys), pending, keys)
         self.again = True
         place = np.full(len(self.ids), -1, np.intp)  # entity → row of this round
@@ -292,12 +294,9 @@ class _ViewFold:
             return pending[:0]
         at = np.flatnonzero(fresh)
         row_index = place[self.which[at]]
-        old = [
-            None if gone else fence_bytes(epoch, offset)
-            for gone, epoch, offset in zip(
-                absent.tolist(), rows.epoch.tolist(), rows.offset.tolist(), strict=True
-            )
-        ]
+        old: list[bytes | None] = [*fences_bytes(rows.epoch, rows.offset)]
+        for gone in np.flatnonzero(absent).tolist():
+            old[gone] = None
         actions = self.run.actions[at]
         report = fold_in_order(self.view, rows, row_index, actions, self.run.sent_ms[at])
         await self._report(report, at)
@@ -413,12 +412,15 @@ class _ViewFold:
         rows.epoch = np.full(len(rows), self.folder.epoch, np.uint32)
         rows.offset = newest
         encoded = encode_rows(self.layout, rows)
-        writes = [
-            Write(keys[row], old[row], encoded[row], self.expire_ms) for row in touched.tolist()
-        ]
+        keys, values = _picked(keys, touched), _picked(encoded, touched)
+        writes = writes_of(keys, _picked(old, touched), values, self.expire_ms)
         landed = np.array(await self.folder.store.compare_and_set(writes), bool)
-        self.folder.hot.keep(
-            [write for write, there in zip(writes, landed.tolist(), strict=True) if there]
-        )
+        there = np.flatnonzero(landed)
+        self.folder.hot.keep(_picked(keys, there), _picked(values, there))
         self.folder.counts.rows_written += int(landed.sum())
         return landed
+
+
+def _picked(values: list[T], at: NDArray[np.intp]) -> list[T]:
+    """The values at those places, ascending ones."""
+    return values if len(at) == len(values) else [values[place] for place in at.tolist()]
