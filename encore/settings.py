@@ -312,7 +312,7 @@ def _settings_error(
     where = f"{file}: {name}" if name in given else f"environment: {variable(name)}"
     return SettingsError(
         where,
-        required=str(Settings.model_fields[name].description),
+        required=f"the setting {name}: {Settings.model_fields[name].description}",
         got=masked(repr(first["input"])),
         do=first["msg"][0].lower() + first["msg"][1:],
     )

@@ -122,7 +122,7 @@ def fit(network: Network, lesson: Lesson, schedule: Schedule, step: Step) -> Fit
             f"training.{step.stage}",
             required="at least one exposed candidate in the training part",
             got="none",
-            do="replay more days, or move the split",
+            do="log more pages, or validate on less of them: --validation-ms",
         )
     optimizer = optimiser(network, schedule)
     stop = _EarlyStop(network, schedule.patience)
