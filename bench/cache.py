@@ -110,6 +110,8 @@ def run(options: Options) -> Report:
                     here = first
                 options.say(f"cache: {size.items:,} items: requests …")
                 size.timings = _measure(_requests(here, users, workload), beside, turns)
+                told = {name: float(f"{value:.4g}") for name, value in _facts(size).items()}
+                options.say(f"  {told}")  # the largest takes minutes: whoever stops it has these
     report = Report()
     _describe(report, [small, *found])
     report.line.update(_keys([small, *found]))
@@ -298,7 +300,7 @@ def _measure_changes(cached: Cached, size: Size, changes: int = 60) -> None:
 # --- what is said -----------------------------------------------------------------------------
 
 
-def _facts(size: Size) -> dict[str, float | None]:
+def _facts(size: Size) -> dict[str, float]:
     timings = size.timings
     assert timings is not None
     return {
@@ -342,7 +344,7 @@ _SHOWN: Final = (
 def _describe(report: Report, sizes: list[Size]) -> None:
     head = ["items", "request µs", "beside 10 k", "ratio", "look-up µs", "bytes an item"]
     head += ["from the store s", "from its file s", "change → use ms", "p90"]
-    rows = []
+    rows: list[tuple[str | float, ...]] = []
     for size in sizes:
         at = _facts(size)
         named = [at[name] for name in _SHOWN]
