@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from aggregation.native.library import path_in_use
 from aggregation.program import Assembled
 from aggregation.tensors import Tensors
 from bench.cached import CachedRequests, filled_cache
@@ -255,6 +256,7 @@ def _keys(sizes: dict[int, Size]) -> dict[str, Any]:
         "ratio_feast_split_store": headline.peers.ratio("split", "store"),
         "ratio_pre_cached": headline.peers.ratio("precomputed", "cached"),
         "ratio_pre_store": headline.peers.ratio("precomputed", "store"),
+        "kernels": path_in_use(),
         "equal_values": all(size.equal for size in sizes.values()),
     }
 
@@ -322,6 +324,7 @@ def _describe(report: Report, sizes: dict[int, Size], server: str) -> None:
         f"{HEADLINE} items."
     )
     report.note(
+        f"Ours computes by {path_in_use()} kernels. "
         "Warm: connections, Feast's registry cache, interpreter. Not counted: loading, Feast's "
         "precomputing, the filling of the item cache."
     )

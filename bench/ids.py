@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregation.native.library import path_in_use
 from aggregation.program import Assembled, ServiceProgram
 from bench.peers.string_ids import StringRequest, StringSlots, feature_hasher, values_of
 from bench.report import Options, Report
@@ -168,7 +169,7 @@ def _keys(result: Result) -> dict[str, Any]:
 def _describe(report: Report, result: Result) -> None:
     timings, (user, item) = result.timings, result.slots
     titles = {
-        "encore": "encore, all values of a transform at once",
+        "encore": f"encore, {path_in_use()} kernels",
         "xxhash": "strings, xxh3-64 in C, a whole example a candidate",
         "murmur": "strings, murmur3 in C, a whole example a candidate",
         "split": "strings, murmur3 in C, the user's once a request",
@@ -194,7 +195,7 @@ def _describe(report: Report, result: Result) -> None:
     report.note(
         f"What bounds it: {result.values_bytes / 1e3:,.0f} kB of values in and "
         f"{ids_bytes / 1e3:,.0f} kB of ids out take {copy_us:,.0f} µs to move; the rest is hashing "
-        "and binary search at the core's rate, and numpy's cost of a call for each transform."
+        "and boundaries at the core's rate; by numpy, a call's cost for each transform, too."
     )
     report.note(
         "Given to the strings for nothing: values as plain Python numbers, prefixes ready, buckets "
