@@ -26,15 +26,19 @@ from streams import (
     filling,
     folding,
     generations,
+    growing,
     item_messages,
     lanes,
+    moving,
     origins,
     pipeline,
+    positions,
 )
 from streams.durability import Confirmations
 from streams.folding import Folder
 from streams.generations import Generations
 from streams.messages import ActionRun
+from streams.moving import Place
 from streams.side_outputs import SideOutputs
 from streams.source import Source
 from streams.source_table import Pair, SourceTable
@@ -245,6 +249,21 @@ WHAT_IS_LEFT_TO_TELL_COMES_AFTER: Final = Mutant(
 WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE: Final = Mutant(
     "what is outside of both is told once", folding._ViewFold, "_untold", tell_all
 )
+# --- moves to a new topic --------------------------------------------------------------------
+
+
+def reach_everything(*_: Any) -> bool:
+    return True
+
+
+def see_no_end(records: Any) -> int | None:
+    return None
+
+
+async def find_no_end(*_: Any) -> int | None:
+    return None
+
+
 MUTANTS: Final = (
     Mutant(
         "a message at or below the fence is dropped", folding._ViewFold, "_beyond_fence", fold_again
@@ -284,4 +303,8 @@ MUTANTS: Final = (
     Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 77),
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
+    Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 32),
+    Mutant("who reads a topic has looked at those before", Place, "check", never_check),
+    Mutant("nothing behind an end is read", positions, "end_among", see_no_end),
+    Mutant("the first end record counts", growing, "_first_end", find_no_end),
 )

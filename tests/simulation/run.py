@@ -12,7 +12,7 @@ from typing import Final
 from tests.simulation.loop import SimulationError
 from tests.simulation.rest import come_to_rest, judge
 from tests.simulation.setting import REAL, Event, Kinds
-from tests.simulation.world import World
+from tests.simulation.world import MOVING, World
 
 #: How often each kind is tried. What goes on in the middle of work is settled step by step.
 WEIGHTS: Final = {
@@ -42,9 +42,9 @@ WEIGHTS: Final = {
     "interrupt": 0.2,
     "give_up": 0.1,
     "leave": 8,
-    "grow": 0.3,
-    "end": 1.5,
-    "abandon": 0.3,
+    "grow": 1,
+    "end": 4,
+    "abandon": 0.5,
     "forget": 0.2,
 }
 
@@ -92,6 +92,10 @@ def generate(seed: int, steps: int, kinds: Kinds = REAL) -> Outcome:
     weights = [
         weight * (dice.choice(WEATHER) if kind in RARE else 1) for kind, weight in WEIGHTS.items()
     ]
+    if dice.random() < 0.5:  # after a move a store is not wiped and an old log not lost
+        weights = [
+            0 if name in MOVING else weight for name, weight in zip(names, weights, strict=True)
+        ]
 
     def drawn() -> Iterator[Event]:
         while True:

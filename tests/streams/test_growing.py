@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 
 from schemas.errors import MovedError, StreamError
-from schemas.names import STAGED_KEY, partitions_keys, root_topic, topics_keys
-from schemas.plan import Plan
+from schemas.names import (
+    PLAN_KEY,
+    STAGED_KEY,
+    generation_group,
+    partitions_keys,
+    root_topic,
+    topics_keys,
+)
+from schemas.plan import Plan, dump_plan
 from schemas.staged import Staged, dump_staged
 from schemas.succession import End, Succession, dump_succession, load_succession
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
@@ -24,8 +31,11 @@ from streams.clients import KafkaError
 from streams.config import StreamConfig
 from streams.ends import Place as Partition
 from streams.ends import read_starts
+from streams.gaps import Gap, recorded_gaps
+from streams.generations import record_floors, recorded_floors
 from streams.messages import decode_records
 from streams.moving import (
+    Ended,
     Place,
     check_known,
     check_no_other,
@@ -34,6 +44,7 @@ from streams.moving import (
     config_of,
     find_all,
     find_place,
+    items_done,
     newest_config,
     open_config,
     read_succession,
@@ -42,7 +53,14 @@ from streams.moving import (
 from streams.producer import ActionProducer, send_end
 from streams.servers import REAL_SERVERS, Servers, TopicAdmin
 from streams.source import Source
-from tests.streams.support import make_stack, plain, raw_producer, read_topic, some_actions
+from tests.streams.support import (
+    make_stack,
+    own_plan,
+    plain,
+    raw_producer,
+    read_topic,
+    some_actions,
+)
 
 T = TypeVar("T")
 
@@ -276,6 +294,47 @@ def test_the_next_topic_waits_for_all_of_the_old_one(site: Site, admin: Admin) -
     with pytest.raises(MovedError):
         run(check_no_other(site.store, config))
     assert [each.number for each in run(find_all(config, site.servers))] == [1, 2]
+
+
+def test_every_generation_is_waited_for(site: Site) -> None:
+    """One that was begun in the old topic; one that comes later gets nothing of it any more."""
+    config = site.config
+    _, ends = send(config, config.topic, 2)
+    site.grow(3)
+    end = site.end().topics[0].end
+    assert end is not None
+    epoch = site.rows.epoch_of(root_topic(config.topic), end.topic_id)
+    marks = {partition: (epoch, at, 0) for partition, at in ends.items()}
+    site.rows.put_progress(config.topic, config.group, marks)
+    view = own_plan(config.topic).views[0]
+    begun = dict.fromkeys(ends, (epoch, 0))
+    run(record_floors(site.store, config.topic, config.group, view, begun))
+    site.rows.put_text(PLAN_KEY, dump_plan(Plan(1, 0, (view,), ())))
+    old = Ended(config, end, lost=False)
+    assert not run(users_done(site.store, old))
+    group = generation_group(config.group, view.name, view.generation)
+    site.rows.put_progress(config.topic, group, marks)
+    assert run(users_done(site.store, old))
+    later = replace(view, generation=view.generation + 1)
+    site.rows.put_text(PLAN_KEY, dump_plan(Plan(2, 1, (later,), ())))
+    assert run(users_done(site.store, old))
+    floors = run(recorded_floors(site.store, config.topic, config.group, later))
+    assert floors == {partition: (epoch, at) for partition, at in ends.items()}
+
+
+def test_what_a_lost_log_took_along_is_told(site: Site) -> None:
+    """The group had read on, a generation had not: nobody can give it the rest."""
+    config = site.config
+    view = own_plan(config.topic).views[0]
+    site.rows.put_text(PLAN_KEY, dump_plan(Plan(1, 0, (view,), ())))
+    end = End("lost", {0: 9, 1: 4}, True)
+    epoch = site.rows.epoch_of(root_topic(config.topic), end.topic_id)
+    run(record_floors(site.store, config.topic, config.group, view, {0: (epoch, 2)}))
+    site.rows.put_progress(config.topic, config.group, {0: (epoch, 7, 0)})
+    assert run(users_done(site.store, Ended(config, end, lost=True)))
+    gaps = run(recorded_gaps(site.store, (config.topic, config.group), view))
+    assert gaps == {0: (Gap(epoch, 2, 7),)}
+    assert run(items_done(site.store, Ended(config, end, lost=True)))
 
 
 def test_a_log_that_replaced_the_one_that_ends(site: Site, admin: Admin) -> None:
