@@ -304,7 +304,7 @@ MUTANTS: Final = (
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
     Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 32),
-    Mutant("who reads a topic has looked at those before", Place, "check", never_check),
+    Mutant("who reads a topic has looked at those before", Place, "check", never_check, 71),
     Mutant("nothing behind an end is read", positions, "end_among", see_no_end),
     Mutant("the first end record counts", growing, "_first_end", find_no_end),
 )

@@ -11,8 +11,8 @@ from typing import Final
 
 from tests.simulation.loop import SimulationError
 from tests.simulation.rest import come_to_rest, judge
-from tests.simulation.setting import REAL, Event, Kinds
-from tests.simulation.world import MOVING, World
+from tests.simulation.setting import MOVING, REAL, Event, Kinds
+from tests.simulation.world import World
 
 #: How often each kind is tried. What goes on in the middle of work is settled step by step.
 WEIGHTS: Final = {
