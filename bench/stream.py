@@ -27,6 +27,7 @@ import numpy as np
 from bench.report import Options, Report
 from bench.samples import demo_plan
 from bench.stream_fresh import MESSAGE_ACTIONS, WARM_S, Freshness, measure, probes
+from bench.stream_items import TOPIC, item_rate, item_views
 from bench.stream_log import (
     PARTITIONS,
     Actions,
@@ -41,14 +42,17 @@ from bench.stream_rates import Cluster, Rate, worker_process
 from bench.stream_scale import by_users, small_views
 from encore.local import start_broker, start_store
 from schemas.layout import layout_of
-from schemas.names import PLAN_KEY, row_keys
+from schemas.names import PLAN_KEY, by_item_topic, row_keys
 from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.row import decode_rows
 from schemas.status import Status
 from store.redis_store import RedisRowStore
+from store.wire import StoreConfig
 from streams.admin import ensure_topics
 
 RING: Final = "all_by_hour"
+#: The store may be busy with a worker's rows when it is asked how far that is.
+STORE_TIMEOUT_MS: Final = 30_000
 FORMS: Final = ("batched", "single", "distinct")
 #: Freshness is asked for at these shares of the rate over distinct users, half load first: under a
 #: steady load a micro-batch is small and hardly merges a user's actions, as a backlog does.
@@ -58,18 +62,21 @@ LOADS: Final = (0.5, 1.0, 2.0)
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How many actions each measurement gets, rounds, freshness samples, and the actions folded
-    over stores of more and more users, 0 for none.
+    over stores of more and more users, 0 for none; items: re-keyed.
     """
 
     actions: Mapping[str, int]
     rounds: int
     probes: int
     by_users: int
+    items: int
 
 
-QUICK: Final = Sizes({"batched": 1_500_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0)
+QUICK: Final = Sizes(
+    {"batched": 1_500_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0, 300_000
+)
 FULL: Final = Sizes(
-    {"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000, 1_500_000
+    {"batched": 3_000_000, "single": 600_000, "distinct": 400_000}, 3, 4_000, 1_500_000, 900_000
 )
 
 
@@ -78,12 +85,14 @@ def run(options: Options) -> Report:
     sizes = QUICK if options.quick else FULL
     rates: dict[str, list[Rate]] = {form: [] for form in FORMS}
     others: dict[str, list[PeerRate]] = {}
+    items: list[float] = []
     with cluster() as running:
         options.say("stream: filling topics …")
         contenders = peers(options.quick)
         plan = bench_plan(sizes.rounds)
         small = small_views(plan.views[0], RING) if sizes.by_users else ()
-        plan = replace(plan, views=plan.views + small)
+        by_item = item_views(plan.views[0], sizes.rounds)
+        plan = replace(plan, views=plan.views + small + by_item)
         running.store.put_text(PLAN_KEY, dump_plan(plan))
         topics = {view.source: PARTITIONS for view in plan.views}
         topics |= {_peer_topic(peer): PARTITIONS for peer in contenders.values()}
@@ -96,6 +105,8 @@ def run(options: Options) -> Report:
                 options.say(f"stream: {form}, round {turn + 1} …")
                 view = _view(plan, f"{form}-{turn}")
                 rates[form].append(_ours(running, view, form, log[: sizes.actions[form]]))
+            options.say(f"stream: items, round {turn + 1} …")
+            items.append(_items(running, turn, log[: sizes.items]))
             for name, peer in contenders.items():
                 options.say(f"stream: {peer.title}, round {turn + 1} …")
                 read, topic = log[: peer.messages], _peer_topic(peer)
@@ -107,7 +118,12 @@ def run(options: Options) -> Report:
             options.say("stream: more and more users …")
         scale = by_users(running, small, log[: sizes.by_users], sizes.rounds) if small else None
     report = Report(line=_keys(rates, others, fresh))
+    report.line["per_s_items"] = float(np.median(items))
     _describe(report, sizes, rates, others, fresh)
+    report.note(
+        f"Re-keyed by item and folded into rows of items, by one item worker: "
+        f"{report.line['per_s_items']:,.0f} actions/s, batched."
+    )
     if scale is not None:
         report.line |= scale.keys()
         scale.describe(report)
@@ -124,7 +140,8 @@ def cluster() -> Iterator[Cluster]:
             try:
                 server = start_store(directory)
                 try:
-                    with RedisRowStore(f"redis://{server.address}/0") as store:
+                    url = f"redis://{server.address}/0"
+                    with RedisRowStore(StoreConfig(url, STORE_TIMEOUT_MS)) as store:
                         yield Cluster(broker, server, store, directory, process)
                 finally:
                     server.child.kill()
@@ -166,6 +183,14 @@ def _ours(running: Cluster, view: ViewPlan, form: str, actions: Actions) -> Rate
     rate = running.rate(view.source, ends, len(actions))
     check_counts(running.store, view, actions)
     return rate
+
+
+def _items(running: Cluster, turn: int, actions: Actions) -> float:
+    """Actions a second into rows of items. Raises LocalError."""
+    topic = TOPIC.format(turn)
+    ensure_topics(running.broker.address, dict.fromkeys((topic, by_item_topic(topic)), PARTITIONS))
+    ends = asyncio.run(fill(running.broker.address, topic, batched(actions)))
+    return item_rate(running, topic, ends, len(actions))
 
 
 def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None:

@@ -45,8 +45,8 @@ class Scale:
     load: dict[int, list[Steady]]
 
     def keys(self) -> dict[str, Any]:
-        """For the line of figures; flat_ratio is the largest ÷ the smallest, by rounds."""
-        pairs = zip(self.load[USERS[-1]], self.load[USERS[0]], strict=True)
+        """For the line of figures; flat ratios are the largest ÷ the smallest, by rounds."""
+        pairs = list(zip(self.load[USERS[-1]], self.load[USERS[0]], strict=True))
         each = {
             users: float(np.median([spell.ours_us for spell in spells]))
             for users, spells in self.load.items()
@@ -63,6 +63,9 @@ class Scale:
             },
             **{f"us_per_action_{n}": us for n, us in zip(NAMES, each.values(), strict=True)},
             "flat_ratio": float(np.median([most.ours_us / least.ours_us for most, least in pairs])),
+            "flat_ratio_row": float(
+                np.median([most.row_us / least.row_us for most, least in pairs])
+            ),
         }
 
     def describe(self, report: Report) -> None:
@@ -75,13 +78,17 @@ class Scale:
                     for name in ("worker", "store", "broker")
                 ),
                 float(np.median([spell.rows for spell in spells])),
+                float(np.median([spell.row_us for spell in spells])),
             )
             for users, spells in self.load.items()
         ]
         report.table(
             f"One load of {STEADY_PER_S:,} actions/s, Poisson, by users with a row; µs of CPU an "
             f"action, {len(self.load[USERS[0]])} rounds",
-            ["users with a row", "worker µs", "store µs", "broker µs", "rows an action"],
+            [
+                *("users with a row", "worker µs", "store µs", "broker µs", "rows an action"),
+                "worker and store, µs a row",
+            ],
             rows,
         )
         rows = [

@@ -35,8 +35,8 @@ POLL_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """One spell of load. cpu_us: CPU time an action of worker, store and broker. rows: written an
-    action.
+    """One spell of load. cpu_us: CPU time an action of worker, store and broker, once warm. rows:
+    written an action, of the whole spell.
     """
 
     cpu_us: Mapping[str, float]
@@ -44,8 +44,13 @@ class Steady:
 
     @property
     def ours_us(self) -> float:
-        """Of the worker and the store."""
+        """Of the worker and the store, an action."""
         return self.cpu_us["worker"] + self.cpu_us["store"]
+
+    @property
+    def row_us(self) -> float:
+        """The same a row written: a worker that is behind merges actions of few users."""
+        return self.ours_us / self.rows
 
 
 def steady(
