@@ -27,6 +27,9 @@ from typing import Final
 from schemas.errors import RequestError
 
 _GAIN: Final = 0.1
+#: An estimate of patience that keeps requests from being looked at is believed ever less, since
+#: only those that are looked at correct it.
+_FADE: Final = 1.005
 _OVERLOADED: Final = 503
 
 
@@ -100,6 +103,10 @@ class Admission:
         lag_s = self.lag()
         wait_s = self.wait_s + self.coming * self._typical_s
         self._check(self.in_flight + self.coming, wait_s, max(waited_s, lag_s))
+        if wait_s + waited_s > self._patience_s:
+            patience_s, self._patience_s = self._patience_s, self._patience_s * _FADE
+            self.refused.deadline += 1
+            raise self._too_long(patience_s, wait_s + waited_s)
         if left_s <= 0:
             raise self.too_late()
         if self.wait_s + lag_s > left_s:
@@ -112,13 +119,14 @@ class Admission:
         return _refusal("time until its deadline", "none")
 
     @contextmanager
-    def admitted(self, cost_s: float, patience_s: float) -> Iterator[None]:
+    def admitted(self, cost_s: float, patience_s: float, waited_s: float = 0.0) -> Iterator[None]:
         """Serve a request inside the block.
 
-        cost_s: what it will take the inference thread. patience_s: how long it can wait and still
-        be served in full. Raises RequestError (503), and nothing was counted.
+        cost_s: what it will take the inference thread. patience_s: how long it can wait from now on
+        and still be served in full. waited_s: how long it did before. Raises RequestError (503),
+        and nothing was counted.
         """
-        self._learn(max(patience_s, 0.0))
+        self._learn(max(patience_s, 0.0) + waited_s)
         self._check(self.in_flight, self.wait_s)
         if self.wait_s > max(patience_s, 0.0):
             self.refused.deadline += 1
@@ -150,12 +158,10 @@ class Admission:
             else:
                 self.refused.loop += 1
             raise self._too_long(bound_s, all_s)
-        if all_s > self._patience_s:
-            self.refused.deadline += 1
-            raise self._too_long(self._patience_s, all_s)
 
     def _learn(self, patience_s: float) -> None:
-        """How long the more patient of the callers can wait: who comes next is hardly more so."""
+        """How long the more patient of the callers can wait, from when they ask: who comes next is
+        hardly more so."""
         if patience_s >= self._patience_s or math.isinf(self._patience_s):
             self._patience_s = patience_s
         else:

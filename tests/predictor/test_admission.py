@@ -213,6 +213,34 @@ def test_who_could_not_be_answered_in_time_by_a_late_loop_is_refused() -> None:
     assert door.refused.deadline == 3
 
 
+def test_patience_counts_from_when_a_request_was_sent() -> None:
+    """A machine that keeps all requests waiting makes nobody less patient."""
+    door, _ = admission()
+    for _ in range(50):
+        door.check(waited_s=0.1)
+        with door.admitted(COST_S, 0.05, waited_s=0.1):
+            pass
+    door.check(waited_s=0.14)
+    with pytest.raises(RequestError, match="a wait of at most 150 ms, got 160 ms"):
+        door.check(waited_s=0.16)
+
+
+def test_an_estimate_that_keeps_everybody_out_fades() -> None:
+    door, _ = admission()
+    with door.admitted(COST_S, 0.03):  # a caller in a hurry, before patient ones
+        pass
+    refused = 0
+    while True:
+        try:
+            door.check(waited_s=0.1)
+            break
+        except RequestError:
+            refused += 1
+    assert 100 < refused < 400
+    with door.admitted(COST_S, 0.4, waited_s=0.1):
+        door.check(waited_s=0.45)
+
+
 def test_reading_rows_is_no_queue() -> None:
     """Requests whose rows are on the way count, but only beyond what reading takes."""
     door, clock = admission()

@@ -60,7 +60,7 @@ def query(candidates: Any = ITEMS, **changes: Any) -> Query:
         "now_ms": NOW_MS,
         "received_ms": NOW_MS + 1,
         "page_size": 5,
-        "timeout_ms": 2000.0,
+        "timeout_ms": 60_000.0,
     }
     return Query(**(given | changes))
 
