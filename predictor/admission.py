@@ -1,8 +1,9 @@
 """Who is served and who is refused at once, so that overload costs the refused and nobody else.
 
 A request waits for what was admitted before it, and that wait is known in advance, from what each
-will cost the inference thread; before that it waits for the event loop to see it, and that wait is
-measured: its own where the protocol can tell, else the loop's lag. Two bounds hold both together:
+will cost the inference thread and the event loop (which share the interpreter); before that it
+waits for the event loop to see it, and that wait is measured: its own where the protocol can tell,
+else the loop's lag. Two bounds hold both together:
 
 deadline  whoever would wait so long that its own work does not end in time is refused at once.
 standing  a queue that was not short for `interval_s` is no burst but overload: from then on nobody
@@ -21,7 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Final
 
 from schemas.errors import RequestError
@@ -30,6 +31,8 @@ _GAIN: Final = 0.1
 #: An estimate of patience that keeps requests from being looked at is believed ever less, since
 #: only those that are looked at correct it.
 _FADE: Final = 1.005
+#: Of the event loop's time for a request: more is something else that it did.
+_MOST_LOOP_S: Final = 0.005
 _OVERLOADED: Final = 503
 
 
@@ -70,7 +73,8 @@ class Admission:
     lag: by how many seconds the event loop is late now. in_flight: requests admitted and not
     answered. wait_s: what the inference thread still has to do for them. coming: requests that
     passed `check` and are still being read, kept by who called it: all of a burst are checked
-    before the first of them is admitted.
+    before the first of them is admitted. loop_s: of the processor, what the event loop's thread
+    needs for a request that is served.
     """
 
     config: AdmissionConfig = field(default_factory=AdmissionConfig)
@@ -79,12 +83,15 @@ class Admission:
     in_flight: int = 0
     wait_s: float = 0.0
     coming: int = 0
+    loop_s: float = 0.0
     refused: Refused = field(default_factory=Refused)
     _typical_s: float = 0.0
     _reading_s: float = 0.0
     _patience_s: float = math.inf
     _long_since_s: float = math.inf
     _cut_s: float = -math.inf
+    _served: int = 0
+    _noted: tuple[float, int, int] = (math.inf, 0, 0)
 
     @property
     def bound_s(self) -> float:
@@ -138,8 +145,19 @@ class Admission:
             yield
         finally:
             self.in_flight -= 1
+            self._served += 1
             self.wait_s = max(0.0, self.wait_s - cost_s) if self.in_flight else 0.0
             self._look(self.clock())
+
+    def used_by_loop(self, thread_s: float) -> None:
+        """The processor's time of the event loop's thread until now; to be told often. Refusals are
+        no part of what serving takes, so times with refusals teach nothing."""
+        refused = sum(astuple(self.refused))
+        before_s, served, as_before = self._noted
+        self._noted = thread_s, self._served, refused
+        if self._served > served and refused == as_before and thread_s > before_s:
+            each_s = min((thread_s - before_s) / (self._served - served), _MOST_LOOP_S)
+            self.loop_s += (_GAIN if self.loop_s else 1.0) * (each_s - self.loop_s)
 
     def took_to_read(self, seconds: float) -> None:
         """What the store took for one request."""

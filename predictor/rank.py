@@ -228,7 +228,8 @@ class Ranker:
         likely_s = sum(self.costs.likely_s(*stage) for stage in stages)
         patience_s = max((left_s - likely_s) * _TRUST, left_s * _CHANCE)
         waited_s = current().waited_s
-        return self.admission.admitted(self._expected_s(stages), patience_s, waited_s)
+        cost_s = self._expected_s(stages) + self.admission.loop_s
+        return self.admission.admitted(cost_s, patience_s, waited_s)
 
     def _expected_s(self, stages: Stages) -> float:
         return sum(self.costs.expected_s(*stage) for stage in stages)

@@ -41,8 +41,13 @@ class Readings:
         self.one("encore_in_flight", "Requests being served", lambda: admission.in_flight)
         self.one(
             "encore_queue_seconds",
-            "What the inference thread still has to do for them",
+            "What the inference thread and the event loop still have to do for them",
             lambda: admission.wait_s,
+        )
+        self.one(
+            "encore_loop_request_seconds",
+            "Of the processor, what the event loop needs for a request that is served",
+            lambda: admission.loop_s,
         )
         self.by(
             "encore_overload_refused_total",

@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,7 +262,12 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
         lag = ranker.admission.lag = LoopLag()
-        looping = asyncio.create_task(lag.run(metrics.observe_loop), name="loop lag")
+
+        def looked(late_s: float) -> None:
+            metrics.observe_loop(late_s)
+            ranker.admission.used_by_loop(time.thread_time())
+
+        looping = asyncio.create_task(lag.run(looked), name="loop lag")
         stack.push_async_callback(_cancelled, looping)
         service = Service(
             ranker=ranker,

@@ -241,6 +241,32 @@ def test_an_estimate_that_keeps_everybody_out_fades() -> None:
         door.check(waited_s=0.45)
 
 
+def test_what_the_loop_needs_for_a_request_is_learned_between_refusals() -> None:
+    door, _ = admission(in_flight=2)
+
+    def served(times: int) -> None:
+        for _ in range(times):
+            with door.admitted(COST_S, 9.0):
+                pass
+
+    door.used_by_loop(1.0)
+    served(3)
+    door.used_by_loop(1.003)
+    assert door.loop_s == pytest.approx(0.001)
+    door.used_by_loop(1.5)  # without requests
+    assert door.loop_s == pytest.approx(0.001)
+    served(1)
+    door.used_by_loop(3.5)  # whatever that was, a request it was not
+    assert door.loop_s == pytest.approx(0.001 + 0.1 * 0.004)
+    with door.admitted(COST_S, 9.0), door.admitted(COST_S, 9.0), pytest.raises(RequestError):
+        door.check()
+    door.used_by_loop(3.503)
+    assert door.loop_s == pytest.approx(0.0014)
+    served(2)
+    door.used_by_loop(3.505)
+    assert door.loop_s == pytest.approx(0.0014 - 0.1 * 0.0004)
+
+
 def test_reading_rows_is_no_queue() -> None:
     """Requests whose rows are on the way count, but only beyond what reading takes."""
     door, clock = admission()
