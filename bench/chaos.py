@@ -4,7 +4,8 @@ Two workers and two item workers fold a load into the demo's views while a seede
 strikes: a process killed (SIGKILL); one stopped for longer than its session and then let go on; the
 store killed and its file cut to what was confirmed; the broker restarted without its log (it keeps
 none); all clients cut off from it and let in again, its log as it was; the re-keyed topic lost
-alone. Afterwards every row must equal the oracle bit for bit.
+alone; every view filled anew from the archive and switched to, by a process that may be killed,
+stopped and cut off as well. Afterwards every row must equal the oracle bit for bit.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def run(options: Options) -> Report:
         [*sorted(chaos.done.items()), *sorted((f"ended: {k}", n) for k, n in exits.items())],
     )
     report.note(f"the store lost {made.cut_bytes:,} bytes, the broker {made.epoch - 1} logs")
+    report.note(f"every view filled in a new generation and switched to {chaos.crew.filled} times")
     gate = made.gate.counts
     report.note(
         f"cut off: {gate.connections} connections, {gate.halved} in the midst of a reply;"
@@ -63,6 +65,7 @@ def run(options: Options) -> Report:
         "doubled": verdict.doubled,
         "unequal_rows": verdict.unequal,
         "unlogged": verdict.unlogged,
+        "filled": chaos.crew.filled,
         "connections_cut": gate.connections,
         "seconds": struck_s,
     }
@@ -87,7 +90,8 @@ def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, 
 def judge(made: World, logged: list[Logged]) -> Verdict:
     """Every row of every view against the oracle."""
     verdict = Verdict(actions=sum(len(actions) for actions, _ in logged))
+    views = made.views
     with RedisRowStore(made.store_url) as store:
-        for view in made.views:
+        for view in views:
             check_view(store, view, logged, verdict)
     return verdict

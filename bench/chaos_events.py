@@ -22,7 +22,7 @@ from bench.chaos_nursery import Nursery
 from bench.chaos_world import Load, World, continued
 from schemas.errors import StreamError
 
-EventKind = Literal["kill", "stop", "store", "broker", "rekeyed", "cut"]
+EventKind = Literal["kill", "stop", "store", "broker", "rekeyed", "cut", "fill"]
 
 PROGRESS_S: Final = 4.0
 TICK_S: Final = 0.01
@@ -31,17 +31,20 @@ CUT_S: Final = (0.5, 3.5)
 SETTLE_S: Final = 60.0
 LOOK_S: Final = 0.2
 DRAIN_S: Final = 25.0
+FILLED_S: Final = 180.0
+FILLER: Final = "filler"
 
 
 def deck(kills: int, dice: random.Random) -> list[EventKind]:
-    """The events, shuffled: of ten about one store, of twenty one lost log of each kind, and one
-    time that the broker is away with its log."""
+    """The events, shuffled: of ten about one store, of twenty one lost log of each kind, one time
+    that the broker is away with its log, and one backfill of all views."""
     few = max(1, kills // 20)
     events: list[EventKind] = ["store"] * max(1, kills // 10)
     counts: dict[EventKind, int] = {
         "broker": few if kills >= 4 else 0,
         "rekeyed": few if kills >= 5 else 0,
         "cut": few if kills >= 6 else 0,
+        "fill": few if kills >= 7 else 0,
         "stop": kills // 4,
     }
     for event, count in counts.items():
@@ -53,13 +56,15 @@ def deck(kills: int, dice: random.Random) -> list[EventKind]:
 
 @dataclass(slots=True)
 class Crew:
-    """The stream processes: name → pid, kept running. stopped: pid → when it goes on."""
+    """The stream processes: name → pid, kept running. stopped: pid → when it goes on.
+    filled: how many backfills were done."""
 
     nursery: Nursery
     kinds: dict[str, str]
     pids: dict[str, int] = field(default_factory=dict)
     stopped: dict[int, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
+    filled: int = 0
 
     def start(self) -> None:
         """Everybody that does not run."""
@@ -78,10 +83,23 @@ class Crew:
             self.stopped.pop(pid, None)
             if self.pids.get(name) == pid:
                 del self.pids[name]
+                if name == FILLER and code == 0:
+                    del self.kinds[name]
+                    self.filled += 1
         now_s = time.monotonic()
         for pid in [pid for pid, until_s in self.stopped.items() if now_s >= until_s]:
             del self.stopped[pid]
             self._signal(pid, signal.SIGCONT)
+        self.start()
+
+    @property
+    def fills(self) -> bool:
+        """A backfill is not done yet."""
+        return FILLER in self.kinds
+
+    def fill(self) -> None:
+        """Begin a backfill of all views; it is run again until it is done."""
+        self.kinds.setdefault(FILLER, "fill")
         self.start()
 
     def kill(self, dice: random.Random) -> None:
@@ -158,6 +176,7 @@ class Chaos:
             self._strike(event)
             self.done[event] += 1
         self._settle()
+        self._filled()
         self.world.read_log()
 
     def _strike(self, event: EventKind) -> None:
@@ -173,6 +192,8 @@ class Chaos:
             # Rows that a dead process left ahead of their source table would be refused.
             self._caught_up(self.world.ends())
             self.crew.hold("items", self.world.lose_rekeyed_log)
+        elif event == "fill":
+            self.crew.fill()
         elif event == "cut":
             self.world.gate.cut()
             self._wait(self.dice.uniform(*CUT_S))
@@ -200,6 +221,16 @@ class Chaos:
                 self.crew.look_after()
                 if time.monotonic() > deadline_s:
                     raise
+
+    def _filled(self) -> None:
+        """Until no backfill is under way."""
+        deadline_s = time.monotonic() + FILLED_S
+        while self.crew.fills:
+            self._wait(LOOK_S)
+            if time.monotonic() > deadline_s:
+                raise StreamError(
+                    "backfill", required=f"to be done within {FILLED_S:g} s", got="one under way"
+                )
 
     def _progress(self) -> None:
         """Until something is stored, or PROGRESS_S at most."""

@@ -1,9 +1,10 @@
 """Stream processes that are there in a moment: forked by one that has imported everything.
 
-`python -m bench.chaos_nursery CONFIG` reads lines `NAME KIND` (worker, items), forks for each a
-process that runs it as `encore stream` and `encore items` do, and writes `started NAME PID`, later
-`ended NAME PID CODE`. A process killed at random is replaced in milliseconds, where importing costs
-seconds of a core; what is killed is a whole process all the same.
+`python -m bench.chaos_nursery CONFIG` reads lines `NAME KIND` (worker, items, fill), forks for
+each a process that runs it as `encore stream`, `encore items` and `encore backfill` do, and writes
+`started NAME PID`, later `ended NAME PID CODE`. A process killed at random is replaced in
+milliseconds, where importing costs seconds of a core; what is killed is a whole process all the
+same.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final, Self
 
+from bench.chaos_filling import run_filling
 from streams.config import StreamConfig
 from streams.item_worker import run_item_worker
 from streams.worker import run_worker
 
-RUNS: Final = {"worker": run_worker, "items": run_item_worker}
+RUNS: Final = {"worker": run_worker, "items": run_item_worker, "fill": run_filling}
 POLL_S: Final = 0.02
 START_S: Final = 20.0
 PR_SET_PDEATHSIG: Final = 1

@@ -36,10 +36,13 @@ from schemas.errors import StreamError
 from schemas.names import PLAN_KEY
 from schemas.plan import Plan, ViewPlan, dump_plan, load_plan
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from streams.action_table import action_table
 from streams.admin import Admin
+from streams.archive import partition_dir, write_file
 from streams.config import StreamConfig
 from streams.ends import read_ends
 from streams.log_reader import KafkaLogReader
+from streams.messages import decode_records
 from streams.producer import ActionProducer
 from streams.replay import StreamMark, item_mark, wait_stored
 
@@ -96,8 +99,11 @@ class World:
 
     @property
     def views(self) -> tuple[ViewPlan, ...]:
-        """All are streamed."""
-        return self.plan.views
+        """Those that are published, all of them streamed: a backfill publishes others."""
+        with RedisRowStore(self.store_url) as store:
+            text = store.get_text(PLAN_KEY)
+        assert text is not None
+        return load_plan(text).views
 
     def publish(self) -> None:
         """The plan into the store, and onto its disk: an operator's act, not a worker's."""
@@ -155,16 +161,24 @@ class World:
         return {partition: end for (_, partition), end in found.items() if end}
 
     def read_log(self) -> None:
-        """Add what the present log holds to the truth."""
+        """Add what the present log holds to the truth, and to the archive as a sink would."""
 
         async def read(partition: int, end: int) -> None:
             reader, at = KafkaLogReader(self.config.bootstrap, 10_000), 0
             while at < end:
-                for record in await reader.read(self.config.topic, partition, at, end):
+                records = await reader.read(self.config.topic, partition, at, end)
+                for record in records:
                     batch = decode_batch(record.value)
                     self.logged.append((batch.actions, batch.sent_ms))
-                    at = int(record.offset) + 1
+                table = action_table(decode_records(records, self.config.partitions)[0])
+                last = int(records[-1].offset)
+                write_file(partition_dir(root, topic_id, partition), at, last, table)
+                at = last + 1
             await reader.close()
+
+        with Admin(self.config.bootstrap) as admin:
+            facts = admin.ensure_topics(self.config.topics)[self.config.topic]
+        root, topic_id = self.config.archive_dir / self.config.topic, facts.topic_id
 
         for place in self.ends().items():
             asyncio.run(read(*place))
