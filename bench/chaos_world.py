@@ -257,6 +257,7 @@ class Load(threading.Thread):
     """Sends until told to stop, one batch at a time, over a new connection where one broke.
 
     logged: what the broker confirmed. unheard: sends that failed, which may be in the log.
+    clock_ms: of the load, from T0 on; it never goes back, since a backfill orders lost logs by it.
     """
 
     def __init__(self, config: StreamConfig, seed: int, per_s: int) -> None:
@@ -268,24 +269,25 @@ class Load(threading.Thread):
         self._sent = 0
         self.logged: list[Logged] = []
         self.unheard = 0
+        self.clock_ms = T0
 
     def run(self) -> None:
         """Pace is by the clock: what a slow broker delays is sent behind it."""
-        begun_s = time.monotonic()
+        begun = time.monotonic(), self.clock_ms
         try:
             while not self._enough.is_set():
                 try:
-                    self._send(begun_s)
+                    self._send(*begun)
                 except StreamError:  # as another process would go on, with other actions
                     self._enough.wait(RECONNECT_S)
         except Exception as error:
             self._failure = error
 
-    def _send(self, begun_s: float) -> None:
+    def _send(self, begun_s: float, begun_ms: int) -> None:
         config = self._config
         with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
             while not self._enough.is_set():
-                now_ms = T0 + int(1000 * (time.monotonic() - begun_s))
+                self.clock_ms = now_ms = begun_ms + int(1000 * (time.monotonic() - begun_s))
                 part = draw_actions(self._dice, MESSAGE_ACTIONS, now_ms)
                 self._sent += len(part)
                 self.unheard += 1
@@ -306,4 +308,5 @@ def continued(load: Load, config: StreamConfig, seed: int, per_s: int) -> Load:
     """Another load into a new log, which knows what the earlier one logged."""
     following = Load(replace(config), seed, per_s)
     following.logged, following.unheard = load.logged, load.unheard
+    following.clock_ms = load.clock_ms + 1
     return following
