@@ -284,10 +284,14 @@ MUTANTS: Final = (
     Mutant("nothing is written once the log is another", Source, "check", never_check),
     Mutant("a process stays in one history", server, "check_history", trust_any_history),
     Mutant("what the table has is dropped", SourceTable, "admit", admit_everything),
-    Mutant("a table is saved as at its position", SourceTable, "copy", share_the_table, 226),
+    Mutant("a table is saved as at its position", SourceTable, "copy", share_the_table, 264),
     Mutant("a message is for one log", item_messages, "record_headers", forget_which_log, 21),
     Mutant(
-        "a table names the version it read", MemoryRowStore, "compare_and_set_text", save_blindly
+        "a table names the version it read",
+        MemoryRowStore,
+        "compare_and_set_text",
+        save_blindly,
+        106,
     ),
     Mutant("malformed messages are dead letters", SideOutputs, "send_dead", send_nothing),
     Mutant("late actions go aside", SideOutputs, "send_late", send_nothing),
