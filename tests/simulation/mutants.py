@@ -277,7 +277,7 @@ MUTANTS: Final = (
     Mutant("nothing is acked after a failure", Folder, "begin", go_on_after_failure),
     Mutant("rows come before their mark", Folder, "begin", answer_before_it_is_done),
     Mutant("a row's messages come in order", lanes, "_behind", begin_at_once, 8),
-    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 33),
+    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 161),
     Mutant("a deletion empties its row", deletion, "deletions", keep_what_was_deleted),
     Mutant("marks never move back", memory, "merge_progress", overwrite_marks),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered),
