@@ -281,7 +281,8 @@ def test_rule_8_of_two_applies_at_once_one_wins_and_one_is_told(valkey: str) -> 
             (told,) = [each for each in outcomes if each is not True]
             assert isinstance(told, PlanError)
             assert "another apply" in str(told)
-            assert "run `encore apply` again" in str(told)
+            # The loser reads the store before or after the winner wrote.
+            assert "run `encore apply` again" in str(told) or "--take-over" in str(told)
             assert published(store) == rivals[outcomes.index(True)]
             assert store.get_text(PLAN_VERSION_KEY) == str(counter + 1)
 

@@ -81,8 +81,9 @@ def test_archive_and_rank_log_go_on(gate: Gate, valkey: str, tmp_path: Path) -> 
 
         def archived() -> int:
             kept()
-            there = list(config.archive_dir.joinpath(config.topic).rglob("*.parquet"))
-            return len(archive_of(stack, config.topic)) if there else 0
+            places = list(config.archive_dir.joinpath(config.topic).glob("*/partition=*"))
+            whole = places and all(list(place.glob("*.parquet")) for place in places)
+            return len(archive_of(stack, config.topic)) if whole else 0
 
         def shipped() -> bool:
             kept()
