@@ -117,8 +117,8 @@ def start_store(run_dir: Path, port: int = 0, data_dir: Path | None = None) -> S
             "dir": str(files.resolve()),
             "appendonly": "yes",
             "appendfsync": "everysec",
-            # A smaller file is rewritten again and again under a backlog: a quarter of its time.
-            "auto-aof-rewrite-min-size": "256mb",
+            # Rewriting takes a core for a second or two, and rows wait: not again and again.
+            "auto-aof-rewrite-min-size": "1gb",
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
