@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +39,8 @@ EXIT_FAILED: Final = 1
 EXIT_MOVED: Final = 3
 DRAIN_S: Final = 20.0
 STOP_S: Final = 10.0
+#: From the moment Faust is told to stop.
+LEAVE_S: Final = 15.0
 #: For how long the consumer's thread waits while the event loop folds; Python's own 5 ms, at each
 #: of the many reads that a fetch takes, would leave the loop without records.
 SWITCH_S: Final = 0.001
@@ -136,6 +140,23 @@ def run_apps(make: Callable[[], Awaitable[StreamApp]]) -> int:
 
 
 @contextmanager
+def leaving(code: int) -> Iterator[None]:
+    """The process ends within `LEAVE_S` with that exit code, whatever hangs.
+
+    A task of Faust's that does not take its cancellation holds up its stop, or `asyncio.run`, and
+    nobody starts a process again that does not end. What has to be stored and told is by now. One
+    that goes on with another application has `LEAVE_S` for the block alone.
+    """
+    moved = code == EXIT_MOVED
+    timer = threading.Timer(LEAVE_S, os._exit, (EXIT_FAILED if moved else code,))
+    timer.daemon = True
+    timer.start()
+    yield
+    if moved:
+        timer.cancel()
+
+
+@contextmanager
 def tuned_interpreter() -> Iterator[None]:
     """The interpreter set up for a stream: records by the ten thousand, and a consumer's thread.
 
@@ -206,11 +227,11 @@ class StreamApp:
             app.transport.leaves_group = code == EXIT_OK
         except EncoreError as error:
             log.error("%s: ended: %s", self._group, error, extra={"error": error.parts()})
-            return EXIT_FAILED
+            code = EXIT_FAILED
         except Exception:
             log.exception("%s: ended by an unforeseen error", self._group)
-            return EXIT_FAILED
-        finally:
+            code = EXIT_FAILED
+        with leaving(code):
             await self._shut(app)
         return code
 

@@ -9,7 +9,8 @@ Three things differ from `faust.transport.drivers.aiokafka`:
   `Marks.advance` moves a mark, once everything before it is stored. So an exception that escapes
   an agent, a message skipped in a rebalance or an ack by `Stream.take` cannot lose anything.
 - After each assignment a partition is read from where the owner of the marks says (`StartAt`),
-  not from the committed offset, which may be ahead of a store that went back.
+  not from the committed offset, which may be ahead of a store that went back. No fetch is under
+  way meanwhile: it would take what lies behind the new position with it, and be dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from faust.types import TP
 #: Partitions newly assigned → the offset to read each from; one left out starts at its commit.
 StartAt = Callable[[frozenset[TP]], Awaitable[dict[TP, int]]]
 
-POLL_S = 1.0
+#: The longest a fetch waits for records, and so the longest a rebalance waits for a fetch.
+POLL_S = 0.2
 
 
 @dataclass(slots=True)
@@ -100,6 +102,10 @@ class ListConsumer(driver.Consumer):
 
     transport: ListTransport
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._positions = asyncio.Lock()  # a fetch moves them, and so does a seek
+
     def _new_consumer_thread(self) -> ListConsumerThread:
         return ListConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -117,6 +123,13 @@ class ListConsumer(driver.Consumer):
             if records:
                 await self._pass_on(records, active)
             await asyncio.sleep(0)
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        """Nothing while positions are sought; `_pass_on` drops what a rebalance overtakes here."""
+        async with self._positions:
+            if not self.flow_active:
+                return {}
+            return await super()._getmany(active_partitions, timeout)
 
     async def _pass_on(self, records: Any, active: set[TP] | None) -> None:
         """One message for each list.
@@ -141,6 +154,10 @@ class ListConsumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         """To the committed offsets, then to where the owner of the marks says."""
+        async with self._positions:
+            await self._seek_all()
+
+    async def _seek_all(self) -> None:
         await super().perform_seek()
         assigned = frozenset(TP(tp.topic, tp.partition) for tp in self.assignment())
         self.transport.marks.own(assigned)

@@ -6,6 +6,7 @@ FAULT names a defect to run with: the point of the tests that use one is that no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -37,6 +38,21 @@ class RaisingWorker(Worker):
         await super().handle(lists)
 
 
+class StubbornWorker(Worker):
+    """Fails, and leaves a task behind that does not take its cancellation."""
+
+    async def handle(self, lists: Any) -> None:
+        self.task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        raise ZeroDivisionError("nobody foresaw this")
+
+
+async def stubborn() -> None:
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
 class WaitingWorker(Worker):
     """Waits for what never happens, once it has been given something."""
 
@@ -65,6 +81,7 @@ def slow_store(config: StreamConfig) -> SlowStore:
 
 FAULTS: dict[str, Callable[[StreamConfig], Worker]] = {
     "raise": RaisingWorker,
+    "stubborn": StubbornWorker,
     "wait": WaitingWorker,
     "block": BlockingWorker,
     "slow": lambda config: Worker(config, Servers(open_store=slow_store)),

@@ -113,6 +113,16 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Iterator[Stack]:
     yield made
 
 
+def test_a_process_ends_though_a_task_does_not_let_it(stack: Stack) -> None:
+    """Nobody starts one again that has failed and stays."""
+    config = stack.config
+    with running("worker", stack, "stubborn") as worker:
+        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
+            producer.send(some_actions(10, 5, 0), T0)
+        assert worker.wait() == 1
+        assert "nobody foresaw this" in worker.text()
+
+
 @pytest.mark.parametrize("fault", ["wait", "block"])
 def test_a_worker_that_hangs_is_ended_and_loses_nothing(stack: Stack, fault: str) -> None:
     """It waits for what never happens, or holds the event loop: heartbeats go on in either case."""
