@@ -58,7 +58,7 @@ QUICK: Final = Scale(
     steady=400,
     tail=95,
     at={"aggregate": 200, "rank": 100},
-    rates={"aggregate": (200, 400, 800), "rank": (100, 200)},
+    rates={"aggregate": (200, 400, 800, 1_300), "rank": (100, 200, 350)},
     overload_s=2.0,
 )
 FULL: Final = Scale(

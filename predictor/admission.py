@@ -159,6 +159,11 @@ class Admission:
             each_s = min((thread_s - before_s) / (self._served - served), _MOST_LOOP_S)
             self.loop_s += (_GAIN if self.loop_s else 1.0) * (each_s - self.loop_s)
 
+    def crowded(self) -> bool:
+        """There are requests enough for the event loop to be late because of them. With fewer it is
+        others on the machine who make it late, and nobody gains where a request is refused."""
+        return self.in_flight + self.coming >= self.config.at_least
+
     def took_to_read(self, seconds: float) -> None:
         """What the store took for one request."""
         self._reading_s += _GAIN * (seconds - self._reading_s)
@@ -169,7 +174,7 @@ class Admission:
             self.refused.in_flight += 1
             raise _refusal(f"at most {self.config.in_flight} requests at once", "one more")
         all_s, bound_s = wait_s + behind_s, self.bound_s
-        if self._stands() and (all_s if self._crowded() else wait_s) > bound_s:
+        if self._stands() and (all_s if self.crowded() else wait_s) > bound_s:
             self._cut_s = self.clock()
             if wait_s > bound_s:
                 self.refused.standing += 1
@@ -198,17 +203,12 @@ class Admission:
         lag_s = self.lag()
         if (
             self.wait_s <= self._typical_s + self._reading_s
-            and (lag_s <= self.config.target_s / 2 or not self._crowded())
+            and (lag_s <= self.config.target_s / 2 or not self.crowded())
             and now_s - self._cut_s > self.config.calm_s + lag_s
         ):
             self._long_since_s = math.inf
         else:
             self._long_since_s = min(self._long_since_s, now_s)
-
-    def _crowded(self) -> bool:
-        """There are requests enough for the event loop to be late because of them. With fewer it is
-        others on the machine who make it late, and nobody gains where a request is refused."""
-        return self.in_flight + self.coming >= self.config.at_least
 
     def _too_long(self, bound_s: float, wait_s: float) -> RequestError:
         required = f"a wait of at most {max(bound_s, 0) * 1000:.0f} ms"

@@ -55,6 +55,7 @@ class Front(HttpToolsProtocol):
         app: Any = config.app
         service: Service = app.state.service
         self._admission = service.ranker.admission
+        self._resting = service.ranker.resting
         self._metrics = service.observer.metrics
         self._refused = False  # the request that is coming in
         self._stays = True  # the connection, after it
@@ -140,3 +141,4 @@ class Front(HttpToolsProtocol):
         lines += [b"\r\n" if self._stays else b"connection: close\r\n\r\n", body]
         self.transport.write(b"".join(lines))
         self._metrics.observe(Timeline(name, "http"), error.status, error.where)
+        self._resting.refused()

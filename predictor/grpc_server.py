@@ -37,7 +37,7 @@ log: Final = logging.getLogger(__name__)
 _REFUSABLE: Final = 4
 #: Calls of a method that wait to be seen by the event loop: from the first bound on some, from the
 #: second on all further ones are reset by the library, outside of Python (the caller: CANCELLED).
-_UNSEEN: Final = (32, 64)
+_UNSEEN: Final = (16, 32)
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
@@ -122,7 +122,7 @@ class _Calls:
         message and a message are the same on the wire): whoever is refused costs no reading.
         """
         infer = self._answer(messages.ModelInferRequest, self._infer)
-        admission = self._service.ranker.admission
+        admission, resting = self._service.ranker.admission, self._service.ranker.resting
 
         async def answer(_: object, context: Context) -> bytes:
             left_s = context.time_remaining()  # None where the caller set no deadline
@@ -131,6 +131,7 @@ class _Calls:
             except RequestError as error:
                 timeline = Timeline(UNREAD, "grpc")
                 self._service.observer.metrics.observe(timeline, error.status, error.where)
+                resting.refused()
                 await _abort(context, code_of(error), error)
             admission.coming += 1
             try:

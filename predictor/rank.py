@@ -33,6 +33,7 @@ from predictor.generation import Generations, ServingGeneration
 from predictor.items import Asked, ask
 from predictor.record import LogEntry, Query
 from predictor.required import check_required
+from predictor.resting import Resting
 from predictor.spool import SpoolWriter
 from predictor.timeline import Laps, Served, current
 from schemas.errors import RequestError
@@ -48,7 +49,7 @@ Stages = tuple[tuple[Stage, int], ...]
 
 _STALE, _CORRUPT = int(Status.STALE), int(Status.CORRUPT)
 #: Part of what a request could wait that it is let wait: those before it may take longer.
-_TRUST: Final = 0.8
+_TRUST: Final = 0.5
 #: Part of its time that a request may wait which cannot be served in full anyway.
 _CHANCE: Final = 0.25
 #: Part of its time that is kept for the reply at least: timers are late on a busy machine.
@@ -119,6 +120,7 @@ class Ranker:
         self.spool = spool
         self.config = config
         self.admission = Admission(AdmissionConfig(config.in_flight))
+        self.resting = Resting(self.admission)
         self.costs = StageCosts()
         self.reader = store if isinstance(store, StoreReader) else StoreReader(store)
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")

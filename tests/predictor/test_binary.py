@@ -20,6 +20,7 @@ from predictor.http import create_app
 from predictor.limits import Limits
 from predictor.protocol import InferReply, InferRequest, encode_reply, parse_infer
 from predictor.rank import Ranker
+from predictor.resting import Resting
 from predictor.service import Service
 from schemas.errors import LocalError, RequestError
 from tests.predictor.support import RunningServer
@@ -32,6 +33,7 @@ def bare_service() -> Service:
     service.limits = Limits()
     service.ranker = Ranker.__new__(Ranker)
     service.ranker.admission = Admission(AdmissionConfig())
+    service.ranker.resting = Resting(service.ranker.admission)
     return service
 
 
