@@ -159,6 +159,10 @@ class Admission:
             each_s = min((thread_s - before_s) / (self._served - served), _MOST_LOOP_S)
             self.loop_s += (_GAIN if self.loop_s else 1.0) * (each_s - self.loop_s)
 
+    def waits_for_inference(self) -> bool:
+        """Those who are served wait for the inference thread, more than for the event loop."""
+        return self.crowded() and self._typical_s > 2 * self.loop_s  # it is a part of the typical
+
     def crowded(self) -> bool:
         """There are requests enough for the event loop to be late because of them. With fewer it is
         others on the machine who make it late, and nobody gains where a request is refused."""

@@ -2,10 +2,11 @@
 
 Under overload the loop is woken for each refusal, and each time takes the interpreter lock from the
 inference thread, which gives it up with every operation on tensors: both spend more on handing it
-over than on their work. So in a crowd the loop sleeps once in each turn that refused anybody. The
-inference thread goes on undisturbed, refusals come in batches, and over gRPC the calls that pile up
-are reset by the library, outside of Python. It holds up replies by as much, of which a request that
-stands in a queue anyway notices little.
+over than on their work. So where requests wait for inference the loop sleeps once in each turn that
+refused anybody. The inference thread goes on undisturbed, refusals come in batches, and over gRPC
+the calls that pile up are reset by the library, outside of Python. It holds up replies by as much,
+of which a request that stands in a queue anyway notices little. A loop that has more to do for a
+request than the inference thread does not rest.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Resting:
 
     def refused(self) -> None:
         """Somebody was refused in this turn of the running loop."""
-        if not self._due and self._admission.crowded():
+        if not self._due and self._admission.waits_for_inference():
             self._due = True
             asyncio.get_running_loop().call_soon(self._rest)
 

@@ -8,13 +8,17 @@ from predictor.admission import Admission
 from predictor.resting import REST_S, Resting
 
 
-def rests(crowd: int, turns: int, refusals: int) -> list[float]:
-    """Of a loop that refuses so often in each of its turns, with so many requests served."""
+def rests(crowd: int, turns: int, refusals: int, loop_s: float = 0.001) -> list[float]:
+    """Of a loop that refuses so often in each of its turns, with so many requests served, of which
+    each takes it loop_s and the inference thread 2 ms."""
     found: list[float] = []
 
     async def refuse() -> None:
         admission = Admission()
-        admission.in_flight = crowd
+        for _ in range(99):
+            with admission.admitted(0.002 + loop_s, 1.0):
+                pass
+        admission.in_flight, admission.loop_s = crowd, loop_s
         resting = Resting(admission, found.append)
         for _ in range(turns):
             for _ in range(refusals):
@@ -37,3 +41,7 @@ def test_not_where_nobody_was_refused() -> None:
 
 def test_not_where_the_inference_thread_has_hardly_anything_to_do() -> None:
     assert rests(crowd=4, turns=3, refusals=4) == []
+
+
+def test_not_where_the_loop_has_more_to_do_for_a_request() -> None:
+    assert rests(crowd=5, turns=3, refusals=4, loop_s=0.0021) == []
