@@ -73,7 +73,7 @@ FULL: Final = Scale(
         "rank": (60, 80, 100, 150, 200, 250, 300, 400, 500),
     },
     rounds=3,
-    overload_s=3.0,
+    overload_s=2.0,
 )
 
 
