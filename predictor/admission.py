@@ -161,9 +161,9 @@ class Admission:
 
     def waits_for_inference(self) -> bool:
         """Those who are served wait for the inference thread, more than for the event loop."""
-        return self.crowded() and self._typical_s > 2 * self.loop_s  # it is a part of the typical
+        return self._crowded() and self._typical_s > 2 * self.loop_s  # it is a part of the typical
 
-    def crowded(self) -> bool:
+    def _crowded(self) -> bool:
         """There are requests enough for the event loop to be late because of them. With fewer it is
         others on the machine who make it late, and nobody gains where a request is refused."""
         return self.in_flight + self.coming >= self.config.at_least
@@ -178,7 +178,7 @@ class Admission:
             self.refused.in_flight += 1
             raise _refusal(f"at most {self.config.in_flight} requests at once", "one more")
         all_s, bound_s = wait_s + behind_s, self.bound_s
-        if self._stands() and (all_s if self.crowded() else wait_s) > bound_s:
+        if self._stands() and (all_s if self._crowded() else wait_s) > bound_s:
             self._cut_s = self.clock()
             if wait_s > bound_s:
                 self.refused.standing += 1
@@ -207,7 +207,7 @@ class Admission:
         lag_s = self.lag()
         if (
             self.wait_s <= self._typical_s + self._reading_s
-            and (lag_s <= self.config.target_s / 2 or not self.crowded())
+            and (lag_s <= self.config.target_s / 2 or not self._crowded())
             and now_s - self._cut_s > self.config.calm_s + lag_s
         ):
             self._long_since_s = math.inf
