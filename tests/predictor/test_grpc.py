@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -158,8 +159,15 @@ def test_contents_in_place_of_raw_bytes(channel: grpc.Channel) -> None:
 
 
 def test_a_calls_deadline_is_the_requests(channel: grpc.Channel) -> None:
-    """It is answered in its time, the candidates in the caller's order; not cancelled."""
-    reply = call(channel, "ModelInfer", infer_request(timeout=1))
+    """It is answered in its time, the candidates in the caller's order; not cancelled. A machine
+    that stalls before a request of a millisecond is seen refuses it, so several are asked."""
+    asked_until_s, reply = time.monotonic() + 30, None
+    while reply is None:
+        try:
+            reply = call(channel, "ModelInfer", infer_request(timeout=1))
+        except grpc.RpcError as error:
+            assert error.code() is CODES.RESOURCE_EXHAUSTED, error.details()
+            assert time.monotonic() < asked_until_s, error.details()
     assert "deadline" in reply.parameters["degraded"].string_param
     assert tensors_of(reply)["page_ids"].tolist() == list(ITEMS[:6])
 
