@@ -83,9 +83,11 @@ class Cluster:
 
     def check(self) -> None:
         """Raises LocalError without a worker."""
-        if self.process.poll() is not None:
+        code = self.process.poll()
+        if code is not None:
             log = (self.directory / "worker.log").read_text()
-            raise LocalError("bench.worker", required="a running worker", got=log[-500:])
+            got = f"exit code {code} behind {log[-500:]}"
+            raise LocalError("bench.worker", required="a running worker", got=got)
 
     def stored(self, topic: str) -> dict[int, int]:
         """Partition → the next offset that is not stored. Raises LocalError without a worker."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from schemas.cores import unpinned
 from schemas.errors import LocalError
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -157,7 +158,7 @@ def spawn(spec: ChildSpec) -> Child:
         )
     guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *spec.command]
     try:
-        with _output(spec.log) as log:
+        with _output(spec.log) as log, unpinned():
             log_start_bytes = 0 if log is None else log.tell()
             process = subprocess.Popen(
                 guarded,

@@ -26,6 +26,7 @@ from encore.caching import cache_spec
 from encore.keep import READY_PATH, Kept, KeptSpec, ask
 from encore.serving_page import METRICS_PATH, Page, json_page, merged, serving_pages, text_page
 from encore.settings import Settings
+from schemas.cores import core_of
 from schemas.errors import LocalError
 from schemas.spool import worker_directory
 
@@ -114,9 +115,9 @@ class Workers:
 
 
 def _spec(settings: Settings, number: int, path: Path) -> KeptSpec:
-    own = settings.model_copy(
-        update={"workers": 1, "spool_dir": worker_directory(settings.spool, number)}
-    )
+    core = None if settings.cores is None else str(core_of(settings.cores, number))
+    directory = worker_directory(settings.spool, number)
+    own = settings.model_copy(update={"workers": 1, "cores": core, "spool_dir": directory})
     arguments = ["serve", "--socket", str(path)]
     return KeptSpec(f"worker-{number}", arguments, own.environment(), path)
 
@@ -125,7 +126,8 @@ def run_workers(settings: Settings, count: int, go_on: Callable[[], None]) -> in
     """Keep `count` serving processes until `go_on` raises. Returns the exit code: 1 where one did
     not end in order.
 
-    Raises LocalError where an address is taken, or the processes do not come up.
+    Raises LocalError where an address is taken, or the processes do not come up; SettingsError for
+    cores that they may not use.
     """
     with ExitStack() as held:
         settings = settings.model_copy(

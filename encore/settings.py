@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.cores import PATTERN as CORES
 from schemas.errors import SettingsError
 
 ENV_PREFIX: Final = "ENCORE_"
@@ -114,6 +115,12 @@ class Settings(BaseSettings):
     )
     workers: Count = Field(
         1, description="serving processes of `encore serve`, all on the same ports"
+    )
+    cores: str | None = Field(
+        None,
+        pattern=CORES,
+        description="the machine's cores they run on, each on one of them: `2,4-7`, or `auto` for"
+        " all; anywhere when unset. Linux",
     )
     metrics_port: Port | None = Field(
         None,

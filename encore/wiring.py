@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encore.settings import Settings
+from schemas.cores import core_of
 
 if TYPE_CHECKING:
     from aggregation.cache.feed import CacheConfig
@@ -119,6 +120,7 @@ def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
         metrics_port=settings.metrics_port if socket is None else None,
         share_ports=socket is not None,
         socket=socket,
+        core=None if settings.cores is None else core_of(settings.cores, 0),
         packages=settings.packages,
         spool=SpoolConfig(
             settings.spool,

@@ -41,6 +41,7 @@ from predictor.service import Service
 from predictor.spool import SpoolConfig, SpoolWriter
 from predictor.watch import WatchRequests, open_observer
 from predictor.watcher import WatchConfig, Watcher, read_plan
+from schemas.cores import pin
 from schemas.errors import LocalError, PlanError, StoreError
 from schemas.plan import Plan
 from store.base import AsyncRowStore
@@ -67,11 +68,12 @@ class ServeConfig:
 
     port, grpc_port: 0 takes a free one (logged); grpc_port None serves HTTP alone. share_ports:
     other processes listen on them, too. metrics_port: where HTTP is answered as well. socket: a
-    Unix socket where it is, too, for who looks after it. packages: None serves no models. spool:
-    None logs nothing. timeout_ms: a request's time unless it says otherwise. allow_now_ms: take a
-    request's clock (replays only). plan_wait_s: how long to wait at the start for a published plan.
-    item_cache: the directory of the cache that `encore cache` keeps, None reads all items from the
-    store; its max_age_ms: see `ItemCache`. freshness: None follows no marks.
+    Unix socket where it is, too, for who looks after it. core: all threads run on this one; None:
+    anywhere. packages: None serves no models. spool: None logs nothing. timeout_ms: a request's
+    time unless it says otherwise. allow_now_ms: take a request's clock (replays only). plan_wait_s:
+    how long to wait at the start for a published plan. item_cache: the directory of the cache that
+    `encore cache` keeps, None reads all items from the store; its max_age_ms: see `ItemCache`.
+    freshness: None follows no marks.
     """
 
     store: StoreConfig
@@ -82,6 +84,7 @@ class ServeConfig:
     metrics_port: int | None = None
     share_ports: bool = False
     socket: Path | None = None
+    core: int | None = None
     packages: Path | None = None
     spool: SpoolConfig | None = None
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
@@ -106,6 +109,8 @@ def run_server(config: ServeConfig, look: Callable[[], None] | None = None) -> N
     Raises LocalError where the address or the spool is taken, PlanError where no plan with the
     service is published in time, StoreError where the store does not answer at the start.
     """
+    if config.core is not None:
+        pin(config.core)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
     with contextlib.ExitStack() as held:
@@ -153,10 +158,14 @@ async def _run(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         log.info("requests are computed by %s kernels", path_in_use())
-        log.info("serving on http://%s:%d", *listeners[0].getsockname()[:2])
+        log.info("serving on http://%s:%d%s", *listeners[0].getsockname()[:2], _where(config.core))
         _spare_collector()
         await server.serve(sockets=[each for listener in listeners for each in repeated(listener)])
         await calls.stopped()
+
+
+def _where(core: int | None) -> str:
+    return "" if core is None else f", on core {core}"
 
 
 async def _look_again(look: Callable[[], None]) -> None:

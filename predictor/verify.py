@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from predictor.card import Expected
 from predictor.package import verify_package
+from schemas.cores import unpinned
 from schemas.errors import PackageError
 
 _EXPECTED = TypeAdapter(Expected)
@@ -33,14 +34,15 @@ async def verify_in_process(
 
     polite: at a low priority, so that it yields to what serves on the same cores.
     """
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "predictor.verify", str(path), str(_NICENESS if polite else 0)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": _python_path()},
-    )
+    with unpinned():
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "predictor.verify", str(path), str(_NICENESS if polite else 0)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": _python_path()},
+        )
     try:
         async with asyncio.timeout(timeout_s):
             out, err = await child.communicate(_EXPECTED.dump_json(expected))

@@ -17,9 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import faust
 from aiokafka.structs import ConsumerRecord
@@ -114,8 +114,9 @@ class Handler(Protocol):
 
 def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Handler) -> int:
     """Run until SIGTERM or SIGINT (exit code 0) or a failure (1). Blocking."""
-    with tuned_interpreter():
-        return asyncio.run(StreamApp(config, group, tuple(topics), handler).run())
+    app = StreamApp(config, group, tuple(topics), handler)
+    with tuned_interpreter(), app.leaving:
+        return asyncio.run(app.run())
 
 
 def run_apps(make: Callable[[], Awaitable[StreamApp]]) -> int:
@@ -132,28 +133,45 @@ def run_apps(make: Callable[[], Awaitable[StreamApp]]) -> int:
             except EncoreError as error:
                 log.error("ended: %s", error, extra={"error": error.parts()})
                 return EXIT_FAILED
+            left.enter_context(app.leaving)
             code = await app.run()
+            if code == EXIT_MOVED:
+                left.close()
         return EXIT_OK if code == EXIT_MOVED else code
 
-    with tuned_interpreter():
+    with tuned_interpreter(), ExitStack() as left:
         return asyncio.run(run())
 
 
-@contextmanager
-def leaving(code: int) -> Iterator[None]:
-    """The process ends within `LEAVE_S` with that exit code, whatever hangs.
+class Leaving:
+    """The process ends within `LEAVE_S` of `begin` unless the block does, whatever hangs.
 
     A task of Faust's that does not take its cancellation holds up its stop, or `asyncio.run`, and
-    nobody starts a process again that does not end. What has to be stored and told is by now. One
-    that goes on with another application has `LEAVE_S` for the block alone.
+    nobody starts a process again that does not end. What has to be stored and told is by then.
     """
-    moved = code == EXIT_MOVED
-    timer = threading.Timer(LEAVE_S, os._exit, (EXIT_FAILED if moved else code,))
-    timer.daemon = True
-    timer.start()
-    yield
-    if moved:
-        timer.cancel()
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def begin(self, code: int) -> None:
+        """code: the exit code."""
+        self._timer = threading.Timer(LEAVE_S, os._exit, (code,))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def ending(code: int) -> int:
+    """The same exit code, of a process that ends with it now: a thread may be left that does not
+    end, for which the interpreter would wait."""
+    Leaving().begin(code)
+    return code
 
 
 @contextmanager
@@ -202,6 +220,7 @@ class StreamApp:
         self._draining = False
         self._standing: dict[TP, int] = {}  # what comes next in each partition, for the watchdog
         self._failure: asyncio.Future[None]
+        self.leaving = Leaving()
 
     async def run(self) -> int:
         """Returns the exit code."""
@@ -231,8 +250,8 @@ class StreamApp:
         except Exception:
             log.exception("%s: ended by an unforeseen error", self._group)
             code = EXIT_FAILED
-        with leaving(code):
-            await self._shut(app)
+        self.leaving.begin(EXIT_FAILED if code == EXIT_MOVED else code)
+        await self._shut(app)
         return code
 
     @property

@@ -45,9 +45,10 @@ def stream(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     config = _prepare(context)
+    from streams.app import ending
     from streams.worker import run_worker
 
-    raise typer.Exit(run_worker(config))
+    raise typer.Exit(ending(run_worker(config)))
 
 
 @stream_group.command("status")
@@ -154,9 +155,10 @@ def items(context: typer.Context) -> None:
     SIGTERM drains and ends. Several workers share the partitions.
     """
     config = _prepare(context)
+    from streams.app import ending
     from streams.item_worker import run_item_worker
 
-    raise typer.Exit(run_item_worker(config))
+    raise typer.Exit(ending(run_item_worker(config)))
 
 
 def sink(context: typer.Context) -> None:
@@ -166,9 +168,10 @@ def sink(context: typer.Context) -> None:
     name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.
     """
     config = _prepare(context)
+    from streams.app import ending
     from streams.sink import run_sink
 
-    raise typer.Exit(run_sink(config))
+    raise typer.Exit(ending(run_sink(config)))
 
 
 def ship(context: typer.Context) -> None:

@@ -29,6 +29,7 @@ from encore.serving import held_port, run_workers
 from encore.serving_page import merged, serving_pages
 from encore.settings import Settings
 from predictor.http_client import Asked, HttpRankingClient, Reply
+from schemas.cores import core_of
 from schemas.errors import LocalError
 from schemas.ranklog import decode_record
 from schemas.spool import read_frames
@@ -228,6 +229,7 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
         metrics_port=ports[2],
         timeout_ms=10_000,
         store_timeout_ms=10_000,
+        cores="auto",
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
     process = subprocess.Popen(
@@ -240,6 +242,11 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
     finally:
         process.kill()
         process.wait()
+
+
+def cores_of(pid: int) -> list[set[int]]:
+    """Where each of a process's threads may run."""
+    return [os.sched_getaffinity(int(each)) for each in os.listdir(f"/proc/{pid}/task")]
 
 
 def logged(spool: Path, number: int) -> set[str]:
@@ -303,6 +310,9 @@ def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> N
     wait_until(lambda: serving.cache_writer() not in (0, before), 60)
     wait_until(serving.cached, 60)
     after = serving.cache_writer()
+    every = os.sched_getaffinity(0)
+    assert {tuple(each) for each in cores_of(serving.process.pid)} == {(max(every),)}
+    assert all(each == every for each in cores_of(after)), "it is not the service"
     serving.process.terminate()
     assert serving.process.wait(60) == 0
     with pytest.raises(ProcessLookupError):
@@ -329,6 +339,8 @@ def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serv
         urllib.request.urlopen(f"http://127.0.0.1:{serving.port}/metrics", timeout=30)
 
     before = serving.workers()
+    for number, worker in enumerate(before):
+        assert all(each == {core_of("auto", number)} for each in cores_of(worker["pid"]))
     os.kill(before[0]["pid"], signal.SIGKILL)
     for request_id in asked[40:]:
         serving.rank(request_id)

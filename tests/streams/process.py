@@ -17,7 +17,7 @@ from typing import Any
 
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore
-from streams.app import run_app
+from streams.app import ending, run_app
 from streams.config import StreamConfig
 from streams.item_worker import run_item_worker
 from streams.servers import Servers
@@ -98,14 +98,14 @@ def main(kind: str, settings: str, fault: str) -> int:
     for library in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(library).setLevel("ERROR")
     if fault:
-        return run_app(config, config.group, [config.topic], FAULTS[fault](config))
+        return ending(run_app(config, config.group, [config.topic], FAULTS[fault](config)))
     runs = {
         "worker": run_worker,
         "items": run_item_worker,
         "sink": run_sink,
         "ship": run_shipper,
     }
-    return runs[kind](config)
+    return ending(runs[kind](config))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from faust.types import TP
 
 from schemas.errors import SettingsError, StreamError
 from streams.admin import ensure_topics
+from streams.app import run_app
+from streams.config import StreamConfig
 from streams.producer import ActionProducer
 from streams.watchdog import Standstill
 from tests.store.servers import own_server
@@ -121,6 +127,31 @@ def test_a_process_ends_though_a_task_does_not_let_it(stack: Stack) -> None:
             producer.send(some_actions(10, 5, 0), T0)
         assert worker.wait() == 1
         assert "nobody foresaw this" in worker.text()
+
+
+class Refuses:
+    """A handler that cannot begin."""
+
+    async def open(self, *_: object) -> None:
+        raise StreamError("it", required="something else", got="this")
+
+
+def test_who_runs_a_stream_lives_on_after_its_end(tmp_path: Path) -> None:
+    """Another may follow in the same process."""
+    config = StreamConfig("127.0.0.1:9", "redis://127.0.0.1:9/0", tmp_path)
+    assert run_app(config, "g", ["t"], Refuses()) == 1  # type: ignore[arg-type]
+    wait_until(lambda: not any(isinstance(each, Timer) for each in threading.enumerate()), 60)
+
+
+def test_a_process_ends_though_a_thread_does_not() -> None:
+    code = """
+import sys, threading, time
+from streams import app
+app.LEAVE_S = 0.1
+threading.Thread(target=time.sleep, args=(300,)).start()
+sys.exit(app.ending(3))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 3
 
 
 @pytest.mark.parametrize("fault", ["wait", "block"])

@@ -1,0 +1,76 @@
+"""On which of the machine's cores a serving process runs.
+
+Two threads of Python that both have work, on two cores, spend more on handing each other the
+interpreter than the second core is worth; on one core the one goes on until it waits. Linux only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from schemas.errors import SettingsError
+
+AUTO: Final = "auto"
+#: `auto`, or numbers and ranges.
+PATTERN: Final = rf"^({AUTO}|\d+(-\d+)?(,\d+(-\d+)?)*)$"
+
+#: Where the process runs, and ran before, once it is pinned.
+_own: Final[set[int]] = set()
+_before: Final[set[int]] = set()
+
+
+def core_of(cores: str, number: int) -> int:
+    """The core of serving process `number`: they take theirs in turn.
+
+    cores: like 2,4-7 in that order, or auto: all that this process may use, the last first, since
+    a machine does most of its own work on its first. Raises SettingsError where it may not use one
+    of them, or the system knows no such thing.
+
+    >>> core_of("0-0", 3)
+    0
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        raise _error("Linux", "another system")
+    usable = sorted(os.sched_getaffinity(0))
+    chosen = usable[::-1] if cores == AUTO else _listed(cores, usable)
+    return chosen[number % len(chosen)]
+
+
+def pin(core: int) -> None:
+    """Run this process on one core: from its main thread, before it starts others."""
+    _before.update(os.sched_getaffinity(0))
+    _own.add(core)
+    os.sched_setaffinity(0, _own)
+
+
+@contextmanager
+def unpinned() -> Iterator[None]:
+    """What this thread starts inside may run wherever the process might before it was pinned."""
+    if not _before:
+        yield
+        return
+    os.sched_setaffinity(0, _before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, _own)
+
+
+def _listed(cores: str, usable: Sequence[int]) -> list[int]:
+    """Numbers and ranges, written out."""
+    found: list[int] = []
+    for part in cores.split(","):
+        first, _, last = part.partition("-")
+        ends = int(first), int(last or first)
+        if not set(ends) <= set(usable) or ends[0] > ends[1]:
+            told = f"cores of those that it may use, {', '.join(map(str, usable))}"
+            raise _error(told, part)
+        found += [core for core in range(ends[0], ends[1] + 1) if core in usable]
+    return found
+
+
+def _error(required: str, got: str) -> SettingsError:
+    return SettingsError("cores", required=required, got=got, do="unset it to run anywhere")

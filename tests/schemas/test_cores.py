@@ -1,0 +1,75 @@
+"""Cores of serving processes: which they get, and that what they start is free of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from schemas.cores import AUTO, core_of
+from schemas.errors import SettingsError
+
+USABLE = {1, 2, 3, 6}
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(USABLE))
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(
+    ("cores", "turns"),
+    [(AUTO, [6, 3, 2, 1, 6]), ("3,1-2", [3, 1, 2, 3]), ("2-6", [2, 3, 6, 2]), ("6", [6, 6])],
+)
+def test_processes_take_their_cores_in_turn(cores: str, turns: list[int]) -> None:
+    """A range leaves out what may not be used between its ends."""
+    assert [core_of(cores, number) for number in range(len(turns))] == turns
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize("cores", ["0", "1-4", "1,7", "3-1", "1-999999999999"])
+def test_other_cores_are_refused(cores: str) -> None:
+    with pytest.raises(SettingsError, match=r"cores: needs cores of those .* 1, 2, 3, 6, got"):
+        core_of(cores, 0)
+
+
+def test_a_system_without_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    with pytest.raises(SettingsError, match="cores: needs Linux"):
+        core_of(AUTO, 0)
+
+
+def test_pinned_are_its_threads_and_not_what_it_starts() -> None:
+    """In a process of its own, since a process stays pinned."""
+    code = """
+import json, os, subprocess, sys, threading
+from schemas.cores import core_of, pin, unpinned
+def child():
+    command = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+    return sorted(map(int, subprocess.check_output(command).split()))
+found = {"before": sorted(os.sched_getaffinity(0))}
+with unpinned():
+    found["never pinned"] = child()
+pin(core_of("auto", 0))
+found["main"] = sorted(os.sched_getaffinity(0))
+thread = threading.Thread(target=lambda: found.update(thread=sorted(os.sched_getaffinity(0))))
+thread.start(), thread.join()
+with unpinned():
+    found["child"] = child()
+found["after"] = sorted(os.sched_getaffinity(0))
+print(json.dumps(found))
+"""
+    found = json.loads(subprocess.check_output([sys.executable, "-c", code]))
+    every, own = found["before"], [found["before"][-1]]
+    assert found == {
+        "before": every,
+        "never pinned": every,
+        "child": every,
+        "main": own,
+        "thread": own,
+        "after": own,
+    }
