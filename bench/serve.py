@@ -2,7 +2,9 @@
 
 `encore serve` is a process of its own, the store another; requests leave at Poisson times whatever
 became of those before them, and latency counts from the intended time. Both protocols carry binary
-tensors and take turns at each rate. Client, service and store share the machine's cores.
+tensors and take turns at each rate. Where there are two cores the service has one to itself (the
+setting `cores`), and client and store the others: they would else take from it what they need for
+more requests than it can serve.
 
 `aggregate` answers the tensors that models would read; `rank` scores all 500 with the coarse model
 and the best of them with the fine one.
@@ -291,7 +293,8 @@ def _describe(report: Report, climbs: dict[tuple[Protocol, Model], Climb], scale
         f"{CANDIDATES} candidates, deadline {DEADLINE_MS:g} ms, binary tensors; `rank` scores the "
         f"best {FINE_LIMIT} with the fine model. Whole: in time and not degraded. Late: after the "
         "deadline, from when the request left. Client: how much later than meant requests left. "
-        "CPU: of the service, a request. Client, service and store share the cores. "
+        "CPU: of the service, a request. Where there are two cores the service has one to itself, "
+        "and client and store the others. "
         f"{report.line['cached']:.1%} of the candidates came from the item cache."
     )
 

@@ -31,7 +31,7 @@ from bench.open_loop import F64, Answer, Measured, http_request, over_http, prec
 from bench.open_loop_grpc import Call, call, over_grpc
 from bench.server import own_store
 from bench.workload import SERVICE, Request, Workload, load_workload
-from encore.children import ChildSpec, spawn, wait_ready
+from encore.children import Child, ChildSpec, spawn, wait_ready
 from encore.local import free_port
 from predictor.cascade import inputs_of
 from predictor.grpc_messages import SERVICE as GRPC_SERVICE
@@ -161,21 +161,63 @@ class ServeWorld:
         return found["hit"] / asked if asked else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """usable: where this process may run."""
+
+    usable: frozenset[int]
+
+    @property
+    def service(self) -> int | None:
+        """The core that it has to itself: the last one, if there are two."""
+        return max(self.usable) if len(self.usable) > 1 else None
+
+    @contextmanager
+    def others(self) -> Iterator[None]:
+        """This thread, and what it starts, leave the service's core alone."""
+        os.sched_setaffinity(0, self.usable - {self.service})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self.usable)
+
+    def spawn(self, spec: ChildSpec) -> Child:
+        """Start the service."""
+        now = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.usable)
+        try:
+            return spawn(spec)
+        finally:
+            os.sched_setaffinity(0, now)
+
+
 @contextmanager
 def serve_world(fine_limit: int) -> Iterator[ServeWorld]:
-    """A store with the demo's rows and a service before it, which end with the block.
+    """A store with the demo's rows and a service before it, which end with the block. The service
+    has a core to itself where there are two, and this thread and the store have the others.
 
     Raises LocalError without the data, or where the service does not come up.
     """
-    with own_store() as (_, port), world_over(port, port, fine_limit, cached=True) as world:
+    cores = Cores(frozenset(os.sched_getaffinity(0)))
+    with (
+        cores.others(),
+        own_store() as (_, port),
+        world_over(port, port, fine_limit, cached=True, cores=cores) as world,
+    ):
         yield world
 
 
 @contextmanager
 def world_over(
-    store_port: int, served_port: int, fine_limit: int, *, cached: bool = False
+    store_port: int,
+    served_port: int,
+    fine_limit: int,
+    *,
+    cached: bool = False,
+    cores: Cores | None = None,
 ) -> Iterator[ServeWorld]:
     """Fills an empty store and serves from it. served_port: where the service finds the store.
+    cores: None runs the service anywhere.
 
     Raises as `serve_world`.
     """
@@ -195,8 +237,11 @@ def world_over(
             "ENCORE_ITEM_CACHE": str(cached),
             "ENCORE_ALLOW_NOW_MS": str(not cached),
         }
+        if cores is not None and cores.service is not None:
+            environment["ENCORE_CORES"] = str(cores.service)
         command = [sys.executable, "-m", "encore", "serve"]
-        child = spawn(ChildSpec("serve", command, home / "serve.log", home, environment))
+        spec = ChildSpec("serve", command, home / "serve.log", home, environment)
+        child = spawn(spec) if cores is None else cores.spawn(spec)
         try:
             world = ServeWorld(work, cached, child.pid, ports)
             wait_ready(child, world.is_ready, READY_S)
