@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from schemas.errors import SettingsError
@@ -40,10 +40,13 @@ def core_of(cores: str, number: int) -> int:
 
 
 def pin(core: int) -> None:
-    """Run this process on one core: from its main thread, before it starts others."""
+    """Run this process on one core: its threads (libraries start some when they are imported), and
+    those that it starts from now on."""
     _before.update(os.sched_getaffinity(0))
     _own.add(core)
-    os.sched_setaffinity(0, _own)
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), _own)
 
 
 @contextmanager

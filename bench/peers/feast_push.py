@@ -49,7 +49,7 @@ UNPACK: Final = struct.Struct("<q8xq").unpack_from  # user, time_ms
 
 def main(settings: dict[str, Any]) -> int:
     """Returns once all messages are pushed and read back."""
-    store = _store(settings["store"], Path(settings["directory"]))
+    store = _store(settings)
     users = asyncio.run(_consume(settings, store))
     _say(counts=_read(store, users))
     return 0
@@ -105,8 +105,10 @@ def _count(actions: list[tuple[int, int]], counts: Counts) -> pd.DataFrame:
     return frame
 
 
-def _store(address: str, directory: Path) -> FeatureStore:
-    store = feast_on_redis("bench_push", address, DATABASE, directory)
+def _store(settings: dict[str, Any]) -> FeatureStore:
+    """Empty: its project is the consumer's group, which is new."""
+    directory = Path(settings["directory"])
+    store = feast_on_redis(settings["group"], settings["store"], DATABASE, directory)
     empty = directory / "push.parquet"
     fields = {"user_id": pa.int64(), "hour": pa.int64(), "actions": pa.int64()}
     schema = pa.schema({**fields, "event_timestamp": pa.timestamp("us", "UTC")})

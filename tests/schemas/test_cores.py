@@ -54,7 +54,11 @@ def child():
 found = {"before": sorted(os.sched_getaffinity(0))}
 with unpinned():
     found["never pinned"] = child()
+over = threading.Event()
+early = threading.Thread(target=over.wait, daemon=True)
+early.start()
 pin(core_of("auto", 0))
+found["early"] = sorted(os.sched_getaffinity(early.native_id))
 found["main"] = sorted(os.sched_getaffinity(0))
 thread = threading.Thread(target=lambda: found.update(thread=sorted(os.sched_getaffinity(0))))
 thread.start(), thread.join()
@@ -69,6 +73,7 @@ print(json.dumps(found))
         "before": every,
         "never pinned": every,
         "child": every,
+        "early": own,
         "main": own,
         "thread": own,
         "after": own,
