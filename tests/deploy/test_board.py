@@ -67,6 +67,7 @@ def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
             StoreConfig(url),
             "ranking",
             spool=spool,
+            timeout_ms=60_000,
             item_cache=directory,
             freshness=FreshnessConfig("encore", "encore-items", 1, 0, poll_s=0.01),
         )

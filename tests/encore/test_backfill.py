@@ -43,7 +43,7 @@ from tests.streams.support import (
 )
 from tests.streams.test_item_worker import assert_item_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("stack")]
 
 ITEM_VIEW = "song_activity"
 ITEM_DECLARATION = f'''
@@ -180,7 +180,7 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
     old.write_text(json.dumps({"user": 3, "item": 1, "type": "play", "time_ms": T0}))
     again = stack.json("rebuild", VIEW, "--history", str(old), "--before-ms", str(T0 + 1))
     assert [fill["foreign"]["taken"] for fill in again["fills"]] == [1]
-    with RedisRowStore(stack.settings.store_url) as store:
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
         assert store.read(row_keys(VIEW, 3, [3])) != [None]
 
 

@@ -65,6 +65,7 @@ class Up:
             repo=ROOT / "feature_repo",
             http_port=0,
             allow_now_ms=True,
+            timeout_ms=10_000,
             store_timeout_ms=10_000,
             sink_roll_ms=1_000,
         )
@@ -259,7 +260,7 @@ def test_interrupt_drains_everything_and_leaves_nothing(up: Up) -> None:
     family = up.family()
     assert len(family) >= 6
     up.process.send_signal(signal.SIGINT)
-    output, _ = up.process.communicate(timeout=90)
+    output, _ = up.process.communicate(timeout=180)
     assert up.process.returncode == 0, output
     assert output.rstrip().endswith("stopped")
     assert not [process for process in family if process.is_running()]
@@ -305,7 +306,7 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
         assert len(family) >= 2
         stack.process.kill()
         stack.process.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while [process for process in family if process.is_running()]:
             assert time.monotonic() < deadline, "a process outlived `encore up`"
             time.sleep(0.02)

@@ -35,7 +35,7 @@ from streams.producer import ActionProducer
 from streams.replay import find_mark, wait_stored
 from tests.streams.support import T0, assert_rows_equal_oracle, patient, read_topic, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("stack")]
 
 TICK_MS = 60_000
 SONGS = (1, 2, 3, 4, 5, 6)
@@ -132,7 +132,7 @@ class Running:
 
     def served(self) -> dict[str, Any]:
         url = f"http://127.0.0.1:{self.settings.http_port}/v2/models/rank"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             found: dict[str, Any] = json.load(answer)["parameters"]
         return found
 
@@ -152,6 +152,8 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
             grpc_port=free_port(),
             allow_now_ms=True,
             partitions=2,
+            timeout_ms=10_000,
+            store_timeout_ms=10_000,
         )
         for name, value in settings.environment().items():
             monkeypatch.setenv(name, value)

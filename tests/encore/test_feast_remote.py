@@ -41,7 +41,7 @@ def served(
         store._ask(("FLUSHDB",), "test")
     repo = make_repo(directory / "repo", url)
     fill(repo, url)
-    with server(directory, url, timeout_ms=5_000) as running:
+    with server(directory, url) as running:
         yield repo, running
 
 

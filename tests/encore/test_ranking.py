@@ -50,7 +50,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-def ask(handler: Handler, count: int = 1, timeout_s: float = 5.0) -> list[RankReply]:
+def ask(handler: Handler, count: int = 1, timeout_s: float = 60.0) -> list[RankReply]:
     async def run() -> list[RankReply]:
         async with serving(handler) as url, RankClient(url, timeout_s=timeout_s) as client:
             return [await client.rank(REQUEST) for _ in range(count)]

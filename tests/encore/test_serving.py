@@ -212,9 +212,10 @@ class Serving:
             assert stub(request, timeout=60).id == request_id
 
 
-@pytest.fixture(params=[2])
+@pytest.fixture(params=[(2, 1_000)])
 def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iterator[Serving]:
-    """With so many serving processes."""
+    """With so many serving processes, which read a cache that is known to be whole so lately."""
+    workers, item_cache_max_age_ms = request.param
     url = valkey.removesuffix("/0") + "/9"
     with RedisRowStore(url) as store:
         store._ask(("FLUSHDB",), "test")
@@ -230,10 +231,11 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
         timeout_ms=10_000,
         store_timeout_ms=10_000,
         cores="auto",
+        item_cache_max_age_ms=item_cache_max_age_ms,
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "encore", "serve", "--workers", str(request.param)],
+        [sys.executable, "-m", "encore", "serve", "--workers", str(workers)],
         cwd=ROOT,
         env=inherited | settings.environment(),
     )
@@ -259,7 +261,7 @@ def logged(spool: Path, number: int) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("serving", [1], indirect=True)
+@pytest.mark.parametrize("serving", [(1, 60_000)], indirect=True)
 def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving) -> None:
     """One that only serving sees, then a new generation of an item view, whose rows are cached
     before the first request reads them."""
@@ -299,7 +301,7 @@ def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving)
 
 @pytest.mark.slow
 @pytest.mark.kill
-@pytest.mark.parametrize("serving", [1], indirect=True)
+@pytest.mark.parametrize("serving", [(1, 1_000)], indirect=True)
 def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> None:
     """And serves meanwhile."""
     wait_until(serving.all_ready, 90)
@@ -358,4 +360,4 @@ def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serv
     with pytest.raises(ProcessLookupError):
         os.kill(after[1]["pid"], 0)
     with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", serving.port), timeout=5)
+        socket.create_connection(("127.0.0.1", serving.port), timeout=60)

@@ -42,7 +42,7 @@ def broker_of_its_own(
             send = producer.send(
                 "actions.dead", value=value, key=b"12", headers=list(headers.items())
             )
-            send.get(10)
+            send.get(60)
     yield server.address
     server.child.kill()
 

@@ -86,7 +86,7 @@ def test_the_process_answers_and_ends_in_order(broker: str, valkey: str, tmp_pat
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
                 return b'encore_stream_lag_messages{does="rows"' in reply.read()
         except (urllib.error.URLError, OSError):
             return False

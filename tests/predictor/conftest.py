@@ -49,7 +49,7 @@ def running(running_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         put_world(store)
         for kind in ("two_tower", "fine"):
             publish(directory / "packages", kind)
-        options = {"allow_now_ms": True, "timeout_ms": 5000, "page_size": 6}
+        options = {"allow_now_ms": True, "page_size": 6}
         with server(directory, running_url, **options) as started:
             yield started
         assert started.child.exit_code == 0

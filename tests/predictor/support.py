@@ -174,7 +174,7 @@ from store.wire import StoreConfig
 logging.basicConfig(level="INFO", stream=sys.stderr)
 given = json.loads(sys.argv[1])
 run_server(ServeConfig(
-    store=StoreConfig(given.pop("store"), timeout_ms=given.pop("store_timeout_ms", 1000)),
+    store=StoreConfig(given.pop("store"), timeout_ms=given.pop("store_timeout_ms", 30_000)),
     service="ranking",
     packages=Path(given.pop("packages")),
     spool=SpoolConfig(Path(given.pop("spool")), **given.pop("spool_options", {})),
@@ -206,15 +206,18 @@ class RunningServer:
 
 @contextmanager
 def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningServer]:
-    """A server of its own on a free port, stopped by SIGTERM."""
+    """A server of its own on a free port, stopped by SIGTERM.
+
+    It has a minute for a request unless told otherwise: a machine that stalls degrades none.
+    """
     port, grpc_port = free_port(), free_port()
     packages, spool = directory / "packages", directory / "spool"
     given = {"store": store_url, "packages": str(packages), "spool": str(spool), "port": port}
-    given |= {"grpc_port": grpc_port, "poll_s": 0.05, **options}
+    given |= {"grpc_port": grpc_port, "poll_s": 0.05, "timeout_ms": 60_000, **options}
     command = [sys.executable, "-c", _MAIN, json.dumps(given)]
     child = spawn(ChildSpec("serve", command, directory / "serve.log"))
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as client:
             running = RunningServer(child, client, packages, spool, f"127.0.0.1:{grpc_port}")
             wait_until(lambda: running.ready() or not child.running, 90)
             assert child.running, (directory / "serve.log").read_text()
@@ -225,7 +228,7 @@ def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningS
         child.stop()
 
 
-def wait_until(condition: Any, timeout_s: float = 20) -> None:
+def wait_until(condition: Any, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "not in time"

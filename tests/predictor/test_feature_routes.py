@@ -88,7 +88,7 @@ def running(
         base = store.get_text("encore:plan")
         assert base is not None
         publish_plan(store, _with_views(base))
-        options = {"timeout_ms": 5_000, "limits": {"candidates": 3, "page": 20}}
+        options = {"limits": {"candidates": 3, "page": 20}}
         with server(tmp_path_factory.mktemp("feature_routes"), predictor_url, **options) as started:
             yield started
 

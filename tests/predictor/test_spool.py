@@ -45,7 +45,7 @@ def test_flushed_records_are_on_disk_in_order(tmp_path: Path) -> None:
     spool = SpoolWriter(SpoolConfig(tmp_path), encode)
     records = [f"record {n}" for n in range(1000)]
     put(spool, *records)
-    assert spool.flush(10)
+    assert spool.flush(60)
     assert spooled(tmp_path) == records
     assert spool.counts.logged == 1000
     assert spool.pending() == 0
@@ -74,16 +74,16 @@ def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
 
     def slow(text: str) -> bytes:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return text.encode()
 
     spool = SpoolWriter(SpoolConfig(tmp_path, queue_records=3), slow)
     put(spool, "a", "b", "c")
-    assert started.wait(10)
+    assert started.wait(60)
     assert not spool.reserve()
     assert spool.counts.dropped == 1
     go_on.set()
-    assert spool.flush(10)
+    assert spool.flush(60)
     put(spool, "d")
     spool.close()
     assert spooled(tmp_path) == ["a", "b", "c", "d"]
@@ -110,7 +110,7 @@ def test_a_record_without_encoding_is_counted_and_the_next_is_logged(
 
     spool = SpoolWriter(SpoolConfig(tmp_path), picky)
     put(spool, "bad", "good", "")  # an empty payload has no frame
-    assert spool.flush(10)
+    assert spool.flush(60)
     spool.close()
     assert spooled(tmp_path) == ["good"]
     assert (spool.counts.failed, spool.counts.logged) == (2, 1)
@@ -160,11 +160,11 @@ class BadDisk(_Segments):
 def test_a_failing_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
     spool = SpoolWriter(SpoolConfig(tmp_path, retry_s=0.01), encode)
     put(spool, "before")
-    assert spool.flush(10)
+    assert spool.flush(60)
     spool._segment.close()
     spool._segment = BadDisk(tmp_path, failures=3)
     put(spool, "one", "two")
-    assert spool.flush(10)
+    assert spool.flush(60)
     spool.close()
     assert spooled(tmp_path) == ["before", "one", "two"]
     assert spool.counts.faults == 3
@@ -191,7 +191,7 @@ while True:
         if spool.reserve():
             spool.put(f"{n:06d}" + "x" * 50)
             n += 1
-    assert spool.flush(10)
+    assert spool.flush(60)
     print(n, flush=True)
 """
 

@@ -62,7 +62,9 @@ def ask(directory: Path, url: str, watch: WatchRequests, traceparent: str) -> ht
     """One ranked request of a whole service, which has ended when this returns."""
 
     async def go() -> httpx.Response:
-        config = ServeConfig(StoreConfig(url), "ranking", packages=directory, watch=watch)
+        config = ServeConfig(
+            StoreConfig(url), "ranking", packages=directory, watch=watch, timeout_ms=60_000
+        )
         async with serving(config) as service:
             transport = httpx.ASGITransport(app=create_app(service))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -106,7 +108,7 @@ def test_the_callers_trace_comes_in_grpc_metadata(
         message.raw_input_contents.append(np.array(values, np.int64).tobytes())
 
     async def go(watch: WatchRequests) -> None:
-        config = ServeConfig(StoreConfig(predictor_url), "ranking", watch=watch)
+        config = ServeConfig(StoreConfig(predictor_url), "ranking", watch=watch, timeout_ms=60_000)
         async with serving(config) as service:
             server = GrpcServer(service, "127.0.0.1", 0)
             await server.start()

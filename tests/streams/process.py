@@ -1,4 +1,4 @@
-"""`python -m tests.streams.process KIND SETTINGS FAULT`: one stream process of a test.
+"""One stream process of a test, by `main(KIND, SETTINGS, FAULT)`.
 
 FAULT names a defect to run with: the point of the tests that use one is that nothing is lost by it.
 """
@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore
@@ -98,7 +98,8 @@ def main(kind: str, settings: str, fault: str) -> int:
     for library in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(library).setLevel("ERROR")
     if fault:
-        return ending(run_app(config, config.group, [config.topic], FAULTS[fault](config)))
+        with patch("streams.app.LEAVE_S", 3.0):
+            return ending(run_app(config, config.group, [config.topic], FAULTS[fault](config)))
     runs = {
         "worker": run_worker,
         "items": run_item_worker,
@@ -106,7 +107,3 @@ def main(kind: str, settings: str, fault: str) -> int:
         "ship": run_shipper,
     }
     return ending(runs[kind](config))
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -38,12 +35,13 @@ from streams.config import StreamConfig
 from streams.producer import ActionProducer, producer_settings
 from tests.aggregation.plans import small_view
 from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
+from tests.streams import process as stream_process
+from tests.streams.forked import Forked
 
 T0 = 1_650_800_000_000
 #: A process that is started anew imports for seconds, on a busy machine for many.
 KILLED_S = 120.0
 PARTITIONS = 2
-ROOT = Path(__file__).parents[2]
 
 
 def own_plan(topic: str) -> Plan:
@@ -204,7 +202,7 @@ def raw_producer(bootstrap: str) -> Iterator[Any]:
 
 def read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
     """The first `count` records of a topic, in offset order within a partition."""
-    return asyncio.run(asyncio.wait_for(_read_topic(bootstrap, topic, partitions, count), 20))
+    return asyncio.run(asyncio.wait_for(_read_topic(bootstrap, topic, partitions, count), 60))
 
 
 async def _read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
@@ -268,10 +266,10 @@ def send_all(
 class Process:
     """A stream process. Its log is a file, shown when a test fails."""
 
-    popen: subprocess.Popen[bytes]
+    popen: Forked
     log: Path
 
-    def terminate(self, timeout_s: float = 30.0) -> int:
+    def terminate(self, timeout_s: float = 90.0) -> int:
         """SIGTERM, then its exit code. A process that did not listen yet would be killed by it."""
         wait_until(lambda: self.popen.poll() is not None or hears(self.popen.pid, signal.SIGTERM))
         self.popen.send_signal(signal.SIGTERM)
@@ -279,9 +277,9 @@ class Process:
 
     def kill(self) -> None:
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(60)
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 90.0) -> int:
         return self.popen.wait(timeout_s)
 
     def text(self) -> str:
@@ -294,8 +292,11 @@ def working_directory(stack: Stack) -> Path:
 
 
 def hears(pid: int, number: signal.Signals) -> bool:
-    """The process has a handler for that signal."""
-    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    """The process has a handler for that signal, or has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
@@ -341,16 +342,8 @@ def start(kind: str, stack: Stack, fault: str = "") -> Process:
         for name in StreamConfig.__dataclass_fields__
         if (value := getattr(stack.config, name)) is not None
     }
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log.open("wb") as out:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.streams.process", kind, json.dumps(settings), fault],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=directory,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        )
-    return Process(popen, log)
+    arguments = (kind, json.dumps(settings), fault)
+    return Process(Forked(stream_process.main, arguments, directory, log), log)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

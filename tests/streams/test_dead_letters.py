@@ -95,7 +95,7 @@ class Post:
         """Which letters lie in the topic again, each as often as it does."""
         with raw_producer(self.config.bootstrap) as producer:  # a last record says where to stop
             for partition in range(PARTITIONS):
-                producer.send(self.topic, value=b"end", partition=partition).get(10)
+                producer.send(self.topic, value=b"end", partition=partition).get(60)
             self._ends += PARTITIONS
         found: list[str] = []
         count = self._ends
@@ -132,7 +132,7 @@ def post(broker: str, valkey: str, tmp_path: Path) -> Iterator[Post]:
             sent = producer.send(
                 dead_letter_topic(topic), value=value, key=key, headers=list(headers.items())
             )
-            sent.get(10)
+            sent.get(60)
             made.letters.append(
                 Letter(number, f"{topic}/0/{number}", "action", "a reason", key, value, {})
             )

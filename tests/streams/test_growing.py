@@ -355,7 +355,7 @@ def test_what_comes_behind_the_end_is_carried_once(site: Site) -> None:
     first, _ = send(config, config.topic, 2, 1)
     second, _ = send(config, config.topic, 2, 2)
     with raw_producer(config.bootstrap) as raw:
-        raw.send(config.topic, value=b"nonsense", key=b"1", partition=0).get(10)
+        raw.send(config.topic, value=b"nonsense", key=b"1", partition=0).get(60)
     assert sum(run(behind_ends(config, ended)).values()) == 5
     done = run(carry(site.store, config, lambda: 1_000_000))
     assert len(done.refused) == 1 and done.before == 0

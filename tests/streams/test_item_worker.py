@@ -204,15 +204,15 @@ def test_what_is_not_ours_is_a_dead_letter_and_a_missing_message_ends_the_proces
     part = some_actions(50, 20)
     with running("items", stack) as items:
         with raw_producer(config.bootstrap) as raw:
-            raw.send(config.item_topic, value=b"garbage", key=b"1", partition=0).get(10)
-            raw.send(config.topic, value=b"garbage", key=b"1", partition=0).get(10)
+            raw.send(config.item_topic, value=b"garbage", key=b"1", partition=0).get(60)
+            raw.send(config.topic, value=b"garbage", key=b"1", partition=0).get(60)
         with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
             wait_items(stack, producer.send(part, T0 + 20_000))
         dead = read_topic(config.bootstrap, dead_letter_topic(config.item_topic), 1, 1)
         assert dead[0].value == b"garbage"
         with raw_producer(config.bootstrap) as raw:
             value = encode_rekeyed(empty_batch(source_offset=7))
-            raw.send(config.item_topic, value=value, partition=1).get(10)
+            raw.send(config.item_topic, value=value, partition=1).get(60)
         assert items.wait() == 1
         assert "needs source offset 2 of partition 0 next, got the range [7, 8)" in items.text()
         assert "Traceback" not in items.text()

@@ -112,7 +112,8 @@ def test_ends_are_told_in_order_and_no_more_are_under_way_than_there_is_room_for
                 await pipeline.enter(stage.work(name), partial(stage.told.append, f"{name} done"))
 
         feeding = asyncio.create_task(feed())
-        await asyncio.sleep(0.01)
+        for _ in range(50):
+            await asyncio.sleep(0)
         assert stage.told == ["a begins", "b begins"]
         await stage.end("b")
         assert stage.told[2:] == ["b ends"]

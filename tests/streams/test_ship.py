@@ -179,10 +179,10 @@ def test_it_follows_the_services_own_writer(stack: Stack) -> None:
             assert writer.reserve()
             writer.put(record)
             time.sleep(0.002)
-        assert writer.flush(10)
+        assert writer.flush(60)
         writer.close()
         stop.set()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     assert shipper.shipped == 60
     assert len(list(stack.config.spool.glob("*.spool"))) == 1

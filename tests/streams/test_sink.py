@@ -75,7 +75,7 @@ def send_records(stack: Stack, records: list[RankRecord]) -> dict[int, int]:
             for record in records
         ]
         for future in sent:
-            place = future.get(10)
+            place = future.get(60)
             ends[place.partition] = max(place.offset + 1, ends.get(place.partition, 0))
     return ends
 
@@ -116,20 +116,18 @@ def test_what_is_held_back_is_written_on_sigterm_and_not_before(stack: Stack) ->
     stack = replace(stack, config=replace(stack.config, roll_ms=600_000))
     config = stack.config
     actions = some_actions(100, 10)
-    with running("sink", stack) as sink:
-        with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
-            producer.send(actions, T0 + 20_000)
-        wait_until(partial(is_reading, sink))
-        wait_until(lambda: settled(sink))
-        assert not list(config.archive_dir.rglob("*.parquet"))
-        assert sink.terminate() == 0
+    with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
+        producer.send(actions, T0 + 20_000)
+    for fetched_s in (0.5, 2.0, 8.0):  # after it began to read, unless the machine stalls
+        with running("sink", stack) as sink:
+            wait_until(partial(is_reading, sink))
+            time.sleep(fetched_s)
+            assert sink.popen.poll() is None
+            assert not list(config.archive_dir.rglob("*.parquet"))
+            assert sink.terminate() == 0
+        if list(config.archive_dir.rglob("*.parquet")):
+            break
     assert archive_of(stack, config.topic).num_rows == 100
-
-
-def settled(sink: Process) -> bool:
-    """Half a second after it began to read, everything sent before has been fetched."""
-    time.sleep(0.5)
-    return sink.popen.poll() is None
 
 
 def test_a_full_buffer_is_written_at_once(stack: Stack) -> None:
@@ -158,7 +156,7 @@ def test_records_that_cannot_be_read_are_dead_letters_and_offsets_stay_covered(
     bad: list[Any] = [b"", b"ERNK", None, encode_record(good)[:-60], encode_record(foreign)]
     with running("sink", stack) as sink, raw_producer(config.bootstrap) as producer:
         for value in [*bad[:2], encode_record(good), *bad[2:]]:
-            last = producer.send(config.rank_topic, value=value, key=b"1", partition=0).get(10)
+            last = producer.send(config.rank_topic, value=value, key=b"1", partition=0).get(60)
         wait_archived(stack, {0: last.offset + 1}, config.rank_topic)
         topic = dead_letter_topic(config.rank_topic)
         dead = read_topic(config.bootstrap, topic, 1, len(bad))
@@ -174,7 +172,7 @@ def test_refused_actions_are_not_archived_but_their_offsets_are_covered(stack: S
     config = stack.config
     with running("sink", stack) as sink, raw_producer(config.bootstrap) as producer:
         for _ in range(3):
-            last = producer.send(config.topic, value=b"?", key=b"1", partition=1).get(10)
+            last = producer.send(config.topic, value=b"?", key=b"1", partition=1).get(60)
         wait_archived(stack, {1: last.offset + 1})
         assert sink.terminate() == 0
     table = archive_of(stack, config.topic)
@@ -254,7 +252,7 @@ def test_a_disk_that_takes_no_file_ends_the_sink_and_acknowledges_nothing(stack:
         config.archive_dir.write_text("no directory")
         with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
             producer.send(some_actions(100, 10), T0 + 20_000)
-        assert sink.wait(30) == 1
+        assert sink.wait() == 1
         assert "needs a disk that takes a file" in sink.text()
     with stack.store() as store:
         assert store.get_progress(config.topic, config.archive_group) == {}

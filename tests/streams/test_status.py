@@ -82,7 +82,7 @@ def test_a_worker_seen_from_outside(stack: Stack) -> None:
         with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
             ends = producer.send(actions, T0 + 20_000)
         with raw_producer(config.bootstrap) as raw:
-            bad = raw.send(config.topic, value=b"nonsense", key=b"1", partition=0).get(10)
+            bad = raw.send(config.topic, value=b"nonsense", key=b"1", partition=0).get(60)
         ends[0] = bad.offset + 1
         wait_stored(stack, ends)
         wait_until(lambda: told(status_of(stack)) == (400, 1))
@@ -127,7 +127,7 @@ def test_ends_are_those_of_the_log(broker: str, stack: Stack) -> None:
     ensure_topics(broker, {topic: 3})
     with raw_producer(broker) as producer:
         for number in range(7):
-            producer.send(topic, value=b"x" * 1_000, partition=number % 2).get(10)
+            producer.send(topic, value=b"x" * 1_000, partition=number % 2).get(60)
     starts = {(topic, 0): 0, (topic, 1): 3, (topic, 2): 0}
     assert asyncio.run(read_ends(broker, starts)) == {(topic, 0): 4, (topic, 1): 3, (topic, 2): 0}
     beyond = {(topic, 0): 1_000}  # as a mark of a log that was lost

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Timer
 
@@ -161,9 +161,10 @@ def test_a_worker_that_hangs_is_ended_and_loses_nothing(stack: Stack, fault: str
     with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
         ends = producer.send(actions, T0 + 20_000)
     with running("worker", stack, fault) as worker:
-        assert worker.wait(60) == 1
+        assert worker.wait() == 1
         assert "needs positions that move while there is something to read" in worker.text()
-    with running("worker", stack) as worker:
+    patient = replace(stack, config=replace(config, patience_ms=20_000, stand_still_ms=60_000))
+    with running("worker", patient) as worker:
         wait_stored(stack, ends)
         assert worker.terminate() == 0
     with stack.store() as store:

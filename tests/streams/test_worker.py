@@ -81,10 +81,10 @@ def test_poison_goes_to_dead_letters_and_the_worker_goes_on(stack: Stack) -> Non
                 partition=0,
                 headers=list(bad.headers),
             )
-            offsets[name] = sent.get(10).offset
+            offsets[name] = sent.get(60).offset
         actions, value = good[-1]
         key = b"%d" % int(actions["user"][0])
-        last = producer.send(config.topic, value=value, key=key, partition=0).get(10)
+        last = producer.send(config.topic, value=value, key=key, partition=0).get(60)
         wait_stored(stack, {0: last.offset + 1})
         with stack.store() as store:
             assert_rows_equal_oracle(store, stack.view, [(actions, T0) for actions, _ in good])
