@@ -71,6 +71,14 @@ def inputs_of(tensors: Tensors, spec: InputSpec, rows: I64 | None = None) -> Inp
     )
 
 
+def logits_of(model: Model, tensors: Tensors, rows: I64 | None = None) -> F32:
+    """Of one request's candidates, or of those in `rows`: (N,) of a two-tower, (N, T) of a fine
+    network."""
+    if model.native is not None:
+        return model.native.of_tensors(tensors, rows)
+    return model.logits(inputs_of(tensors, model.network.spec.inputs, rows))
+
+
 @dataclass(frozen=True, slots=True)
 class Cascade:
     """The models of one generation under one configuration."""
@@ -92,7 +100,7 @@ class Cascade:
         if self.coarse is not None:
             if not budget.affords("coarse", n):
                 return self._unscored(n, page_size)
-            coarse = self.coarse.logits(inputs_of(tensors, self.coarse.network.spec.inputs))
+            coarse = logits_of(self.coarse, tensors)
             budget.done("coarse", n)
         ranked = self._best(coarse)  # (M,)
         drawn, chance = self._draw(n, ranked, seed)
@@ -103,8 +111,7 @@ class Cascade:
                 return self._unscored(n, page_size)
             return self._by_coarse(ranked, coarse, page_size, Degraded.FINE_SKIPPED)
         fine = np.sort(np.concatenate([ranked, drawn]))  # (Nf,)
-        logits = self.fine.logits(inputs_of(tensors, self.fine.network.spec.inputs, fine))
-        tasks = sigmoid(logits)  # (Nf, T)
+        tasks = sigmoid(logits_of(self.fine, tensors, fine))  # (Nf, T)
         final = tasks @ self.fine.weights  # (Nf,)
         is_drawn = np.isin(fine, drawn)  # (Nf,)
         order = _order(final)

@@ -1,15 +1,9 @@
-"""The networks as they serve: what depends on an id alone is computed when a package is loaded.
-
-The first layer over concatenated embeddings is a sum over slots, W · [e_1 … e_S] = Σ W_s e_s, so
-each table is multiplied by its slot's part of W beforehand; then a candidate's first layer is the
-sum of S rows, without any product. (Linear maps commute with look-ups and sums; the same step as
-folding a batch norm into a convolution.) Rows that the factorisation machine needs, e and e ∘ e,
-are added up in the same pass. Folded tables are several times as wide as embeddings, and there is
-one for each slot that shares a table: the smallest are folded, up to `MOST_BYTES` a side, the
-others keep their embeddings and their part of the product.
+"""The networks as they serve, with torch: tables that were multiplied out (`predictor.folding`) are
+looked up and added.
 
 One user a request. Logits agree with those of the networks within `SCORE_TOLERANCE`. Few, large
-operations: each one gives up the interpreter lock and has to get it back.
+operations: each one gives up the interpreter lock and has to get it back. `predictor.native` does
+the same in one call, where the kernels were built.
 
     N  candidates    S  slots    E  embedding width    O  outputs of the first layer
     L  length of a sequence      A  attention width    H  hidden    T  tasks    X  shared experts
@@ -18,17 +12,15 @@ operations: each one gives up the interpreter lock and has to get it back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from predictor.folding import MOST_BYTES, FirstLayer, attentions, first_layers, linear
 from predictor.networks import Embeddings, FineNet, Inputs, Network, TargetAttention, TwoTower
 from predictor.spec import InputSpec
-
-MOST_BYTES: Final = 64 << 20
 
 Scorer = Callable[[Inputs], Tensor]
 
@@ -46,36 +38,22 @@ def folded(network: Network, most_bytes: int = MOST_BYTES) -> Scorer:
 class _FirstLayer:
     """ids (N, S) -> (N, O), or (N, O + 2 E) with the sums of e and e ∘ e behind it."""
 
-    def __init__(
-        self,
-        embeddings: Embeddings,
-        tables: Sequence[tuple[int, int]],
-        weight: Tensor,
-        most_bytes: int,
-        *,
-        sums: bool = False,
-    ) -> None:
-        """tables: (start, rows) of each slot's table. weight: (O, S * E)."""
-        self._all, self._sums = embeddings.weight, sums
-        parts = torch.split(weight, self._all.shape[1], 1)  # S × (O, E)
-        wide = weight.shape[0] + (2 * self._all.shape[1] if sums else 0)
-        small = _smallest([rows * wide * 4 for _, rows in tables], most_bytes)
-        self._small = torch.tensor([slot for slot, fits in enumerate(small) if fits])
-        self._large = torch.tensor([slot for slot, fits in enumerate(small) if not fits])
-        self._every = all(small)
+    def __init__(self, layer: FirstLayer) -> None:
+        self._all, self._sums = layer.embeddings, layer.sums
+        self._small = torch.tensor(layer.folded, dtype=torch.int64)
+        self._large = torch.tensor(layer.plain, dtype=torch.int64)
+        self._every = not layer.plain
         offsets, blocks, at = [], [], 0
-        for slot in self._small.tolist():
-            start, rows = tables[slot]
-            table = self._all[start : start + rows]  # (rows, E)
-            block = [table @ parts[slot].T, *((table, table.square()) if sums else ())]
-            blocks.append(torch.cat(block, 1))
+        for slot in layer.folded:
+            blocks.append(layer.block(slot))
             offsets.append(at)
-            at += rows
+            at += len(blocks[-1])
         self._table = torch.cat(blocks) if blocks else None
         self._offsets = torch.tensor(offsets, dtype=torch.int32)
-        large = self._large.tolist()
-        self._starts = torch.tensor([tables[slot][0] for slot in large], dtype=torch.int32)
-        self._weight = torch.cat([parts[slot] for slot in large], 1).T if large else None
+        starts = [layer.tables[slot][0] for slot in layer.plain]
+        self._starts = torch.tensor(starts, dtype=torch.int32)
+        parts = [layer.parts[slot] for slot in layer.plain]
+        self._weight = torch.cat(parts, 1).T if parts else None
 
     def __call__(self, ids: Tensor) -> Tensor:
         out: Tensor | None = None
@@ -90,15 +68,6 @@ class _FirstLayer:
             out = more if out is None else out.add_(more)
         assert out is not None
         return out
-
-
-def _smallest(sizes: Sequence[int], most: int) -> list[bool]:
-    """Which of them, from the smallest on, are together at most so large."""
-    fits, total = [False] * len(sizes), 0
-    for place in sorted(range(len(sizes)), key=sizes.__getitem__):
-        total += sizes[place]
-        fits[place] = total <= most
-    return fits
 
 
 class _Pools:
@@ -122,32 +91,18 @@ class _Pools:
         return functional.embedding_bag(ids, self._all, per_sample_weights=shares, mode="sum")
 
 
-def _tables(embeddings: Embeddings, spec: InputSpec, slots: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, rows) of the slots' tables."""
-    return [(embeddings.starts[table], spec.tables[table][1]) for table in slots]
-
-
 class _Tower:
     """The two-tower network. The last layer of the item's side and the dot product are one: with
     the user's vector u, (W h + b) · u = h · (Wᵀ u) + b · u."""
 
     def __init__(self, network: TwoTower, most_bytes: int) -> None:
-        spec, embeddings = network.spec.inputs, network.embeddings
-        width, users = network.spec.embedding, len(spec.user_slots)
+        users, items = first_layers(network, most_bytes)
         self._network = network
-        first, item = _linear(network.user_mlp[0]), _linear(network.item_mlp[0])
-        self._users = _FirstLayer(
-            embeddings,
-            _tables(embeddings, spec, spec.user_slots),
-            first.weight[:, : users * width],
-            most_bytes,
-        )
-        self._pooled = first.weight[:, users * width :].T.contiguous()  # (P * E, O)
-        self._pools = _Pools(embeddings, spec)
-        tables = _tables(embeddings, spec, spec.tower_slots)
-        self._items = _FirstLayer(embeddings, tables, item.weight, most_bytes)
-        self._user_bias, self._item_bias = first.bias, item.bias
-        self._slots = embeddings.tower_slots
+        self._users, self._items = _FirstLayer(users), _FirstLayer(items)
+        self._pooled = users.rest.T.contiguous()  # (P * E, O)
+        self._pools = _Pools(network.embeddings, network.spec.inputs)
+        self._user_bias, self._item_bias = users.bias, items.bias
+        self._slots = network.embeddings.tower_slots
         self._scale = 1 / math.sqrt(network.spec.dimension)
 
     def __call__(self, inputs: Inputs) -> Tensor:
@@ -160,7 +115,7 @@ class _Tower:
         if len(self._network.item_mlp) == 1:
             return torch.mv(hidden, user)
         hidden = self._network.item_mlp[1:-1](hidden)  # (N, H)
-        last = _linear(self._network.item_mlp[-1])
+        last = linear(self._network.item_mlp[-1])
         return torch.mv(hidden, user @ last.weight).add_(last.bias @ user)
 
 
@@ -188,29 +143,15 @@ class _Fine:
     """The fine network."""
 
     def __init__(self, network: FineNet, most_bytes: int) -> None:
-        spec, embeddings = network.spec.inputs, network.embeddings
-        width, users, items = network.spec.embedding, len(spec.user_slots), len(spec.item_slots)
-        self._network, self._width, self._hidden = network, width, network.spec.hidden
-        bottom, item_bottom = network.user_bottom.weight, network.item_bottom.weight
-        self._users = _FirstLayer(
-            embeddings,
-            _tables(embeddings, spec, spec.user_slots),
-            bottom[:, : users * width],
-            most_bytes,
-            sums=True,
-        )
-        self._pooled = bottom[:, users * width :].T.contiguous()  # (P * E, H)
-        self._pools = _Pools(embeddings, spec)
-        self._items = _FirstLayer(
-            embeddings,
-            _tables(embeddings, spec, spec.item_slots),
-            item_bottom[:, : items * width],
-            most_bytes,
-            sums=True,
-        )
-        self._rest = item_bottom[:, items * width :].T.contiguous()  # (attended + 1) * E, H
-        self._attention = [_Attention(module) for module in _attentions(network)]
-        starts = embeddings.starts
+        spec, starts = network.spec.inputs, network.embeddings.starts
+        users, items = first_layers(network, most_bytes)
+        self._network, self._width = network, network.spec.embedding
+        self._hidden = network.spec.hidden
+        self._users, self._items = _FirstLayer(users), _FirstLayer(items)
+        self._pooled = users.rest.T.contiguous()  # (P * E, H)
+        self._pools = _Pools(network.embeddings, spec)
+        self._rest = items.rest.T.contiguous()  # (attended + 1) * E, H
+        self._attention = [_Attention(module) for module in attentions(network.attention)]
         self._attended = [
             (
                 torch.tensor(group.queries),
@@ -263,12 +204,3 @@ class _Fine:
         mixed = (gates[:, :, :shared] * parts[:, :shared].transpose(1, 2)).sum(2)  # (N, T)
         logits: Tensor = mixed.add_(own * gates[:, :, shared]).add_(network.bias)
         return logits
-
-
-def _linear(module: nn.Module) -> nn.Linear:
-    assert isinstance(module, nn.Linear)
-    return module
-
-
-def _attentions(network: FineNet) -> list[TargetAttention]:
-    return [module for module in network.attention if isinstance(module, TargetAttention)]

@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from aggregation.native.library import Kernels, kernels
 from predictor.card import (
     CARD,
     CURRENT,
@@ -41,7 +42,8 @@ from predictor.card import (
     tasks_of,
     version_of,
 )
-from predictor.folded import folded
+from predictor.folded import Scorer, folded
+from predictor.native import native_scorer
 from predictor.networks import Inputs, Network, build_network
 from predictor.requests import (
     MAX_REQUESTS,
@@ -60,20 +62,27 @@ _RESTORE: Final = "publish the package again from where it was trained"
 
 class Model:
     """A loaded package: card, version (u64; `name` is its hex form), network in eval mode, whose
-    weights stay as they are: it scores by `predictor.folded`.
+    weights stay as they are.
 
     weights: (T,) f32, the weight of each task in the final score; empty for a two-tower.
+    native: what scores where there are kernels that know the network, else None: then torch does.
     """
 
     def __init__(
-        self, card: ModelCard, version: str, network: Network, warmup: Sequence[Inputs]
+        self,
+        card: ModelCard,
+        version: str,
+        network: Network,
+        warmup: Sequence[Inputs],
+        library: Callable[[], Kernels | None] = kernels,
     ) -> None:
         self.card = card
         self.name = version
         self.version = int(version, 16)
         self.network = network
         self.warmup = tuple(warmup)
-        self._score = folded(network)
+        self.native = native_scorer(network, library())
+        self._score: Scorer = self.native or folded(network)
         tasks = tasks_of(network.spec)
         self.weights = np.array([card.score[task] for task in tasks], np.float32)  # (T,)
 

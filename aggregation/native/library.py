@@ -10,7 +10,7 @@ import ctypes
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,23 +19,43 @@ from aggregation.native.build import BUILT, sources_digest
 log: Final = logging.getLogger(__name__)
 
 
+#: name, what it takes, what it gives: ctypes would pass addresses as ints of 32 bits.
+Declared = tuple[tuple[str, tuple[type[Any], ...], type[Any] | None], ...]
+
+_AT, _WHOLE, _BYTES = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p
+
+HOLDING: Final[Declared] = (
+    ("kernel_sources", (), _BYTES),
+    ("tensors", (_AT, _BYTES, _AT), _WHOLE),
+    ("own_ids", (_AT, _BYTES, _AT), _WHOLE),
+    ("sizes", (_AT,), None),
+    ("rows_to_values", (_AT, _BYTES), _WHOLE),
+    ("rows_record_bytes", (_WHOLE,), _WHOLE),
+    ("gather", (_AT, _AT, _WHOLE, _AT, _WHOLE, _WHOLE, _AT, _AT), _WHOLE),
+)
+FREE: Final[Declared] = (
+    ("network_lanes", (), _WHOLE),
+    ("network_sizes", (_AT,), None),
+    ("tower_scratch", (_AT,), _WHOLE),
+    ("fine_scratch", (_AT,), _WHOLE),
+    ("tower_scores", (_AT, _BYTES, _AT, _AT), _WHOLE),
+    ("fine_scores", (_AT, _BYTES, _AT, _AT), _WHOLE),
+)
+
+
 class Kernels(ctypes.PyDLL):
-    """The library. Its functions hold the interpreter's lock while they run."""
+    """The library. Its functions hold the interpreter's lock while they run; those of `free`, which
+    take longer, give it up."""
+
+    free: ctypes.CDLL
 
     def declare(self) -> None:
-        """What each function takes and gives: ctypes would pass addresses as ints of 32 bits."""
-        at, whole = ctypes.c_void_p, ctypes.c_int64
-        for name, takes, gives in (
-            ("kernel_sources", (), ctypes.c_char_p),
-            ("tensors", (at, ctypes.c_char_p, at), whole),
-            ("own_ids", (at, ctypes.c_char_p, at), whole),
-            ("sizes", (at,), None),
-            ("rows_to_values", (at, ctypes.c_char_p), whole),
-            ("rows_record_bytes", (whole,), whole),
-            ("gather", (at, at, whole, at, whole, whole, at, at), whole),
-        ):
-            function = getattr(self, name)
-            function.argtypes, function.restype = takes, gives
+        """What each function takes and gives."""
+        self.free = ctypes.CDLL(self._name, handle=self._handle)
+        for library, declared in ((self, HOLDING), (self.free, FREE)):
+            for name, takes, gives in declared:
+                function = getattr(library, name)
+                function.argtypes, function.restype = takes, gives
 
 
 def load(path: Path) -> Kernels | None:

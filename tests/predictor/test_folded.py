@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from predictor.folded import MOST_BYTES, folded
+from predictor.folded import folded
+from predictor.folding import MOST_BYTES, first_layers
 from predictor.networks import SCORE_TOLERANCE, Network, build_network
 from predictor.spec import FineSpec, TowerSpec, input_spec
 from tests.predictor.support import SERVICE, random_inputs
@@ -70,8 +71,9 @@ def test_what_is_folded_is_bounded() -> None:
     network = network_of(SPECS["tower"])
 
     def folded_bytes(most_bytes: int) -> int:
-        items = folded(network, most_bytes)._items  # type: ignore[attr-defined]
-        return 0 if items._table is None else int(items._table.numel()) * 4
+        items = first_layers(network, most_bytes)[1]
+        assert sorted(items.folded + items.plain) == list(range(len(INPUTS.tower_slots)))
+        return sum(items.block(slot).numel() * 4 for slot in items.folded)
 
     sizes = sorted(INPUTS.tables[table][1] * 64 * 4 for table in INPUTS.tower_slots)
     assert folded_bytes(sizes[0] - 1) == 0

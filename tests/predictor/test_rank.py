@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregation.native.library import Kernels
 from predictor.cascade import CascadeConfig, inputs_of, sigmoid
 from predictor.generation import Generations
-from predictor.package import load_package
+from predictor.networks import build_network
+from predictor.package import Model, load_package
 from predictor.rank import RankConfig, Ranker
 from predictor.record import LogEntry, Query, encode_entry
 from predictor.spec import KINDS
@@ -195,10 +197,16 @@ def test_a_long_queue_is_answered_in_the_callers_order(
     assert (record.item_status == Status.TIMEOUT).all()
 
 
-def test_a_model_that_raises_costs_the_scores(store: DictStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_a_model_that_raises_costs_the_scores(
+    native: bool, built: Kernels, store: DictStore, tmp_path: Path
+) -> None:
     generations = Generations(PLAN, "ranking")
-    model = load_package(publish(tmp_path, "fine"), generations.current.expected("fine"))
-    model.network.embeddings.weight.data = model.network.embeddings.weight.data[:10]
+    good = load_package(publish(tmp_path, "fine"), generations.current.expected("fine"))
+    spec = good.network.spec
+    few = tuple((name, 2) for name, _ in spec.inputs.tables)
+    network = build_network(replace(spec, inputs=replace(spec.inputs, tables=few))).eval()
+    model = Model(good.card, good.name, network, (), lambda: built if native else None)
     generations.use_models({"fine": model})
     reply = run(Ranker(store, generations, None, RankConfig()).rank(query()))
     assert reply.ranking.degraded == Degraded.MODEL_ERROR

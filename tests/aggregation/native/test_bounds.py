@@ -22,6 +22,7 @@ from aggregation.program import ServiceProgram
 from schemas.plan import Side
 from tests.aggregation.native.test_rows import check_damaged
 from tests.aggregation.native.worlds import random_plan, spaced
+from tests.predictor.test_native import check_networks
 
 ROUNDS = 25
 
@@ -73,6 +74,9 @@ def check_gather(library: Kernels, seed: int) -> None:
     assert 0 <= left <= len(asked)
 
 
+CHECKS = (check_damaged, check_tensors, check_gather, check_networks)
+
+
 def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     found = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
@@ -90,14 +94,14 @@ def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
         check=False,
     )
     assert told.returncode == 0, told.stderr[-4_000:]
-    assert told.stdout.split() == ["check_damaged", "check_tensors", "check_gather"]
+    assert told.stdout.split() == [check.__name__ for check in CHECKS]
 
 
 def main(path: Path) -> None:
     """What the sanitizers watch."""
     library = load(path)
     assert library is not None
-    for check in (check_damaged, check_tensors, check_gather):
+    for check in CHECKS:
         for seed in range(ROUNDS):
             check(library, seed)
         print(check.__name__)
