@@ -88,7 +88,7 @@ def inputs_for(spec: InputSpec, n: int, seed: int) -> Inputs:
     lengths: dict[int, int] = {}
     for places in spec.groups:
         capacity = spec.sequences[places[0]].capacity
-        length = int(rng.choice([0, capacity, rng.integers(0, capacity + 1)]))
+        length = (0, capacity, int(rng.integers(0, capacity + 1)))[rng.integers(3)]
         lengths |= dict.fromkeys(places, length)
     return Inputs(
         ids(1, spec.user_slots),
