@@ -44,31 +44,35 @@ def test_a_system_without_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pinned_are_its_threads_and_not_what_it_starts() -> None:
-    """In a process of its own, since a process stays pinned."""
+    """And batch jobs. In a process of its own, since a process stays pinned."""
     code = """
 import json, os, subprocess, sys, threading
 from schemas.cores import core_of, pin, unpinned
+SEEN = "[os.sched_getscheduler(%d), *sorted(os.sched_getaffinity(%d))]"
+def seen(thread):
+    return eval(SEEN % (thread, thread))
 def child():
-    command = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
-    return sorted(map(int, subprocess.check_output(command).split()))
-found = {"before": sorted(os.sched_getaffinity(0))}
+    command = [sys.executable, "-c", "import os; print(" + SEEN % (0, 0) + ")"]
+    return json.loads(subprocess.check_output(command))
+found = {"before": seen(0)}
 with unpinned():
     found["never pinned"] = child()
 over = threading.Event()
 early = threading.Thread(target=over.wait, daemon=True)
 early.start()
 pin(core_of("auto", 0))
-found["early"] = sorted(os.sched_getaffinity(early.native_id))
-found["main"] = sorted(os.sched_getaffinity(0))
-thread = threading.Thread(target=lambda: found.update(thread=sorted(os.sched_getaffinity(0))))
+found["early"] = seen(early.native_id)
+found["main"] = seen(0)
+thread = threading.Thread(target=lambda: found.update(thread=seen(0)))
 thread.start(), thread.join()
 with unpinned():
     found["child"] = child()
-found["after"] = sorted(os.sched_getaffinity(0))
+found["after"] = seen(0)
 print(json.dumps(found))
 """
     found = json.loads(subprocess.check_output([sys.executable, "-c", code]))
-    every, own = found["before"], [found["before"][-1]]
+    every, own = found["before"], [os.SCHED_BATCH, found["before"][-1]]
+    assert every[0] == os.SCHED_OTHER
     assert found == {
         "before": every,
         "never pinned": every,
@@ -78,3 +82,21 @@ print(json.dumps(found))
         "thread": own,
         "after": own,
     }
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_policy_that_an_operator_chose_or_holds_fast_is_left_alone(allowed: bool) -> None:
+    code = f"""
+import os
+from schemas.cores import core_of, pin
+if {allowed}:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+else:
+    def refuse(*_):
+        raise PermissionError
+    os.sched_setscheduler = refuse
+pin(core_of("auto", 0))
+print(os.sched_getscheduler(0), len(os.sched_getaffinity(0)))
+"""
+    found = subprocess.check_output([sys.executable, "-c", code]).split()
+    assert [int(each) for each in found] == [os.SCHED_IDLE if allowed else os.SCHED_OTHER, 1]
