@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KERNELS := setup.py aggregation/native/build.py $(sort $(wildcard aggregation/native/*.[ch]))
 # The environment is up to date when it holds the stamp of these files' content.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt $(KERNELS) | git hash-object --stdin)
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 BENCH ?=
 
 .DEFAULT_GOAL := help
@@ -49,7 +49,8 @@ imports: install  ## the layers of ARCHITECTURE.md and the home of each library
 unit: install  ## pytest alone
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
-test: lint types imports unit  ## the whole suite
+test: lint imports  ## the whole suite; mypy beside pytest, which waits half of its time
+	@$(MAKE) --no-print-directory --jobs=2 types unit
 
 demo: install  ## the main job, end to end, on real data
 	$(BIN)/encore demo

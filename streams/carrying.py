@@ -18,7 +18,7 @@ from schemas.ids import partitions_of
 from schemas.succession import Life
 from store.base import AsyncRowStore
 from streams.admin import Admin, TopicFacts
-from streams.clients import KafkaProducer
+from streams.clients import KafkaProducer, close_producer
 from streams.config import StreamConfig
 from streams.dead_letters import Letter, Redriver, send_all
 from streams.ends import read_ends
@@ -82,7 +82,7 @@ async def carry(store: AsyncRowStore, config: StreamConfig, clock: Callable[[], 
                 refused |= bad
     finally:
         await reader.close()
-        await asyncio.to_thread(partial(producer.close, timeout=1))
+        await asyncio.to_thread(close_producer, producer)
     return Carried(sent, before, refused)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import time
 import warnings
+from contextlib import suppress
+from typing import Any
 
 from schemas.errors import StreamError
 
@@ -20,10 +22,26 @@ __all__ = [
     "KafkaProducer",
     "MetadataRequest",
     "MetadataResponse",
+    "close_producer",
     "require_broker",
 ]
 
 PROBE_S = 0.1
+CLOSE_S = 1.0
+
+
+def close_producer(producer: Any) -> None:
+    """Close it within seconds. What the broker has not confirmed by then may be in the log or not.
+
+    Where something is left unconfirmed, its own `close` raises halfway, and its thread goes on.
+    """
+    try:
+        producer.close(timeout=CLOSE_S)
+    except KafkaError:
+        producer._sender.force_close()
+        producer._sender.join(CLOSE_S)
+        with suppress(KafkaError):
+            producer.close(timeout=CLOSE_S)
 
 
 def require_broker(bootstrap: str, timeout_ms: int) -> None:

@@ -11,7 +11,7 @@ from schemas.errors import StreamError
 from schemas.names import dead_letter_topic, redriven_keys
 from store.base import AsyncRowStore
 from streams.admin import Admin, TopicFacts
-from streams.clients import KafkaProducer
+from streams.clients import KafkaProducer, close_producer
 from streams.config import StreamConfig
 from streams.dead_letters import (
     PARTITION,
@@ -113,7 +113,7 @@ class Desk:
             actions = self._topic == self._config.topic
             return await redriver.run(letters, lambda each: refusal(each, target, actions))
         finally:
-            await asyncio.to_thread(partial(producer.close, timeout=1))
+            await asyncio.to_thread(close_producer, producer)
 
     def _ask(self) -> dict[str, TopicFacts]:
         with Admin(self._config.bootstrap) as admin:

@@ -18,7 +18,7 @@ from schemas.actions import encode_batch
 from schemas.errors import StreamError
 from schemas.ids import partitions_of
 from schemas.names import CONTENT_END, HEADER_CONTENT
-from streams.clients import KafkaError, KafkaProducer, require_broker
+from streams.clients import KafkaError, KafkaProducer, close_producer, require_broker
 
 SEND_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_MS: Final = 10_000
@@ -107,7 +107,7 @@ class ActionProducer:
 
     def close(self) -> None:
         """Close the connection; what was not flushed may be lost."""
-        self._producer.close(timeout=1)
+        close_producer(self._producer)
 
     def _put(self, partition: int, message: NDArray[np.void], sent_ms: int) -> None:
         key = b"%d" % int(message["user"][0])
@@ -148,7 +148,7 @@ def _send_end(bootstrap: str, place: tuple[str, int], successor: str) -> int:
             producer.flush(SEND_TIMEOUT_S)
             return int(sent.get(SEND_TIMEOUT_S).offset)
         finally:
-            producer.close(timeout=1)
+            close_producer(producer)
     except (KafkaError, OSError) as error:
         raise StreamError(
             f"{topic}/{partition}",

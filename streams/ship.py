@@ -30,7 +30,7 @@ from schemas.ids import partition_of
 from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE, dead_letter_topic
 from schemas.ranklog import decode_record
 from schemas.spool import SEGMENT_SUFFIX, read_frames, segment_name, worker_directories
-from streams.clients import KafkaError, KafkaProducer, require_broker
+from streams.clients import KafkaError, KafkaProducer, close_producer, require_broker
 from streams.config import StreamConfig
 from streams.producer import CONNECT_TIMEOUT_MS, SEND_TIMEOUT_S, producer_settings
 
@@ -122,7 +122,7 @@ class Shipper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._producer.close(timeout=1)
+        close_producer(self._producer)
 
     def run(self, stop: threading.Event) -> None:
         """Ship what there is, again and again; after `stop` once more, then return."""

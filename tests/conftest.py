@@ -10,14 +10,21 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from aggregation.native.build import build
 from aggregation.native.library import Kernels, load
 from encore.local import start_broker, start_store
 from tests import refusals
 
-settings.register_profile("encore", deadline=None, print_blob=True)
+# The same examples every day, and time for them; others with `--hypothesis-profile=anew`.
+settings.register_profile("anew", deadline=None, print_blob=True)
+settings.register_profile(
+    "encore",
+    settings.get_profile("anew"),
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("encore")
 
 

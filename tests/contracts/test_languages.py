@@ -34,7 +34,7 @@ class Example:
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         line = [*self.command, *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
 
     def json(self, *arguments: str | Path) -> Any:
         done = self.run(*arguments)

@@ -51,4 +51,4 @@ def test_a_busy_service_is_asked_again() -> None:
 def test_another_refusal_ends_a_replay_and_so_does_one_without_end(service: Refusing) -> None:
     with pytest.raises(RequestError, match="needs a turn"):
         asyncio.run(ranked(service, PAGE, patience_s=0.2))
-    assert service.left in (0, 996)
+    assert service.left == 0 or 996 <= service.left < 1_000, "the pause doubles"

@@ -55,7 +55,7 @@ def test_status(broker_of_its_own: str, capsys: pytest.CaptureFixture[str]) -> N
     assert {line["does"] for line in found["partitions"]} == {
         *("rows", "re-keying", "item rows", "archive")
     }
-    assert main(["stream", "status", "--wait", "5"]) == 0
+    assert main(["stream", "status", "--wait", "60"]) == 0
     lines = capsys.readouterr().out.splitlines()
     head = "does  topic  partition  stored  end  lag  rate  late  future  dead  epoch"
     assert lines[0].split()[: len(head.split())] == head.split()

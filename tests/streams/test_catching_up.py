@@ -137,7 +137,8 @@ def test_a_span_is_read_without_a_group(stack: Stack) -> None:
     partition, end = max(sent.ends.items(), key=lambda each: each[1])
 
     async def scenario() -> None:
-        reader = KafkaLogReader(stack.config.bootstrap, 2_000)
+        reader = KafkaLogReader(stack.config.bootstrap, 60_000)
+        hurried = KafkaLogReader(stack.config.bootstrap, 500)
         try:
             for first, before in ((1, end), (0, 3), (2, 3), (3, end)):
                 at = first
@@ -147,10 +148,11 @@ def test_a_span_is_read_without_a_group(stack: Stack) -> None:
                     assert offsets == list(range(at, at + len(records)))
                     at += len(records)
                 assert at == before
-            with pytest.raises(StreamError, match=rf"record at offset {end} within 2000 ms"):
-                await reader.read(topic, partition, end, end + 1)
+            with pytest.raises(StreamError, match=rf"record at offset {end} within 500 ms"):
+                await hurried.read(topic, partition, end, end + 1)
         finally:
             await reader.close()
+            await hurried.close()
 
     asyncio.run(scenario())
     assert sum(sent.ends.values()) == 12

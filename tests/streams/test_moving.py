@@ -24,6 +24,7 @@ from tests.streams.support import (
     Stack,
     assert_rows_equal_oracle,
     make_stack,
+    patient,
     running,
     some_actions,
     wait_until,
@@ -39,7 +40,7 @@ def newest(stack: Stack) -> StreamConfig:
 
 def grow(stack: Stack, partitions: int) -> Succession:
     async def run() -> Succession:
-        async with AsyncRedisRowStore(stack.config.store_url) as store:
+        async with AsyncRedisRowStore(patient(stack.config.store_url)) as store:
             return await growing.grow(store, stack.config, partitions)
 
     return asyncio.run(run())
@@ -47,7 +48,7 @@ def grow(stack: Stack, partitions: int) -> Succession:
 
 def end(stack: Stack) -> Succession:
     async def run() -> Succession:
-        async with AsyncRedisRowStore(stack.config.store_url) as store:
+        async with AsyncRedisRowStore(patient(stack.config.store_url)) as store:
             return await growing.end(store, stack.config)
 
     return asyncio.run(run())

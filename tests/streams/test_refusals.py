@@ -6,6 +6,7 @@ import asyncio
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from streams.producer import ActionProducer
 from streams.replay import find_mark
 from streams.servers import REAL_SERVERS
 from tests.aggregation.plans import small_view
-from tests.streams.support import T0, record, some_actions
+from tests.streams.support import T0, record, some_actions, wait_until
 
 
 @pytest.fixture
@@ -51,15 +52,28 @@ def test_settings_that_cannot_work(tmp_path: Path, name: str, value: int, messag
 
 def test_a_broker_that_stops_answering(own_broker: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     ensure_topics(own_broker.address, {"t": 1})
-    monkeypatch.setattr("streams.producer.SEND_TIMEOUT_S", 1.2)
-    with Admin(own_broker.address, 200) as asked, ActionProducer(own_broker.address, "t", 1) as p:
+    with hurried(own_broker.address) as asked, ActionProducer(own_broker.address, "t", 1) as p:
         p.send(some_actions(1, 1), T0)
         own_broker.child.signal(signal.SIGSTOP)
+        monkeypatch.setattr("streams.producer.SEND_TIMEOUT_S", 1.2)
         with pytest.raises(StreamError, match=r"broker 127.*: needs an answer, got \w+"):
             for _ in range(10_000):  # a process stops a moment after it was told to
                 asked.describe("t")
         with pytest.raises(StreamError, match=r"topic t: needs confirmed actions.*compare with"):
             p.send(some_actions(1, 1), T0)
+
+
+def hurried(bootstrap: str) -> Admin:
+    """An admin that waits for 300 ms, as soon as the machine lets it begin."""
+    made: list[Admin] = []
+
+    def opened() -> bool:
+        with suppress(StreamError):
+            made.append(Admin(bootstrap, 300))
+        return bool(made)
+
+    wait_until(opened)
+    return made[0]
 
 
 def test_a_topic_that_does_not_appear(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
