@@ -26,8 +26,9 @@ $(STAMP):
 	test -n "$$python" || { echo "make install: needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	test -x $(BIN)/python || $$python -m venv $(VENV); \
 	echo "installing into $(VENV); takes a minute or two …"
-	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -qq --no-compile \
+	    --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # as pip would, on all cores
 	@$(BIN)/python -m aggregation.native.build || echo "going on with numpy alone"
 	@rm -f $(VENV)/.installed-* && touch $@
 
@@ -47,7 +48,7 @@ imports: install  ## the layers of ARCHITECTURE.md and the home of each library
 	$(BIN)/lint-imports --no-logo
 
 unit: install  ## pytest alone
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 test: lint imports  ## the whole suite; mypy beside pytest, which waits half of its time
 	@$(MAKE) --no-print-directory --jobs=2 types unit

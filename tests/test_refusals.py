@@ -13,7 +13,7 @@ import pytest
 from tests.refusals import ROOMS, ROOT, elsewhere, refusals
 
 #: A caller's mistake inside this code base, which no user can make; and what ends a process.
-CONTRACT = {"ValueError", "KeyError", "TypeError", "RuntimeError", "TimeoutError"}
+CONTRACT = {"ValueError", "KeyError", "IndexError", "TypeError", "RuntimeError", "TimeoutError"}
 ENDS = {"SystemExit", "KeyboardInterrupt", "typer.Exit"}
 
 

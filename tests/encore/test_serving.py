@@ -276,7 +276,7 @@ def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving)
 
     def load(number: int) -> None:
         with HttpRankingClient(f"127.0.0.1:{serving.port}") as client:
-            while not over.is_set():
+            while not over.wait(0.01):
                 reply = client.rank(USERS[number], ITEMS, Asked(timeout_ms=10_000))
                 replies.append(reply)
 

@@ -83,7 +83,7 @@ class Load:
     def _send(self) -> None:
         url = str(self.running.client.base_url)
         with httpx.Client(base_url=url, timeout=90) as client:
-            while not self._stop.is_set():
+            while not self._stop.wait(0.01):  # packages are checked beside it
                 request_id = new_id()
                 sender = dataclasses.replace(self.running, client=client)
                 try:
