@@ -29,9 +29,9 @@ PROJECT: Final = Path(__file__).parents[1]
 FLATC_VERSION: Final = "25.12.19"
 LOW_DISK_BYTES: Final = 5 << 30
 NO_DISK_BYTES: Final = 1 << 30
-_CONNECT_TIMEOUT_S: Final = 1.0
-_ADMIN_TIMEOUT_MS: Final = 3_000
-_RUN_TIMEOUT_S: Final = 10.0
+_CONNECT_TIMEOUT_S: Final = 5.0
+_ADMIN_TIMEOUT_MS: Final = 10_000
+_RUN_TIMEOUT_S: Final = 30.0
 _LISTED: Final = 4
 
 

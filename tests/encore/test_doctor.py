@@ -62,7 +62,8 @@ def test_configured_and_absent_fails(tmp_path: Path) -> None:
     assert "secret" not in str(checks)
 
 
-def test_a_taken_port_fails(tmp_path: Path) -> None:
+def test_a_taken_port_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]

@@ -225,7 +225,7 @@ def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningS
     finally:
         with suppress(Exception):
             child.signal(signal.SIGCONT)
-        child.stop()
+        child.stop(60)
 
 
 def wait_until(condition: Any, timeout_s: float = 60) -> None:
