@@ -44,7 +44,7 @@ class AdmissionConfig:
     stall of the machine makes one, does not end an overload."""
 
     in_flight: int = 256
-    interval_s: float = 0.3
+    interval_s: float = 0.1
     calm_s: float = 0.05
     target_s: float = 0.02
     at_least: float = 5.0
@@ -169,7 +169,8 @@ class Admission:
         return self.in_flight + self.coming >= self.config.at_least
 
     def took_to_read(self, seconds: float) -> None:
-        """What the store took for one request."""
+        """What the store took for one request: without what an answer waited for this loop, which
+        would make the bound of a late loop's queue the longer the later it is."""
         self._reading_s += _GAIN * (seconds - self._reading_s)
 
     def _check(self, in_flight: int, wait_s: float, behind_s: float = 0.0) -> None:

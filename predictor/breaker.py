@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,13 +30,19 @@ from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
 
+#: Part of a read's time: a loop that is late by no more than this came round in between.
+_ROUND: Final = 0.5
+
 State = Literal["closed", "open", "half_open"]
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
     """faults: failures in a row that open it. timeout_s: longest read. patience_s: a time-out of a
-    read that had less time says nothing of the store. pause_s, longest_pause_s: before a probe."""
+    read that had less time says nothing of the store. pause_s, longest_pause_s: before a probe.
+
+    Nor does the time-out of a read during which the store answered another, so that it waited for
+    its turn, or the event loop did not come round, so that the answer may lie there unseen."""
 
     faults: int = 3
     timeout_s: float = 0.25
@@ -77,12 +85,13 @@ class StoreReader:
     _in_a_row: int = 0
     _waiting: set[asyncio.Timeout] = field(default_factory=set)
     _probing: asyncio.Task[None] | None = None
+    _answered_s: float = -math.inf
 
     async def read(self, keys: Sequence[RowKeys], limit_s: float) -> Read:
         """The rows, or why there are none; within limit_s. Raises nothing but cancellation."""
         if self._fault is not None:
             return Read([], self._fault.status)
-        limit_s = min(limit_s, self.config.timeout_s)
+        limit_s, began_s = min(limit_s, self.config.timeout_s), time.monotonic()
         try:
             async with asyncio.timeout(limit_s) as scope:
                 self._waiting.add(scope)
@@ -91,13 +100,13 @@ class StoreReader:
                 finally:
                     self._waiting.discard(scope)
         except (TimeoutError, StoreTimeout) as error:
-            if limit_s >= self.config.patience_s:
+            if limit_s >= self.config.patience_s and self._could_answer(began_s, limit_s):
                 self._failed(_Fault(Status.TIMEOUT, keys, limit_s, str(error) or "no answer"))
             return Read([], Status.TIMEOUT)
         except StoreError as error:
             self._failed(_Fault(Status.STORE_ERROR, keys, limit_s, str(error)))
             return Read([], Status.STORE_ERROR)
-        self._in_a_row = 0
+        self._in_a_row, self._answered_s = 0, time.monotonic()
         return Read(rows)
 
     async def close(self) -> None:
@@ -106,6 +115,11 @@ class StoreReader:
             self._probing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._probing
+
+    def _could_answer(self, began_s: float, limit_s: float) -> bool:
+        """The store, to a read whose time is over now; and the event loop would know."""
+        late_s = time.monotonic() - began_s - limit_s
+        return self._answered_s < began_s and late_s <= limit_s * _ROUND
 
     def _failed(self, fault: _Fault) -> None:
         self._in_a_row += 1

@@ -4,14 +4,12 @@ Under overload most requests are refused, on the event loop that serves the othe
 written as soon as a request's headers are there, by the connection itself.
 
 A loop that is late does not know for how long a request has been waiting for it, but the kernel
-does: it tells when a connection's last bytes came in (Linux, `struct tcp_info`, ms).
+does (`store.tcp`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from typing import Any, Final
 
 import uvicorn
@@ -24,14 +22,13 @@ from predictor.protocol import encode_error
 from predictor.service import Service
 from predictor.timeline import Timeline
 from schemas.errors import RequestError
+from store.tcp import since_received_s, tcp_socket
 
 #: Routes that meet admission, and the names that their requests are counted under.
 _NAMES: Final = {
     **{f"/v2/models/{name}/infer".encode(): name for name in MODELS},
     b"/get-online-features": "get-online-features",
 }
-#: Where `tcpi_last_data_recv` lies, and how much of the struct is asked for.
-_LAST_RECEIVED, _TCP_INFO_BYTES = 52, 56
 _HEAD: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
 )
@@ -64,15 +61,13 @@ class Front(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Called once."""
         super().connection_made(transport)
-        found = transport.get_extra_info("socket")
-        if found is not None and found.family != socket.AF_UNIX:
-            self._socket = found
+        self._socket = tcp_socket(transport)
 
     def on_headers_complete(self) -> None:
         """Refuse the request, or begin it."""
         name = _NAMES.get(self.url)
         if name is not None and self._is_next():
-            waited_s = self._waited_s()
+            waited_s = since_received_s(self._socket)
             try:
                 self._admission.check(waited_s=waited_s)
             except RequestError as error:
@@ -106,17 +101,6 @@ class Front(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-
-    def _waited_s(self) -> float:
-        """Since the kernel got the bytes that were just read; 0 where it does not tell."""
-        if self._socket is None:
-            return 0.0
-        try:
-            told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        except OSError:  # the caller is gone already
-            return 0.0
-        (waited_ms,) = struct.unpack_from("=I", told, _LAST_RECEIVED)
-        return float(waited_ms) / 1000
 
     def _came(self) -> None:
         self._admission.coming -= 1

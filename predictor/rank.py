@@ -258,7 +258,6 @@ class Ranker:
         limit_s = max(left_s - self._expected_s(stages), left_s * config.least_store)
         read = await self.reader.read(keys, min(limit_s, left_s * config.most_store))
         timeline.lap("store")
-        self.admission.took_to_read(timeline.laps[-1][1])
         return read
 
     async def _infer(

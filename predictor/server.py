@@ -270,6 +270,7 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
             metrics.readings.freshness(freshness)
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
+        store.told = ranker.admission.took_to_read
         lag = ranker.admission.lag = LoopLag()
 
         def looked(late_s: float) -> None:

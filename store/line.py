@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import select
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Self, cast
 
@@ -18,14 +19,20 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
 
 from store.reply import RowsReply
+from store.tcp import since_received_s, tcp_socket
 
 
 class RowLine(asyncio.BufferedProtocol):
-    """One connection, one question at a time. After anything but an answer it must be closed."""
+    """One connection, one question at a time. After anything but an answer it must be closed.
+
+    took_s: from the last question until its answer was there: not until the event loop saw it.
+    """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection  # redis-py's; it owns the transport
         self._transport = cast(asyncio.Transport, connection._writer.transport)
+        self._socket = tcp_socket(self._transport)
+        self._asked_s = self.took_s = 0.0
         self._reply: RowsReply | None = None
         self._answered: asyncio.Future[None] | None = None
         self.open = True
@@ -50,6 +57,7 @@ class RowLine(asyncio.BufferedProtocol):
         self._reply = reply
         self._answered = asyncio.get_running_loop().create_future()
         try:
+            self._asked_s = time.monotonic()
             self._transport.write(question)
             await self._answered
         finally:
@@ -78,6 +86,8 @@ class RowLine(asyncio.BufferedProtocol):
             self._answered.set_exception(error)
             return
         if self._reply.complete:
+            seen_s = time.monotonic() - since_received_s(self._socket)
+            self.took_s = max(seen_s - self._asked_s, 0.0)
             self._answered.set_result(None)
 
     def eof_received(self) -> None:

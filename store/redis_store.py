@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Self, cast
 
@@ -251,9 +251,12 @@ class AsyncRedisRowStore:
 
     The time bound covers a whole call. It is asyncio's own `timeout`, not the connection's: that
     one goes through `wait_for`, which in Python 3.11 can swallow a cancellation.
+
+    told: gets the seconds that the server took for each answer of `read_rows`.
     """
 
     def __init__(self, config: StoreConfig | str) -> None:
+        self.told: Callable[[float], None] | None = None
         self._config = StoreConfig(config) if isinstance(config, str) else config
         self._slots = asyncio.Semaphore(self._config.connections)
         self._history: History | None = None
@@ -296,6 +299,8 @@ class AsyncRedisRowStore:
                 except BaseException:
                     line.close()
                     raise
+                if self.told is not None:
+                    self.told(line.took_s)
                 if hung_up == self._hung_up:
                     self._lines.append(line)
                 else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,8 @@ from schemas.errors import RequestError
 from tests.predictor.support import PLAN, DictStore
 
 Talk = Callable[[grpc.aio.Channel, Any], Awaitable[None]]
+#: Calls that the library was asked for already, when the event loop stopped.
+ASKED_FOR = 2
 NOISE = b"\xff\xff\xff"  # no message: whoever looks at it refuses it as such
 
 
@@ -90,22 +93,24 @@ def test_a_full_service_answers_who_looks_after_it() -> None:
 
 
 def test_calls_behind_a_long_queue_of_unseen_ones_are_reset() -> None:
-    """While the event loop does nothing at all, so that it can only be the library."""
+    """While the event loop does nothing at all, so that it can only be the library: 16 wait in any
+    case, some more by chance, none beyond 32."""
 
     async def talk(_: grpc.aio.Channel, admission: Any) -> None:
         with grpc.insecure_channel(address[0]) as channel:
             infer: Any = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
             calls = [infer.future(NOISE, timeout=90) for _ in range(400)]
             deadline_s = time.monotonic() + 60
-            while sum(each.done() for each in calls) < 250:
+            while sum(each.done() for each in calls) < 400 - 32 - ASKED_FOR:
                 assert time.monotonic() < deadline_s
                 time.sleep(0.01)
             reset = {each.code() for each in calls if each.done()}
             assert reset == {grpc.StatusCode.CANCELLED}
             while not all(each.done() for each in calls):
                 await asyncio.sleep(0.01)
-            found = {each.code() for each in calls}
-            assert found == {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            found = Counter(each.code() for each in calls)
+            assert set(found) == {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert 16 <= found[grpc.StatusCode.RESOURCE_EXHAUSTED] <= 32 + ASKED_FOR
 
     address: list[str] = []
     called(talk, address)

@@ -230,6 +230,34 @@ def test_too_many_at_once_are_refused(generations: Generations, store: DictStore
     assert refused.status == 503
 
 
+@pytest.mark.parametrize(
+    ("likely_s", "wait_s", "most_ms"),
+    [(0.0, 20.0, None), (0.0, 40.0, 29_100), (900.0, 10.0, None), (900.0, 20.0, 14_550)],
+)
+def test_a_request_waits_for_half_of_its_time(
+    generations: Generations,
+    store: DictStore,
+    likely_s: float,
+    wait_s: float,
+    most_ms: int | None,
+) -> None:
+    """Without what its reply needs, 3 % here; for a quarter where it cannot be served in full."""
+    ranker = Ranker(store, generations, None, RankConfig())
+    if likely_s:
+        ranker.costs.observe("assemble", len(ITEMS), likely_s)
+    ranker.admission.wait_s = wait_s
+    if most_ms is None:
+        degraded = run(ranker.aggregate(query())).degraded
+        assert bool(degraded & Degraded.DEADLINE) == (likely_s > 0)
+    else:
+        with pytest.raises(RequestError, match="a wait of at most") as refused:
+            run(ranker.aggregate(query()))
+        told_ms = int(refused.value.required.split()[-2])
+        assert most_ms - 5_000 < told_ms <= most_ms  # on a machine that stalls it is less
+    assert ranker.admission.refused.deadline == (most_ms is not None)
+    ranker.close()
+
+
 @pytest.mark.parametrize(("waited_s", "late_s"), [(0.5, 0.0), (0.2, 0.3), (0.0, 0.51)])
 def test_who_waited_too_long_to_be_seen_is_refused(
     waited_s: float, late_s: float, generations: Generations, store: DictStore

@@ -33,7 +33,7 @@ from predictor.watch import Observer, Watched, WatchRequests
 from schemas.errors import RequestError
 from schemas.ranklog import Degraded
 from schemas.status import Status
-from store.redis_store import RedisRowStore
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from tests.predictor.collector import Collector, collecting
 from tests.predictor.support import ITEMS, USERS, body, put_world
@@ -53,6 +53,22 @@ def values(metrics: Metrics, name: str, *labels: str) -> dict[tuple[str, ...], f
 def answered(observer: Observer) -> dict[tuple[str, ...], float]:
     """Requests by model, protocol and status."""
     return values(observer.metrics, "encore_requests_total", "model", "protocol", "status")
+
+
+def test_what_the_store_takes_is_known_to_admission(
+    rows: RedisRowStore, predictor_url: str
+) -> None:
+    async def go() -> None:
+        async with serving(ServeConfig(StoreConfig(predictor_url), "ranking")) as service:
+            admission, store = service.ranker.admission, service.store
+            assert isinstance(store, AsyncRedisRowStore)
+            assert store.told is not None
+            before_s = admission.bound_s
+            store.told(5.0)
+            assert admission.bound_s == pytest.approx(before_s + 0.5)
+
+    put_world(rows)
+    asyncio.run(go())
 
 
 # --- traces -------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +19,9 @@ from schemas.errors import StoreError
 from schemas.row import seal
 from schemas.stored import RowKeys
 from store.base import Write
-from store.redis_store import RedisRowStore
+from store.line import RowLine
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from store.reply import RowsReply
 from store.wire import StoreConfig
 
 KEYS = [RowKeys("users", 1, np.array([7], np.int64))]
@@ -127,3 +132,40 @@ def test_threads_get_their_own_answers(valkey: str) -> None:
 
         with ThreadPoolExecutor(8) as threads:
             assert all(threads.map(check, rows))
+
+
+def test_an_answer_took_until_it_was_there_and_not_until_it_was_seen() -> None:
+    """By an event loop that does nothing for a while. As far as the kernel tells: Linux."""
+
+    async def work() -> None:
+        with talker(b"*1\r\n$2\r\nab\r\n") as server:
+            address = server.listener.getsockname()
+            _, writer = await asyncio.open_connection(*address)
+            line = RowLine(SimpleNamespace(_writer=writer, _close=lambda: None))
+            writer.transport.set_protocol(line)
+            began_s, reply = time.monotonic(), RowsReply(1, 0)
+            asking = asyncio.create_task(line.ask(b"?", reply))
+            await asyncio.sleep(0)
+            assert server.answered.acquire(timeout=60)
+            time.sleep(0.5)  # what nobody should do here
+            await asking
+            assert [bytes(row or b"") for row in reply.rows()] == [b"ab"]
+            assert 0 <= line.took_s <= time.monotonic() - began_s - 0.45
+            line.close()
+
+    asyncio.run(work())
+
+
+def test_who_asked_to_be_told_hears_of_each_answer(valkey: str) -> None:
+    async def work() -> list[float]:
+        told: list[float] = []
+        async with AsyncRedisRowStore(StoreConfig(valkey, timeout_ms=PATIENT_MS)) as store:
+            await store.read_rows(KEYS)
+            store.told = told.append
+            await store.read_rows(KEYS)
+            await store.read_rows(KEYS)
+        return told
+
+    told = asyncio.run(work())
+    assert len(told) == 2
+    assert min(told) >= 0
