@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from schemas.ranklog import Degraded
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+
+_LARGEST: Final = np.float32(88)  # of what exp takes as float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +187,10 @@ def callers_order(n: int, page_size: int, fine_limit: int, degraded: Degraded) -
 
 def sigmoid(logits: F32) -> F32:
     """Probabilities; the same function for serving and for rebuilding from the log."""
-    with torch.inference_mode():
-        out: F32 = torch.from_numpy(logits).sigmoid().numpy()
-    return out
+    turned = np.negative(logits)
+    np.exp(np.minimum(turned, _LARGEST, out=turned), out=turned)
+    turned += 1
+    return np.reciprocal(turned, out=turned)
 
 
 def _order(scores: F32) -> I64:

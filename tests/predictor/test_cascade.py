@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aggregation.program import ServiceProgram
 from aggregation.tensors import Tensors
 from predictor.budget import Budget, Stage, StageCosts
-from predictor.cascade import Cascade, CascadeConfig, inputs_of
+from predictor.cascade import Cascade, CascadeConfig, inputs_of, sigmoid
 from predictor.generation import Generations
 from predictor.package import Model, load_package
 from schemas.ranklog import Degraded
@@ -133,6 +133,16 @@ def test_swaps_keep_what_fits(models: Models, tmp_path: Path) -> None:
     assert generations.current.coarse is coarse
     same = generations.use_plan(PLAN)
     assert (same.coarse, same.fine) == (coarse, fine)
+
+
+def test_probabilities_of_any_logit() -> None:
+    logits = np.array([[-1e30, -100.0, -20.0], [-1.0, 0.0, 1.0], [20.0, 1e30, np.nan]], np.float32)
+    found = sigmoid(logits)
+    with np.errstate(over="ignore"):
+        wanted = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-37)
+    assert np.isnan(logits[2, 2])
 
 
 class Hurry(Budget):
