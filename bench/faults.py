@@ -199,17 +199,18 @@ def _try(
     away_s, seed = chosen
     times = arrivals(RATE, BEFORE_S + away_s + BACK_S + AFTER_S, seed)  # (n,)
     with ThreadPoolExecutor(1) as pool:
-        began_s = time.perf_counter()
         load = pool.submit(prepared.drive, times)
         time.sleep(BEFORE_S)
-        struck_s = time.perf_counter() - began_s
+        struck_s = time.perf_counter()
         fault.strike(store)
         time.sleep(away_s)
-        mending_s = time.perf_counter() - began_s
+        mending_s = time.perf_counter()
         fault.mend(store)
-        mended_s = time.perf_counter() - began_s
+        mended_s = time.perf_counter()
         measured = load.result()
-    return judge(fault.name, measured, (struck_s, mending_s, mended_s), pages)
+    began_s = measured.began_s  # later than the call: a collection comes first
+    moments_s = struck_s - began_s, mending_s - began_s, mended_s - began_s
+    return judge(fault.name, measured, moments_s, pages)
 
 
 def judge(

@@ -48,13 +48,14 @@ class Measured:
 
     intended_s: (n,) since the start. late_s: (n,) by how much the generator sent later than that.
     latency_s: (n,) from the intended time to the reply's last byte, infinite where none came.
-    answers: NO_REPLY where none came.
+    answers: NO_REPLY where none came. began_s: the start, by time.perf_counter.
     """
 
     intended_s: F64
     late_s: F64
     latency_s: F64
     answers: Sequence[Answer]
+    began_s: float = 0.0
 
     @property
     def status(self) -> NDArray[np.int64]:
@@ -115,7 +116,7 @@ async def drive(ask: Ask, times_s: F64, grace_s: float = GRACE_S) -> Measured:
         for task in missing:
             task.cancel()
         await asyncio.gather(*missing, return_exceptions=True)
-    return Measured(times_s, late_s, latency_s, answers)
+    return Measured(times_s, late_s, latency_s, answers, start)
 
 
 # --- HTTP/1.1 -------------------------------------------------------------------------------
