@@ -61,7 +61,7 @@ QUICK: Final = Scale(
     steady=400,
     tail=95,
     at={"aggregate": 200, "rank": 100},
-    rates={"aggregate": (200, 800, 1_300), "rank": (100, 350)},
+    rates={"aggregate": (200, 800, 1_300, 1_800), "rank": (100, 400, 700, 1_000)},
     rounds=1,
     overload_s=1.25,
 )
@@ -71,8 +71,8 @@ FULL: Final = Scale(
     tail=99,
     at={"aggregate": 200, "rank": 100},
     rates={
-        "aggregate": (100, 150, 200, 300, 400, 500, 600, 800, 1_000, 1_300),
-        "rank": (60, 80, 100, 150, 200, 250, 300, 400, 500),
+        "aggregate": (200, 400, 600, 800, 1_000, 1_200, 1_400, 1_700, 2_000, 2_500),
+        "rank": (100, 200, 300, 400, 500, 600, 700, 850, 1_000, 1_200),
     },
     rounds=3,
     overload_s=2.0,
