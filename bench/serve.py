@@ -61,7 +61,7 @@ QUICK: Final = Scale(
     steady=400,
     tail=95,
     at={"aggregate": 200, "rank": 100},
-    rates={"aggregate": (200, 800, 1_300, 1_800), "rank": (100, 400, 700, 1_000)},
+    rates={"aggregate": (200, 1_100, 1_700), "rank": (100, 800)},
     rounds=1,
     overload_s=1.25,
 )
