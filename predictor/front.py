@@ -34,6 +34,32 @@ _HEAD: Final = (
 )
 
 
+class Replies:
+    """Refusals as they are written. Waits are told in whole ms, so that few differ in the second
+    for which uvicorn's headers, the date, are the same."""
+
+    def __init__(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._made: dict[tuple[str, bool], bytes] = {}
+
+    def of(self, error: RequestError, headers: list[tuple[bytes, bytes]], *, stays: bool) -> bytes:
+        """headers: of each reply; another list has other ones. stays: the connection."""
+        if headers is not self._headers:
+            self._headers, self._made = headers, {}
+        key = str(error), stays
+        made = self._made.get(key)
+        if made is None:
+            body = encode_error({"error": str(error), **error.parts()})
+            lines = [_HEAD, b"content-length: %d\r\n" % len(body)]
+            lines += [b"%s: %s\r\n" % header for header in headers]
+            lines += [b"\r\n" if stays else b"connection: close\r\n\r\n", body]
+            made = self._made[key] = b"".join(lines)
+        return made
+
+
+_REPLIES: Final = Replies()
+
+
 class Front(HttpToolsProtocol):
     """A connection to an application whose `state.service` is a Service.
 
@@ -67,8 +93,9 @@ class Front(HttpToolsProtocol):
         """Refuse the request, or begin it."""
         name = _NAMES.get(self.url)
         if name is not None and self._is_next():
-            waited_s = since_received_s(self._socket)
             try:
+                self._admission.check()  # the kernel is asked for those alone whom this lets in
+                waited_s = since_received_s(self._socket)
                 self._admission.check(waited_s=waited_s)
             except RequestError as error:
                 self._refuse(name, error)
@@ -117,12 +144,9 @@ class Front(HttpToolsProtocol):
         )
 
     def _refuse(self, name: str, error: RequestError) -> None:
-        body = encode_error({"error": str(error), **error.parts()})
         self._refused = True
         self._stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        lines = [_HEAD, b"content-length: %d\r\n" % len(body)]
-        lines += [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
-        lines += [b"\r\n" if self._stays else b"connection: close\r\n\r\n", body]
-        self.transport.write(b"".join(lines))
+        headers = self.server_state.default_headers
+        self.transport.write(_REPLIES.of(error, headers, stays=self._stays))
         self._metrics.observe(Timeline(name, "http"), error.status, error.where)
         self._resting.refused()

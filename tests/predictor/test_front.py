@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import uvicorn
 
-from predictor.front import Front
+from predictor.front import Front, Replies
 from predictor.generation import Generations
 from predictor.http import WAITED
 from predictor.metrics import Metrics
 from predictor.rank import RankConfig, Ranker
+from schemas.errors import RequestError
 from tests.predictor.support import PLAN, DictStore
 
 INFER = "/v2/models/rank/infer"
@@ -261,3 +262,17 @@ def test_a_request_is_known_to_have_waited_for_the_loop() -> None:
         assert json.loads(body)["required"] == "a wait of at most 200 ms"
 
     assert connected(talk, in_flight=2).admission.refused.deadline == 1
+
+
+def test_equal_refusals_are_made_once_as_long_as_the_date_is_the_same() -> None:
+    replies, error = Replies(), RequestError("request", required="room", got="none", status=503)
+    first, later = ([(b"date", date)] for date in (b"noon", b"a second later"))
+    made = replies.of(error, first, stays=True)
+    assert replies.of(error, first, stays=True) is made
+    ends = replies.of(error, first, stays=False)
+    assert (b"connection: close\r\n" in ends, b"connection: close" in made) == (True, False)
+    assert b"date: noon\r\n" in made
+    assert b"date: a second later\r\n" in replies.of(error, later, stays=True)
+    head, _, body = made.partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head
+    assert json.loads(body)["error"] == str(error)
