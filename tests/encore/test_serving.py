@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -167,9 +168,8 @@ class Serving:
         """The pid of its child that keeps the item cache; 0 where there is none."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for pid in children.read_text().split():
-            with suppress(OSError):
-                if b"--standby" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    return int(pid)
+            if "--standby" in command_of(pid):
+                return int(pid)
         return 0
 
     def cached(self) -> bool:
@@ -246,6 +246,17 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
         process.wait()
 
 
+def command_of(pid: str) -> list[str]:
+    """Its program and arguments, none of one that ended. Between two programs, and as a zombie, it
+    has none for a moment."""
+    for _ in range(100):
+        with suppress(OSError):
+            if command := Path(f"/proc/{pid}/cmdline").read_text():
+                return command.split("\0")
+            time.sleep(0.01)
+    return []
+
+
 def cores_of(pid: int) -> list[set[int]]:
     """Where each of a process's threads may run."""
     return [os.sched_getaffinity(int(each)) for each in os.listdir(f"/proc/{pid}/task")]
@@ -309,16 +320,10 @@ def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> N
     before = serving.cache_writer()
     os.kill(before, signal.SIGKILL)
     serving.rank(new_id())
-    seen = [before]
-
-    def another() -> bool:
-        """Between two programs a process has no command line for a moment."""
-        seen.append(serving.cache_writer())
-        return seen[-1] not in (0, before)
-
-    wait_until(another, 60)
-    after = seen[-1]
+    wait_until(lambda: serving.cache_writer() not in (0, before), 60)
     wait_until(serving.cached, 60)
+    after = serving.cache_writer()
+    assert before > 0 < after
     every = os.sched_getaffinity(0)
     assert {tuple(each) for each in cores_of(serving.process.pid)} == {(max(every),)}
     assert all(each == every for each in cores_of(after)), "it is not the service"
