@@ -302,7 +302,9 @@ def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving)
                 with RedisRowStore(serving.store_url) as store:
                     put_world(store, plan)
                 version = plan.version
-                wait_until(lambda v=version: replies[-1].parameters["plan_version"] == v, 60)
+                wait_until(
+                    lambda v=version: replies and replies[-1].parameters["plan_version"] == v, 60
+                )
             done = len(replies)
             wait_until(lambda: len(replies) > done + 20, 60)
         finally:
