@@ -17,7 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -241,7 +241,12 @@ def check_networks(library: Kernels, seed: int) -> None:
     """Ids and lengths of any kind, by every width of vectors: what runs under sanitizers."""
 
     @hypothesis.seed(seed)
-    @settings(max_examples=6, database=None)
+    @settings(  # in a process that has not the suite's
+        max_examples=6,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     @given(spec=specs(), n=st.integers(0, 40), most_bytes=st.sampled_from([0, 2_000, MOST_BYTES]))
     @torch.inference_mode()
     def check(spec: NetworkSpec, n: int, most_bytes: int) -> None:
