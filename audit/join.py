@@ -6,8 +6,11 @@ Reads two Parquet trees that the streams write, and nothing else:
     actions      one row an action; those of a ranked page carry its request id
 
 A candidate belongs to an action by (request id, item). A label counts only actions of `time_ms >=
-now_ms` of the request: nothing that happened before the page was asked for can be its outcome. A
-candidate is *exposed* when it has an impression action; only then is the absence of a click a
+now_ms` of the request: nothing that happened before the page was asked for can be its outcome. So
+the clocks of apps and service have to agree: an app that is behind has its impressions counted as
+unmatched.
+
+A candidate is *exposed* when it has an impression action; only then is the absence of a click a
 statement of the user's. Impressions of no logged request are left out, and counted.
 
 The log is written at least once, so a request may be there twice, whole: the record of the lowest
@@ -19,6 +22,7 @@ Symbols: R requests, C candidates of the fine stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,7 +42,7 @@ LABELS: Final = {
 }
 _FOREVER_MS: Final = 1 << 62
 #: Columns that say where a record lies; they are not passed on.
-_PLACE: Final = ("topic_id", "partition", "offset")
+_PLACE: Final = ("topic_id", "partition", "offset", "filename")
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,17 @@ class JoinQuery:
 
     fingerprint: 16 hex digits. Requests of other fingerprints have other columns, so a join never
         mixes them.
+    known_ms: only actions before it count, so the labels are those of somebody who joins then,
+        whatever the log holds by now.
     evidence: also bring the statuses and fences of the rows, which training does not read.
+    threads: of DuckDB.
     """
 
     service: str
     fingerprint: str
     start_ms: int = 0
     end_ms: int = _FOREVER_MS
+    known_ms: int = _FOREVER_MS
     evidence: bool = False
     threads: int = 2
 
@@ -80,7 +88,8 @@ class JoinCounts:
 
     requests: (R) that stand. duplicates: further records of a request that stands.
     candidates: (C) of the fine stage. exposed: of these, with an impression.
-    unmatched_impressions: impressions of no joined request, or of none of its fine candidates.
+    unmatched_impressions: impressions before known_ms of no joined request, or of none of its fine
+        candidates.
     """
 
     requests: int
@@ -113,7 +122,9 @@ def join_log(paths: LogPaths, query: JoinQuery) -> JoinedLog:
     try:
         with duckdb.connect(config={"threads": query.threads}) as connection:
             for name, path in trees.items():
-                _open(connection, name, path)
+                _open(connection, name, [_pattern(path)])
+            _known(connection, query)
+            _narrow(connection, paths, query)
             _stand(connection, query)
             requests = _requests(connection, query)
             candidates = _candidates(connection, query)
@@ -127,20 +138,46 @@ def join_log(paths: LogPaths, query: JoinQuery) -> JoinedLog:
         ) from error
 
 
-def _open(connection: duckdb.DuckDBPyConnection, name: str, path: Path) -> None:
-    """A view over all files below `path`."""
+def _pattern(path: Path) -> Path:
+    """All files below `path`. Raises RecordError where there is none."""
     if next(path.rglob("*.parquet"), None) is None:
         raise RecordError(
             str(path),
             required="Parquet files",
             got="none",
-            do="rank requests while `encore stream` runs; the sink writes them here",
+            do="rank requests while `encore ship` and `encore sink` run; the sink writes them here",
         )
-    pattern = str(path / "**" / "*.parquet").replace("'", "''")
+    return path / "**" / "*.parquet"
+
+
+def _open(connection: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path]) -> None:
+    """A view over files, or over those that patterns name."""
+    listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     connection.execute(
-        f"CREATE VIEW {name} AS FROM read_parquet('{pattern}', "
-        "hive_partitioning = true, union_by_name = true)"
+        f"CREATE OR REPLACE VIEW {name} AS FROM read_parquet([{listed}], "
+        "hive_partitioning = true, union_by_name = true, filename = true)"
     )
+
+
+def _known(connection: duckdb.DuckDBPyConnection, query: JoinQuery) -> None:
+    """View `known`: the actions that count."""
+    connection.execute(
+        f"CREATE VIEW known AS SELECT * FROM actions WHERE time_ms < {query.known_ms:d}"
+    )
+
+
+def _narrow(connection: duckdb.DuckDBPyConnection, paths: LogPaths, query: JoinQuery) -> None:
+    """Leave the files of other fingerprints out: a file holds records of one, and where two give a
+    column different types, DuckDB reads both as the wider one, an int64 as a double."""
+    found = connection.execute(
+        "SELECT DISTINCT filename FROM log WHERE service = $service AND fingerprint = $fingerprint",
+        {"service": query.service, "fingerprint": query.fingerprint},
+    ).fetchall()
+    requests = sorted(Path(row[0]) for row in found)
+    if requests:
+        twins = [paths.candidates / file.relative_to(paths.requests) for file in requests]
+        _open(connection, "log", requests)
+        _open(connection, "scored", twins)
 
 
 def _stand(connection: duckdb.DuckDBPyConnection, query: JoinQuery) -> None:
@@ -190,7 +227,7 @@ def _candidates(connection: duckdb.DuckDBPyConnection, query: JoinQuery) -> pa.T
         f"""
         CREATE TABLE outcome AS
         SELECT request_row, item AS item_id, {flags}
-        FROM actions JOIN stand USING (request_id)
+        FROM known JOIN stand USING (request_id)
         WHERE time_ms >= now_ms
         GROUP BY request_row, item
         """
@@ -226,14 +263,14 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> JoinCounts:
         ),
         matched AS (
             SELECT count(*) AS impressions
-            FROM actions JOIN fine USING (request_id)
+            FROM known JOIN fine USING (request_id)
             WHERE action = $impression AND item = item_id AND time_ms >= now_ms
         )
         SELECT (SELECT count(*) FROM stand),
                (SELECT count(*) FROM asked WHERE copy > 1),
                (SELECT count(*) FROM fine),
                (SELECT count(*) FROM fine WHERE exposed),
-               (SELECT count(*) FROM actions WHERE action = $impression)
+               (SELECT count(*) FROM known WHERE action = $impression)
                    - (SELECT impressions FROM matched)
         """,
         {"impression": LABELS["exposed"]},

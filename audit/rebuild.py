@@ -28,9 +28,12 @@ from audit.join import JoinedLog
 from predictor.cascade import inputs_of, sigmoid
 from predictor.networks import SCORE_TOLERANCE
 from predictor.package import Model
-from schemas.ranklog import TASKS
+from schemas.ranklog import TASKS, Degraded
 
 Array = NDArray[Any]
+#: Why the fine model of a request's generation did not score it; without FINE_SKIPPED, neither.
+_NO_FINE: Final = Degraded.FINE_SKIPPED | Degraded.DEADLINE | Degraded.MODEL_ERROR
+_NO_SCORES: Final = Degraded.DEADLINE | Degraded.MODEL_ERROR
 _SCORES: Final = ("coarse_score", *(f"fine_{task}" for task in TASKS), "score")
 
 
@@ -80,8 +83,9 @@ def rebuild(
     """Rebuild every request of the log and compare.
 
     models: packages; a request's scores are compared where the package of the version it logged is
-    among them. served: the tensors that were scored, by request id, where someone kept them; those
-    must be equal bit for bit.
+    among them and scored it: `degraded` says where one had no time, or failed. served: the tensors
+    that were scored, by request id, where someone kept them; those must be equal bit for bit.
+    Raises RecordError where the log was not written under the program's plan.
     """
     by_version = {model.version: model for model in models}
     kept = served or {}
@@ -91,6 +95,7 @@ def rebuild(
     versions = [
         log.requests.column(name).to_pylist() for name in ("coarse_version", "fine_version")
     ]
+    flags = log.requests.column("degraded").to_pylist()
     start = 0
     for place, (request_id, tensors) in enumerate(rebuilt_tensors(log, program)):
         requests += 1
@@ -98,7 +103,10 @@ def rebuild(
         start = own.stop
         pairs = _tensor_pairs(tensors, kept[request_id]) if request_id in kept else {}
         coarse, fine = (by_version.get(column[place]) for column in versions)
-        scores = _scores(tensors, coarse, fine)
+        lacking = flags[place]
+        scores = _scores(
+            tensors, None if lacking & _NO_SCORES else coarse, None if lacking & _NO_FINE else fine
+        )
         pairs |= {name: (again, logged[name][own]) for name, again in scores.items()}
         for part, (again, before) in pairs.items():
             values += before.size

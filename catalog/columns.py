@@ -72,7 +72,10 @@ def rows_of(view: ViewPlan, table: pa.Table) -> Rows:
 
 
 def event_times(column: pa.ChunkedArray, where: str) -> NDArray[np.int64]:
-    """Event times in ms. column: timestamps of any unit, or int64 ms. Returns (n,)."""
+    """Event times in ms since 1970, (n,) i64. column: timestamps of any unit, or integers, ms.
+
+    Raises DeclarationError for a null, another type, or a time before 1970.
+    """
     if pa.types.is_timestamp(column.type):
         zone = pa.timestamp("ms", column.type.tz)
         column = pc.cast(column, zone, safe=False).cast(pa.int64())

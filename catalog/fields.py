@@ -116,7 +116,10 @@ def entity_of(
 
 
 def ttl_of(view: FeatureView, longest_ms: int = 0) -> int:
-    """The TTL in ms, 0 for none. longest_ms: the longest window, which a TTL must not cut."""
+    """The TTL in ms, 0 for none. longest_ms: the longest window, which a TTL must not cut.
+
+    Raises DeclarationError for one that does, or outside of a second to ten years.
+    """
     ttl = view.ttl or timedelta(0)
     ttl_ms = to_ms(ttl)
     where = f"{view.name}.ttl"

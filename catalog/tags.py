@@ -50,7 +50,10 @@ def check_known(tags: Mapping[str, str], known: tuple[str, ...], where: str) -> 
 
 
 def integer(tags: Mapping[str, str], tag: str, where: str, *, low: int, default: int) -> int:
-    """A tag's whole number, at least `low`; `default` where there is no such tag."""
+    """A tag's whole number, at least `low`; `default` where there is no such tag.
+
+    Raises DeclarationError for any other text.
+    """
     text = tags.get(tag)
     if text is None:
         return default

@@ -106,7 +106,9 @@ def encode_batch(actions: NDArray[np.void], sent_ms: int) -> bytes:
 def add_structs(
     builder: Any, structs: NDArray[np.void], dtype: np.dtype[Any], padding_start: int
 ) -> int:
-    """A vector of fixed structs. padding_start: bytes of a struct from here on are written as 0, or
+    """A vector of fixed structs, appended to a FlatBuffer that is being built.
+
+    structs: (n,) of `dtype`. padding_start: bytes of a struct from here on are written as 0, or
     equal structs would have unequal bytes. Returns the vector's place, for a slot of a table.
     """
     packed = np.ascontiguousarray(structs, dtype).view(np.uint8).reshape(-1, dtype.itemsize)
@@ -166,7 +168,7 @@ def _checked(sent_ms: int, actions: NDArray[np.void], where: str) -> ActionBatch
 
 
 def check_actions(actions: NDArray[np.void], where: str) -> None:
-    """Raises ActionError naming the first action that must not be folded."""
+    """actions: (a,) of dtype ACTION. Raises ActionError, naming the first that cannot be folded."""
     for name, required, bad in _refused(actions):
         if bad.any():
             first = int(np.argmax(bad))

@@ -39,7 +39,11 @@ class FlatTable:
     def root(
         cls, data: bytes, where: str, error: type[CodecError], identifier: bytes | None = None
     ) -> FlatTable:
-        """The root table, after its vtable has been checked to lie inside `data`."""
+        """The root table, after its vtable has been checked to lie inside `data`.
+
+        identifier: the file identifier that the buffer must have, if any. Raises `error` for bytes
+        that are no such buffer; `where` names them in it.
+        """
         if len(data) < 8:
             raise error(where, required="a FlatBuffer of 8 bytes or more", got=f"{len(data)} bytes")
         if identifier is not None and data[4:8] != identifier:

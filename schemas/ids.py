@@ -80,7 +80,10 @@ def seed_flip(seed: int) -> np.uint64:
 def flipped_hash64(
     values: NDArray[np.int64], flip: np.uint64 | NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """`hash64` by the `seed_flip` of the seed: one for all, or an array that broadcasts."""
+    """`hash64` by the `seed_flip` of the seed: one for all, or an array that broadcasts.
+
+    values: int64 of any shape. Returns uint64 of the broadcast shape.
+    """
     hashed = _rotate_left(values.view(np.uint64), *_BY_32) ^ flip
     turned = _rotate_left(hashed, *_BY_49)
     turned ^= _rotate_left(hashed, *_BY_24)

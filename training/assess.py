@@ -1,8 +1,9 @@
 """What the packages are worth on days they never saw, beside popularity.
 
 Every exposed candidate of the test part is scored by the packages from its logged values, whoever
-ranked it at the time; popularity is fitted on the exposed candidates before. The two-tower has one
-score, so it is measured by it on every task.
+ranked it at the time; popularity is fitted on the exposed candidates before, with labels as the
+whole log knows them, which can only help it. The two-tower has one score, so it is measured by it
+on every task.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def assess(config: AssessConfig) -> Assessment:
     before = dataset.examples(dataset.requests(config.start_ms, config.split_ms))
     tasks = {task: _evaluate(config, dataset, task, (before, test), scores) for task in TASKS}
     fine = models.get("fine")
-    live = 0.0 if fine is None else _live(log, dataset, test, fine.version)
+    live = 0.0 if fine is None else live_share(log, dataset, test, fine.version)
     return Assessment(log.counts, tasks, live)
 
 
@@ -134,6 +135,10 @@ def _evaluate(
     )
 
 
-def _live(log: JoinedLog, dataset: Dataset, rows: NDArray[np.int64], version: int) -> float:
+def live_share(log: JoinedLog, dataset: Dataset, rows: NDArray[np.int64], version: int) -> float:
+    """The share of the candidates in `rows` (n,) that the fine package of that version scored when
+    it served: where it had no time to, its version is logged without scores."""
     versions = log.requests.column("fine_version").to_numpy()  # (R,) u64
-    return float(np.mean(versions[dataset.request_row[rows]] == np.uint64(version)))
+    scored = log.candidates.column("fine_click").is_valid().to_numpy()  # (C,) bool
+    served = versions[dataset.request_row[rows]] == np.uint64(version)  # (n,) bool
+    return float(np.mean(served & scored[rows]))

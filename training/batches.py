@@ -15,7 +15,10 @@ from training.dataset import Dataset
 
 
 def pair_inputs(dataset: Dataset, candidates: NDArray[np.int64]) -> Inputs:
-    """Any N candidates, each beside its own user: for scoring and for the fine network."""
+    """Any candidates (N,), each beside its own user: for scoring and for the fine network.
+
+    Returns inputs whose user tensors are (U, …), item_slots (N, Si), `user_of` (N,) into the users.
+    """
     rows = dataset.request_row[candidates]  # (N,) i32
     requests, user_of = np.unique(rows, return_inverse=True)  # (U,), (N,)
     return _inputs(dataset, requests, dataset.item_row[candidates], torch.from_numpy(user_of))

@@ -64,7 +64,9 @@ def compact(dataset: Dataset, full: InputSpec) -> Compact:
 
 
 def start_embeddings(network: Network, dataset: Dataset, requests: NDArray[np.int64]) -> None:
-    """Small values for the ids that `requests` touch, zero for all others. Call before training.
+    """Small values for the ids that `requests` (r,) touch, zero for all others.
+
+    Called once, before training, on the network of `Compact.inputs`; draws from torch's generator.
 
     Small, so that an id met once adds next to nothing to what its attributes say.
     """

@@ -49,18 +49,18 @@ class Dataset:
     labels: NDArray[np.bool_]
 
     def requests(self, start_ms: int, end_ms: int) -> NDArray[np.int64]:
-        """Rows of the requests with now_ms in [start_ms, end_ms)."""
+        """Rows of the requests with now_ms in [start_ms, end_ms), ascending: (r,) i64."""
         return np.flatnonzero((self.now_ms >= start_ms) & (self.now_ms < end_ms))
 
     def candidates(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
-        """All candidates of the given requests, in the order given."""
+        """All candidates (c,) i64 of the given requests (r,), in the order given."""
         begin, end = self.first[requests], self.first[requests + 1]  # (r,), (r,)
         counts = end - begin  # (r,) i64
         skipped = np.cumsum(counts) - counts  # (r,) i64: candidates of the requests before
         return np.repeat(begin - skipped, counts) + np.arange(counts.sum())  # (c,) i64
 
     def examples(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The exposed candidates of the given requests: those with a label."""
+        """The exposed candidates (e,) i64 of the given requests (r,): those with a label."""
         candidates = self.candidates(requests)
         return candidates[self.exposed[candidates]]
 

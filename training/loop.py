@@ -157,7 +157,7 @@ def _validated(loss: float, lesson: Lesson, step: Step) -> Epoch:
 def shuffled(
     rows: NDArray[np.int64], size: int, generator: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows in random order, `size` at a time; the last batch may be smaller."""
+    """The rows (n,) in random order, `size` at a time; the last batch may be smaller."""
     order = generator.permutation(rows)
     for at in range(0, len(order), size):
         yield order[at : at + size]

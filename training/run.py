@@ -41,11 +41,12 @@ class TrainConfig:
     """What to train from, and what.
 
     data_dir: below it lies `archive/`, as the sinks write it. plan: the one whose fingerprint of
-    `service` the log carries. start_ms, end_ms: requests with now_ms in [start, end); the last
-    validation_ms before the end, or before the last request where the log ends earlier, decide when
-    to stop. packages: the directory that the service watches. trained_ms: the caller's clock.
-    threads: of torch and DuckDB; two gain little here, and lose much beside a busy process.
-    page_weights: of each task in the final score. publish: make the packages current.
+    `service` the log carries. start_ms, end_ms: requests with now_ms in [start, end), with the
+    labels that were known at the end; the last validation_ms before the end, or before the last
+    request where the log ends earlier, decide when to stop. packages: the directory that the
+    service watches. trained_ms: the caller's clock. threads: of torch and DuckDB; two gain little
+    here, and lose much beside a busy process. page_weights: of each task in the final score.
+    publish: make the packages current.
     """
 
     data_dir: Path
@@ -94,6 +95,7 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainReport:
         program.service.fingerprint,
         config.start_ms,
         config.end_ms,
+        known_ms=config.end_ms,
         threads=config.threads,
     )
     progress("join", 0, 1, "labels by request id and item")
@@ -179,8 +181,8 @@ def _write(
 
 
 def golden_requests(dataset: Dataset, split: Split) -> NDArray[np.int64]:
-    """Rows of the requests that a package carries: real ones, spread over the longest histories
-    and the shortest, from the newest part that has any."""
+    """Rows (g,) of the requests that a package carries, 8 at most: real ones, spread over the
+    longest histories and the shortest, from the newest part that has any."""
     rows = split.validation if len(split.validation) else split.train
     rows = rows[dataset.first[rows + 1] > dataset.first[rows]]  # those with a candidate
     history = np.zeros(len(dataset.now_ms), np.int64)  # (R,)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,3 +124,27 @@ def test_records_of_another_plan_leave_the_join_alone(tmp_path: Path) -> None:
         log = join_log(LogPaths.under(tmp_path), query)
         assert log.counts.requests == 1
         assert len(block_of(log.requests, program.user_dtype)) == 1
+
+
+def test_an_id_stays_itself_beside_files_of_a_plan_that_has_it_as_a_float(tmp_path: Path) -> None:
+    """DuckDB would read both as doubles, which do not hold every int64."""
+    items = np.zeros(2, PROGRAM.item_dtype)
+    items["videos__video_id"] = 2**53 + 1, -(2**62) - 1
+    write_records(
+        tmp_path,
+        PROGRAM,
+        [record(PROGRAM, [1, 2], 1, blocks=(np.zeros(1, PROGRAM.user_dtype), items))],
+    )
+    write_actions(tmp_path, [])
+    paths, fingerprint = LogPaths.under(tmp_path), f"{1:016x}"
+    for root in (paths.requests, paths.candidates):
+        (file,) = root.rglob("*.parquet")
+        table = pq.read_table(file, partitioning=None)
+        for name, values in (("fingerprint", [fingerprint]), ("videos__video_id", [0.5])):
+            if name in table.column_names:
+                at, column = table.column_names.index(name), values * table.num_rows
+                table = table.set_column(at, name, pa.array(column))
+        pq.write_table(table, file.parent / f"{1:020d}-{1:020d}.parquet")
+    log = join_log(paths, JoinQuery("ranking", PROGRAM.service.fingerprint))
+    assert same(block_of(log.candidates, PROGRAM.item_dtype), items)
+    assert join_log(paths, JoinQuery("ranking", fingerprint)).candidates.num_rows == 2

@@ -77,6 +77,19 @@ def test_labels_by_request_and_item_at_or_after_the_request(tmp_path: Path) -> N
     assert (counts.exposed, counts.unmatched_impressions) == (2, 4)
 
 
+def test_labels_as_they_were_known_then(tmp_path: Path) -> None:
+    """Who joins later, of what was known at 2,000, gets what was joined at 2,000."""
+    write_records(tmp_path, PROGRAM, [record(PROGRAM, [10, 11], 1, 1_000)])
+    before = [Act(request_id(1), 10, IMPRESSION, 1_000), Act(request_id(1), 11, IMPRESSION, 1_999)]
+    write_actions(tmp_path, before)
+    then = join(tmp_path)
+    since = [Act(request_id(1), 11, CLICK, 2_000), Act(request_id(1), 10, IMPRESSION, 3_000)]
+    write_actions(tmp_path, [*since, Act(None, 10, IMPRESSION, 2_000)], first=2)
+    again = join(tmp_path, known_ms=2_000)
+    assert (labels(again), again.counts) == (labels(then), then.counts)
+    assert labels(join(tmp_path))[0, 11] == {"exposed", "click"}
+
+
 def test_a_record_shipped_twice_counts_once(tmp_path: Path) -> None:
     first = record(PROGRAM, [10, 11], 1, 1_000, coarse_only=[50, 51])
     write_records(tmp_path, PROGRAM, [first, record(PROGRAM, [12], 2, 1_000)])

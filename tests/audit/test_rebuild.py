@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from aggregation.tensors import Tensors
@@ -16,7 +18,7 @@ from predictor.generation import Generations, ServingGeneration
 from predictor.package import load_package
 from predictor.record import LogEntry, Query, encode_entry
 from predictor.spec import KINDS
-from schemas.ranklog import RankRecord, decode_record
+from schemas.ranklog import Degraded, RankRecord, decode_record
 from schemas.status import Status
 from tests.audit.logs import write_actions, write_records
 from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, publish, world
@@ -144,3 +146,44 @@ def test_what_differs_is_found(
     (found,) = rebuild(changed, generation.program, [generation.fine]).mismatches
     assert (found.part, found.count) == ("fine_click", 1)
     assert found.worst == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "compared"),
+    [
+        (Degraded.FINE_SKIPPED, {"coarse_score"}),
+        (Degraded.DEADLINE, set()),
+        (Degraded.MODEL_ERROR, set()),
+    ],
+)
+def test_a_model_that_had_no_time_disagrees_with_nobody(
+    generation: ServingGeneration, tmp_path: Path, lacking: Degraded, compared: set[str]
+) -> None:
+    """The request names the packages of its generation, and has no score of them."""
+    served, _ = serve(generation, 1, 1_000)
+    n, nan = len(served.fine_ids), np.full(len(served.fine_ids), np.nan, np.float32)
+    coarse = served.coarse_scores if compared else nan
+    write_records(
+        tmp_path,
+        generation.program,
+        [
+            replace(
+                served,
+                degraded=int(lacking),
+                coarse_scores=coarse,
+                final_scores=coarse,
+                task_scores=np.zeros((n, 0), np.float32),
+            )
+        ],
+    )
+    write_actions(tmp_path, [])
+    query = JoinQuery("ranking", generation.service.fingerprint)
+    log = join_log(LogPaths.under(tmp_path), query)
+    assert generation.coarse and generation.fine
+    models = (generation.coarse, generation.fine)
+    report = rebuild(log, generation.program, models)
+    assert (report.mismatches, report.values) == ((), n * len(compared))
+    at = log.requests.column_names.index("degraded")
+    silent = log.requests.set_column(at, "degraded", pa.array([0], pa.uint32()))
+    found = rebuild(replace(log, requests=silent), generation.program, models).mismatches
+    assert {each.part for each in found} >= {"fine_click", "score"}

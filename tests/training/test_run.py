@@ -6,14 +6,17 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 
+from audit.join import JoinQuery, LogPaths, join_log
 from predictor.card import Expected
 from predictor.package import current_version, verify_package
 from predictor.spec import KINDS, Kind, input_spec
 from schemas.errors import PackageError, RecordError
+from tests.audit.logs import CLICK, IMPRESSION, Act, record, write_actions, write_records
 from tests.training.world import (
     CANDIDATES,
     DAY_MS,
@@ -28,7 +31,8 @@ from tests.training.world import (
     TEST_MS,
     write_world,
 )
-from training.assess import AssessConfig, Assessment, assess
+from training.assess import AssessConfig, Assessment, assess, live_share
+from training.dataset import dataset_of
 from training.loop import Schedule
 from training.run import TrainConfig, TrainReport, train
 from training.student import StudentConfig
@@ -135,10 +139,35 @@ def test_the_same_twice_and_another_for_another_seed(
 
 
 def test_what_happens_after_the_end_changes_nothing(report: TrainReport, tmp_path: Path) -> None:
-    """The same log with the last day's clicks turned round: the packages are the same bytes."""
+    """The same log with the last day's clicks turned round, and with what users of earlier pages
+    did since: the packages are the same bytes."""
     write_world(tmp_path / "log", clicked=lambda now_ms, click: click ^ (now_ms >= TEST_MS))
+    log = join_log(LogPaths.under(tmp_path / "log"), JoinQuery("ranking", FINGERPRINT))
+    ids = log.requests.column("request_id").to_pylist()
+    later = [
+        Act(UUID(ids[row["request_row"]]), row["item_id"], action, TEST_MS)
+        for row in log.candidates.to_pylist()
+        for action in (IMPRESSION, CLICK)
+    ]
+    write_actions(tmp_path / "log", later, first=1_000_000)
     again = train(config(tmp_path / "log", tmp_path / "packages"))
     assert weights(again) == weights(report)
+    assert again.joined == report.joined
+
+
+def test_live_is_what_the_model_scored_itself(tmp_path: Path) -> None:
+    """A request names the fine package that was loaded, also where there was no time for it."""
+    scored = replace(
+        record(PROGRAM, [1, 2], 1), fine_version=7, task_scores=np.full((2, 3), 0.5, np.float32)
+    )
+    skipped = replace(record(PROGRAM, [3], 2), fine_version=7)
+    other = replace(scored, request_lo=3, fine_version=8)
+    write_records(tmp_path, PROGRAM, [scored, skipped, other])
+    write_actions(tmp_path, [])
+    log = join_log(LogPaths.under(tmp_path), JoinQuery("ranking", FINGERPRINT))
+    dataset = dataset_of(log, PROGRAM)
+    assert live_share(log, dataset, np.arange(5), 7) == pytest.approx(2 / 5)
+    assert live_share(log, dataset, np.array([2]), 7) == 0.0
 
 
 def test_a_log_without_requests_or_without_impressions(world_dir: Path, tmp_path: Path) -> None:
