@@ -154,8 +154,8 @@ def broker(settings: Settings) -> Iterator[Check]:
         yield settings_or_skip
         return
     address = settings_or_skip.bootstrap
-    host, _, port = address.rpartition(":")
-    if not _connects(host, int(port)):
+    places = [place.rpartition(":") for place in address.split(",")]
+    if not any(_connects(host, int(port)) for host, _, port in places):
         do = "start it, or set bootstrap"
         yield Check("broker", "fail", f"nothing answers at {address}", do)
         return
@@ -176,7 +176,7 @@ def _topic(name: str, found: int | None, wanted: int) -> Check:
     if found is None:
         return Check(f"topic {name}", "warn", "not there yet", "the first worker makes it")
     if found != wanted:
-        do = "set partitions back: the count of a topic never changes"
+        do = "set partitions back: a count never changes; `encore topics grow` makes more"
         return Check(f"topic {name}", "fail", f"partitions: {found}, set are {wanted}", do)
     return Check(f"topic {name}", "ok", f"partitions: {found}")
 

@@ -46,8 +46,9 @@ class Settings(BaseSettings):
     # --- where things are
     bootstrap: str = Field(
         LOCAL,
-        pattern=r"^(local|[^\s/]+:\d+)$",
-        description="Kafka bootstrap server, host:port, or `local`: the broker of `encore up`",
+        pattern=r"^(local|[^\s/,]+:\d+(,[^\s/,]+:\d+)*)$",
+        description="Kafka bootstrap servers, host:port separated by commas, or `local`: the broker"
+        " of `encore up`",
     )
     store_url: str = Field(
         LOCAL,

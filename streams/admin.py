@@ -85,7 +85,8 @@ class Admin:
                     f"topic {name}",
                     required=f"{partitions} partitions",
                     got=str(facts.partitions),
-                    do="a topic's count never changes: set it back, or use a new topic",
+                    do="a topic's count never changes: set partitions back, or see"
+                    " `encore topics grow`",
                 )
             found[name] = facts
         return found

@@ -263,10 +263,10 @@ class StreamApp:
 
     def _faust_app(self) -> Any:
         config = self._config
-        broker = URL(f"kafka://{config.bootstrap}")
+        brokers = [URL(f"kafka://{place}") for place in config.bootstrap.split(",")]
         app = TablelessApp(
             self._group,
-            broker=broker,
+            broker=brokers,
             autodiscover=False,
             web_enabled=False,  # it binds every interface
             topic_allow_declare=False,
@@ -281,7 +281,7 @@ class StreamApp:
             producer_max_request_size=MAX_MESSAGE_BYTES,
             stream_wait_empty=True,  # a rebalance commits before it gives partitions away
         )
-        transport = ListTransport([broker], app)
+        transport = ListTransport(brokers, app)
         transport.configure(config.fetch_wait_ms, self._marks, self._start_at)
         app.transport = transport
         # acks=False: Faust keeps no books of acks, the marks decide (see streams/transport.py).

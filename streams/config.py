@@ -25,8 +25,9 @@ ITEM_GROUP_SUFFIX = ".items"
 class StreamConfig:
     """Settings of the worker, the item worker, the sink and the shipper.
 
-    bootstrap: Kafka `host:port`. store_url: the row store. data_dir: holds `archive/` and the
-    shipper's position. spool_dir: segments of the rank log. group: the worker's consumer group.
+    bootstrap: Kafka `host:port`, or several separated by commas. store_url: the row store.
+    data_dir: holds `archive/` and the shipper's position. spool_dir: segments of the rank log.
+    group: the worker's consumer group.
 
     partitions: of the action, the re-keyed and the rank-log topic; never changed afterwards.
     number: of the action topic among those that came one after the other (`schemas.succession`).

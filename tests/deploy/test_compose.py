@@ -150,6 +150,11 @@ def test_the_store_keeps_what_it_is_given() -> None:
     assert options["--maxmemory-policy"] == "noeviction"
 
 
+def test_topics_are_made_by_encore_alone() -> None:
+    """The broker's default is to make what somebody writes to, with one partition."""
+    assert SERVICES["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+
+
 def test_the_broker_takes_messages_as_large_as_the_producers_send() -> None:
     source = (ROOT / "streams" / "producer.py").read_text("utf-8")
     limit = re.search(r'"max_request_size": ([^,]+),', source)

@@ -66,6 +66,17 @@ def test_actions_arrive_in_rows(stack: Stack) -> None:
     assert list(working_directory(stack).iterdir()) == []
 
 
+def test_one_bootstrap_server_of_several_may_be_away(stack: Stack) -> None:
+    """Each way to the broker takes the list: Faust's, the look at the log, other clients."""
+    listed = replace(stack.config, bootstrap=f"127.0.0.1:1,{stack.config.bootstrap}")
+    several = replace(stack, config=listed)
+    with running("worker", several) as worker:
+        with ActionProducer(listed.bootstrap, listed.topic, PARTITIONS) as producer:
+            ends = producer.send(some_actions(200, 20), T0 + 10_000)
+        wait_stored(several, ends)
+        assert worker.terminate() == 0
+
+
 def test_poison_goes_to_dead_letters_and_the_worker_goes_on(stack: Stack) -> None:
     config = stack.config
     good = [encode_actions(seed) for seed in range(len(MALFORMED) + 1)]
