@@ -6,7 +6,7 @@ Symbols: n entities, V views of the side, k features of the block, L capacity of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +34,7 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 NO_FENCE: Final = np.array((0, NO_OFFSET), FENCE)
+_FEW: Final = 0.5  # of all entities: if the kernel leaves more, numpy is as fast with all of them
 # Plain integers: numpy takes microseconds to compare with an enum's member.
 _PRESENT: Final = int(Status.PRESENT)
 _FIRST_FAILED: Final = int(min(FAILED))  # PRESENT, NOT_FOUND and STALE lie below
@@ -127,8 +128,29 @@ class SideProgram:
             stored = raw if isinstance(raw, StoredRows) else StoredRows.of(raw)
             made = self.kernel(stored, entity_ids, now_ms)
             if made is not None:
-                return SideBlock(*made)
+                values, left = made
+                if left is None:
+                    return SideBlock(*values)
+                if len(left) <= _FEW * len(entity_ids):
+                    return self._with_left(SideBlock(*values), stored, entity_ids, now_ms, left)
         return self._looked_at(raw, entity_ids, now_ms)
+
+    def _with_left(
+        self,
+        block: SideBlock,
+        raw: StoredRows,
+        entity_ids: NDArray[np.int64],
+        now_ms: int,
+        left: NDArray[np.intp],
+    ) -> SideBlock:
+        """A block of the kernel, and the entities at `left`, (m,), that it left. Writes to it."""
+        n, places = len(entity_ids), left.tolist()
+        rows = [raw[view * n + at] for view in range(len(self.views)) for at in places]
+        others = self._looked_at(rows, entity_ids[left], now_ms)
+        assert block.null is not None
+        block.values[left], block.null[left] = others.values, others.null
+        block.status[left], block.fences[left] = others.status, others.fences
+        return replace(block, newest_ms=max(block.newest_ms, others.newest_ms))
 
     def _looked_at(
         self, raw: Sequence[bytes | None], entity_ids: NDArray[np.int64], now_ms: int

@@ -35,6 +35,8 @@ FENCE: Final = np.dtype([("epoch", "<u4"), ("offset", "<i8")])
 
 #: crc32 of any bytes followed by their own crc32, little endian: one call checks a whole row.
 CRC_RESIDUE: Final = 0x2144DF1C
+_LEAST_BYTES: Final = TRAILER_BYTES + 8  # of any row
+_TOGETHER: Final = 64  # rows that are looked at together where some of a run are damaged
 _PRESENT: Final = int(Status.PRESENT)  # numpy takes microseconds to compare with an enum's member
 
 
@@ -161,7 +163,7 @@ def _triage(
 
 def _is_foreign(row: bytes, size: int) -> bool:
     """Whether a row of another size than ours is whole."""
-    return len(row) != size and len(row) >= TRAILER_BYTES + 8 and crc32(row) == CRC_RESIDUE
+    return len(row) != size and len(row) >= _LEAST_BYTES and crc32(row) == CRC_RESIDUE
 
 
 def _triage_runs(
@@ -177,20 +179,16 @@ def _triage_runs(
         rows = slice(run.first, run.first + run.many)
         if run.size == size:
             whole[rows] = raw.matrix(run)
-            if not run_is_whole(layout, raw, run):
-                for index in range(rows.start, rows.stop):
-                    if crc32(whole[index]) != CRC_RESIDUE:
-                        status[index], whole[index] = Status.CORRUPT, layout.template
+            if damaged := damaged_rows(layout, raw, run):
+                status[damaged], whole[damaged] = Status.CORRUPT, layout.template
             continue
         whole[rows] = layout.template
         if run.size == ABSENT:
             status[rows] = Status.NOT_FOUND
             continue
-        for index in range(rows.start, rows.stop):
-            if _is_foreign(raw[index] or b"", size):
-                foreign.append(index)
-            else:
-                status[index] = Status.CORRUPT
+        damaged = damaged_rows(None, raw, run)
+        status[damaged] = Status.CORRUPT
+        foreign += sorted({*range(rows.start, rows.stop)}.difference(damaged))
     return out, status, foreign
 
 
@@ -208,6 +206,26 @@ def run_is_whole(layout: RowLayout, raw: StoredRows, run: Run) -> bool:
         return crc32(raw.buffer[run.start : end]) == CRC_RESIDUE
     gap = raw.buffer[run.start + run.size : run.start + run.stride].tobytes()
     return crc32(raw.buffer[run.start : end]) == _crc_of_empty(layout.empty, gap, run.many)
+
+
+def damaged_rows(layout: RowLayout | None, raw: StoredRows, run: Run) -> list[int]:
+    """The places of a run's values that are no whole rows, ascending.
+
+    layout: of the run's size, None where no layout is. Then each row is looked at; otherwise some
+    together, so that a few damaged rows among many cost little.
+    """
+    if run.size < _LEAST_BYTES:
+        return [*range(run.first, run.first + run.many)]
+    if layout is not None and run_is_whole(layout, raw, run):
+        return []
+    rows, damaged = raw.matrix(run), []
+    for at in range(0, run.many, _TOGETHER):
+        many = min(_TOGETHER, run.many - at)
+        some = Run(run.first + at, many, run.start + at * run.stride, run.stride, run.size)
+        if layout is None or not run_is_whole(layout, raw, some):
+            sums = map(crc32, rows[at : at + many])
+            damaged += [each for each, of in enumerate(sums, some.first) if of != CRC_RESIDUE]
+    return damaged
 
 
 @lru_cache(maxsize=4096)

@@ -9,8 +9,10 @@ Symbols: `n` values.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
@@ -45,6 +47,9 @@ class Run(NamedTuple):
     start: int
     stride: int
     size: int
+
+
+_FIRST: Final = attrgetter("first")
 
 
 class StoredRows(Sequence[bytes | None]):
@@ -90,7 +95,7 @@ class StoredRows(Sequence[bytes | None]):
         if isinstance(index, slice):
             return self._part(index)
         place = range(self._count)[index]  # IndexError beyond the ends
-        run = next(run for run in self.runs if place < run.first + run.many)
+        run = self.runs[bisect_right(self.runs, place, key=_FIRST) - 1]
         return self._value(run, place - run.first)
 
     def _value(self, run: Run, index: int) -> bytes | None:

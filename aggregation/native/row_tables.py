@@ -70,7 +70,7 @@ VIEW: Final = np.dtype(
 SIDE: Final = np.dtype(
     [
         *_numbers("view_count", "record_bytes", "null_at", "null_count"),
-        *_numbers("present", "not_found", "tombstone_ms", "views"),
+        *_numbers("present", "not_found", "corrupt", "tombstone_ms", "views"),
     ]
 )
 RUN: Final = np.dtype(_numbers("first", "many", "start", "stride", "size"))
@@ -125,6 +125,7 @@ def tables(
                 "null_count": len(features),
                 "present": int(Status.PRESENT),
                 "not_found": int(Status.NOT_FOUND),
+                "corrupt": int(Status.CORRUPT),
                 "tombstone_ms": TOMBSTONE_MS,
                 "views": address(compiled),
             }

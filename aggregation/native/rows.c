@@ -4,9 +4,8 @@
  * them. Where a row lies was said by its reader, how long a sequence in it is by the row itself:
  * that is checked before anything else is read. The row's checksum was checked before. */
 #include <stdlib.h>
-#include <string.h>
 
-#include "rows.h"
+#include "numbers.h"
 
 enum { ROWS = 16 };
 
@@ -16,7 +15,8 @@ struct block {
     const struct view *view;
     int64_t n, now_ms;
     const uint8_t *rows[ROWS];
-    uint8_t alive[ROWS]; /* within the TTL */
+    uint8_t alive[ROWS];   /* within the TTL */
+    uint8_t corrupt[ROWS]; /* all features are null, whatever an empty row's are */
     uint8_t *records, *null;
     uint64_t *hashes;
     struct span spans[MOST_WINDOWS][ROWS];
@@ -24,93 +24,6 @@ struct block {
     double kept[MOST_KEPT][ROWS];
     uint8_t kept_null[MOST_KEPT][ROWS];
 };
-
-/* --- numbers of any type ------------------------------------------------------------------- */
-
-static inline int64_t width_of(int64_t type) {
-    switch (type) {
-    case BOOL: case I8: case U8: return 1;
-    case I16: case U16: return 2;
-    case I32: case U32: case F32: return 4;
-    default: return 8;
-    }
-}
-
-#define LOAD(element, at) ({ element loaded; memcpy(&loaded, (at), sizeof loaded); loaded; })
-#define STORE(element, to, value)                          \
-    do {                                                   \
-        const element stored = (element)(value);           \
-        memcpy((to), &stored, sizeof stored);              \
-    } while (0)
-
-static inline int64_t whole_at(const uint8_t *at, int64_t type) {
-    switch (type) {
-    case BOOL: return *at != 0;
-    case U8: return *at;
-    case I8: return LOAD(int8_t, at);
-    case I16: return LOAD(int16_t, at);
-    case U16: return LOAD(uint16_t, at);
-    case I32: return LOAD(int32_t, at);
-    case U32: return LOAD(uint32_t, at);
-    default: return LOAD(int64_t, at);
-    }
-}
-
-static double float_at(const uint8_t *at, int64_t type) {
-    switch (type) {
-    case F32: return LOAD(float, at);
-    case F64: return LOAD(double, at);
-    case U64: return (double)LOAD(uint64_t, at);
-    default: return (double)whole_at(at, type);
-    }
-}
-
-static inline int64_t within(int64_t value, int64_t low, int64_t high) {
-    return value < low ? low : value > high ? high : value;
-}
-
-/* `saturate.saturate` of a whole number. */
-static inline void put_whole(uint8_t *to, int64_t type, int64_t value) {
-    switch (type) {
-    case BOOL: *to = value != 0; return;
-    case I8: STORE(int8_t, to, within(value, INT8_MIN, INT8_MAX)); return;
-    case U8: STORE(uint8_t, to, within(value, 0, UINT8_MAX)); return;
-    case I16: STORE(int16_t, to, within(value, INT16_MIN, INT16_MAX)); return;
-    case U16: STORE(uint16_t, to, within(value, 0, UINT16_MAX)); return;
-    case I32: STORE(int32_t, to, within(value, INT32_MIN, INT32_MAX)); return;
-    case U32: STORE(uint32_t, to, within(value, 0, UINT32_MAX)); return;
-    case U64: STORE(int64_t, to, value < 0 ? 0 : value); return;
-    case F32: STORE(float, to, value); return;
-    case F64: STORE(double, to, value); return;
-    default: STORE(int64_t, to, value);
-    }
-}
-
-static inline void put_float(uint8_t *to, int64_t type, double value) {
-    if (type == F32)
-        STORE(float, to, value);
-    else
-        STORE(double, to, value);
-}
-
-/* Numbers as they are; whole ones of another width as numpy casts them, modulo 2^bits. A truth is
- * 0 or 1, whatever was stored. */
-static void copy(uint8_t *to, int64_t type, const uint8_t *from, int64_t from_type, int64_t count) {
-    const int64_t width = width_of(type), step = width_of(from_type);
-    if (type == from_type && type != BOOL) {
-        memcpy(to, from, (size_t)(count * width));
-        return;
-    }
-    for (int64_t at = 0; at < count; at++) {
-        const uint64_t value = (uint64_t)whole_at(from + at * step, from_type);
-        switch (width) {
-        case 1: STORE(uint8_t, to + at, type == BOOL ? value != 0 : value); break;
-        case 2: STORE(uint16_t, to + 2 * at, value); break;
-        case 4: STORE(uint32_t, to + 4 * at, value); break;
-        default: STORE(uint64_t, to + 8 * at, value);
-        }
-    }
-}
 
 /* --- where a value goes -------------------------------------------------------------------- */
 
@@ -371,19 +284,33 @@ static void compute(struct block *block) {
     }
 }
 
-/* Whether a row is of this view's own layout and this entity, its lengths within capacities. */
-static inline int is_own(const struct view *view, const uint8_t *row, int64_t entity_id) {
-    if (LOAD(uint32_t, row + view->trailer_at) != (uint32_t)view->layout_id) return 0;
-    if (LOAD(int64_t, row + view->entity_at) != entity_id) return 0;
+/* Of a corrupt row nothing is known: it was computed as an empty one. */
+static void null_corrupt(const struct block *block) {
+    for (int64_t row = 0; row < block->n; row++)
+        for (int64_t at = 0; block->corrupt[row] && at < block->view->operation_count; at++)
+            set_null(block, &block->view->operations[at], row);
+}
+
+/* What there is of a row. */
+enum found { NOTHING, OWN, WRONG, OTHER };
+
+/* OWN: of this view's layout and this entity, its lengths within capacities. OTHER: of another
+ * layout. */
+static inline enum found looked_at(const struct view *view, const uint8_t *row, int64_t size,
+                                   int64_t entity_id) {
+    if (size < 0) return size == ABSENT ? NOTHING : WRONG;
+    if (size != view->row_bytes) return OTHER;
+    if (LOAD(uint32_t, row + view->trailer_at) != (uint32_t)view->layout_id) return OTHER;
+    if (LOAD(int64_t, row + view->entity_at) != entity_id) return WRONG;
     for (int64_t at = 0; at < view->vector_count; at++) {
         const struct vector *vector = &view->vectors[at];
-        if (LOAD(uint32_t, row + vector->length_at) > vector->capacity) return 0;
+        if (LOAD(uint32_t, row + vector->length_at) > vector->capacity) return WRONG;
     }
-    return 1;
+    return OWN;
 }
 
 /* The trailer's part: fence, status, whether it is alive. Returns the newest event time. */
-static int64_t look_at_trailer(struct block *block, int64_t row, int there, uint8_t *fence,
+static int64_t look_at_trailer(struct block *block, int64_t row, enum found found, uint8_t *fence,
                                uint8_t *status) {
     const struct side *side = block->side;
     const uint8_t *trailer = block->rows[row] + block->view->trailer_at;
@@ -392,7 +319,11 @@ static int64_t look_at_trailer(struct block *block, int64_t row, int there, uint
     memcpy(fence, trailer + 4, 12);
     block->alive[row] = !(ttl_ms > 0 && newest_ms < block->now_ms - ttl_ms);
     const int dead = newest_ms == side->tombstone_ms && epoch > 0;
-    *status = (uint8_t)(there && !dead && block->alive[row] ? side->present : side->not_found);
+    *status = (uint8_t)(found == OTHER   ? LEFT
+                        : found == WRONG ? side->corrupt
+                        : found == OWN && !dead && block->alive[row] ? side->present
+                                                                     : side->not_found);
+    block->corrupt[row] = found == WRONG;
     return newest_ms;
 }
 
@@ -419,7 +350,7 @@ static int all_inside(const struct request *request, int64_t needed) {
     return found == needed;
 }
 
-/* The next value; `absent` where there is none. size: of it. */
+/* The next value; NULL where there is none. size: of it, or why there is none. */
 static inline const uint8_t *next_value(struct walk *walk, int64_t *size) {
     const struct run *run = &walk->request->runs[walk->run];
     const int64_t index = walk->index++;
@@ -431,29 +362,31 @@ static inline const uint8_t *next_value(struct walk *walk, int64_t *size) {
     return run->size < 0 ? NULL : walk->request->buffer + run->start + index * run->stride;
 }
 
-/* One view's rows. Returns the newest event time, 0 for none; UNUSUAL. */
+/* One view's rows. left: set where a row was. Returns the newest event time, 0 for none. */
 static int64_t view_values(struct block *block, const struct request *request, struct walk *walk,
-                           int64_t index) {
+                           int64_t index, int *left) {
     const struct side *side = block->side;
     const struct view *view = block->view = &side->views[index];
     int64_t newest_ms = 0, size;
     for (int64_t start = 0; start < request->n; start += ROWS) {
+        int wrong = 0;
         block->n = request->n - start < ROWS ? request->n - start : ROWS;
         block->records = request->values + start * side->record_bytes;
         block->null = request->null + start * side->null_count;
         for (int64_t row = 0; row < block->n; row++) {
             const uint8_t *value = next_value(walk, &size);
-            if (value && (size != view->row_bytes ||
-                          !is_own(view, value, request->entity_ids[start + row])))
-                return UNUSUAL;
-            block->rows[row] = value ? value : view->empty;
+            const int64_t entity_id = request->entity_ids[start + row];
+            const enum found found = looked_at(view, value, size, entity_id);
+            block->rows[row] = found == OWN ? value : view->empty;
             const int64_t at = (start + row) * side->view_count + index;
-            const int64_t event_ms = look_at_trailer(block, row, value != NULL,
-                                                     request->fences + 12 * at,
+            const int64_t event_ms = look_at_trailer(block, row, found, request->fences + 12 * at,
                                                      request->status + at);
             newest_ms = event_ms > newest_ms ? event_ms : newest_ms;
+            wrong |= found == WRONG;
+            *left |= found == OTHER;
         }
         compute(block);
+        if (wrong) null_corrupt(block);
     }
     return newest_ms;
 }
@@ -483,12 +416,13 @@ int64_t rows_to_values(const struct side *side, const struct request *request) {
     if (hashes && !(block.hashes = malloc((size_t)hashes * sizeof *block.hashes))) return UNUSUAL;
     struct walk walk = {.request = request};
     int64_t newest_ms = 0;
-    for (int64_t index = 0; index < side->view_count && newest_ms != UNUSUAL; index++) {
-        const int64_t found_ms = view_values(&block, request, &walk, index);
-        newest_ms = found_ms == UNUSUAL || found_ms > newest_ms ? found_ms : newest_ms;
+    int left = 0;
+    for (int64_t index = 0; index < side->view_count; index++) {
+        const int64_t found_ms = view_values(&block, request, &walk, index, &left);
+        newest_ms = found_ms > newest_ms ? found_ms : newest_ms;
     }
     free(block.hashes);
-    return newest_ms;
+    return left ? ~newest_ms : newest_ms;
 }
 
 int64_t rows_record_bytes(int64_t which) {

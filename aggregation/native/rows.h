@@ -65,12 +65,15 @@ struct view {
 
 struct side {
     int64_t view_count, record_bytes, null_at, null_count;
-    int64_t present, not_found, tombstone_ms; /* statuses; the event time of a deleted row */
+    int64_t present, not_found, corrupt; /* statuses */
+    int64_t tombstone_ms;                /* the event time of a deleted row */
     const struct view *views;
 };
 
+enum { ABSENT = -1, DAMAGED = -2 };
+
 struct run {
-    int64_t first, many, start, stride, size; /* as `schemas.stored.Run`; size -1: absent */
+    int64_t first, many, start, stride, size; /* as `schemas.stored.Run`; or one of the above */
 };
 
 struct request {
@@ -88,10 +91,15 @@ struct request {
 
 /* Stored rows, whose checksums are right, → values, nulls, fences and statuses at now_ms.
  *
- * Returns the newest event time in any row, 0 for none; UNUSUAL where a row is not of its view's
- * own layout and entity, or a run is not all inside the buffer: what was written is then to be
- * thrown away. */
-enum { UNUSUAL = -1 };
+ * A row of its view's own layout that is another entity's, or has a length beyond a capacity, is
+ * corrupt, as is a DAMAGED one: all its features are null. One of another size or layout is LEFT,
+ * its status says so, to whoever can read it; all others are computed.
+ *
+ * Returns the newest event time in any row, 0 for none; its complement, ~newest, where rows were
+ * left; UNUSUAL where a run is not all inside the buffer: what was written is then to be thrown
+ * away. */
+enum { LEFT = 255 };
+#define UNUSUAL INT64_MIN
 EXPORT int64_t rows_to_values(const struct side *side, const struct request *request);
 
 /* Bytes of the records above, in their order: what `native/row_tables.py` must agree with. */

@@ -1,17 +1,17 @@
 """Rows → values in C: one call for one side of a request.
 
-Where the call gives None, numpy computes the whole side: a row that is not of its view's own layout
-and entity, or is damaged, is looked at there.
+Damaged rows are found here or in C, and are CORRUPT among all others. Rows of another layout are
+left to numpy, which can read them: they alone.
 
 Symbols: n entities, V views of the side, k features of the block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from struct import pack
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,20 @@ from aggregation.native.library import Kernels, address
 from aggregation.native.row_tables import NotCompiledError, tables
 from schemas.layout import layout_of
 from schemas.plan import ViewPlan
-from schemas.row import FENCE, run_is_whole
-from schemas.stored import ABSENT, StoredRows
+from schemas.row import FENCE, damaged_rows, run_is_whole
+from schemas.stored import ABSENT, Run, StoredRows
 from schemas.values import ValueFeature
 
 Array = NDArray[Any]
 #: values (n,), null (n, k) bool, status (n, V) u1, fences (n, V) of FENCE, newest event time.
 SideValues = tuple[Array, NDArray[np.bool_], NDArray[np.uint8], Array, int]
+#: Places of entities of which a row is of another layout: nothing of theirs is to be used.
+Left = NDArray[np.intp]
+
+# As in rows.h.
+_DAMAGED: Final = -2
+_LEFT: Final = 255
+_UNUSUAL: Final = -(1 << 63)
 
 
 class SideKernel:
@@ -48,21 +55,29 @@ class SideKernel:
 
     def __call__(
         self, raw: StoredRows, entity_ids: NDArray[np.int64], now_ms: int
-    ) -> SideValues | None:
-        """Stored rows → values at now_ms. raw: (V * n,) values, all of the first view, then of the
-        next. entity_ids: (n,)."""
-        return self.of_whole(raw, entity_ids, now_ms) if self._whole(raw) else None
+    ) -> tuple[SideValues, Left | None] | None:
+        """Stored rows → values at now_ms, and which were left; None where it cannot be done.
+
+        raw: (V * n,) values, all of the first view, then of the next. entity_ids: (n,).
+        """
+        return self.of_whole(raw, entity_ids, now_ms, self._without_damaged(raw))
 
     def of_whole(
-        self, raw: StoredRows, entity_ids: NDArray[np.int64], now_ms: int
-    ) -> SideValues | None:
-        """The same of rows whose checksums are known to be right."""
+        self,
+        raw: StoredRows,
+        entity_ids: NDArray[np.int64],
+        now_ms: int,
+        runs: Sequence[Run] | None = None,
+    ) -> tuple[SideValues, Left | None] | None:
+        """The same of rows whose checksums are known to be right. runs: those of raw, or what is
+        left of them."""
         n, views, width, dtype = len(entity_ids), self._views, self._width, self._dtype
         fences_at = n * dtype.itemsize
         null_at = fences_at + n * views * FENCE.itemsize
         status_at = null_at + n * width
         made = np.zeros(status_at + n * views, np.uint8)  # all that is written, in one piece
-        start, ids, runs = address(made), np.ascontiguousarray(entity_ids), raw.runs
+        start, ids = address(made), np.ascontiguousarray(entity_ids)
+        runs = raw.runs if runs is None else runs
         request = pack(
             f"<{10 + 5 * len(runs)}q",
             *(address(raw.buffer), raw.buffer.size, address(ids), n, now_ms),
@@ -70,24 +85,43 @@ class SideKernel:
             *(len(runs), *chain.from_iterable(runs)),
         )
         newest_ms: int = self._call(self._at, request)
-        if newest_ms < 0:
+        if newest_ms == _UNUSUAL:
             return None
-        return (
+        status = np.ndarray((n, views), np.uint8, made, status_at)
+        left = None
+        if newest_ms < 0:
+            left, newest_ms = np.flatnonzero((status == _LEFT).any(axis=1)), ~newest_ms
+        values = (
             np.ndarray((n,), dtype, made),
             np.ndarray((n, width), np.bool_, made, null_at),
-            np.ndarray((n, views), np.uint8, made, status_at),
+            status,
             np.ndarray((n, views), FENCE, made, fences_at),
             newest_ms,
         )
+        return values, left
 
-    def _whole(self, raw: StoredRows) -> bool:
-        """Whether all values that are there are of a view's size, with the right checksum."""
+    def _without_damaged(self, raw: StoredRows) -> Sequence[Run]:
+        """The runs of all values, those that are no whole rows cut out: almost always none."""
         for run in raw.runs:
             if run.size != ABSENT:
                 layout = self._layouts.get(run.size)
                 if layout is None or not run_is_whole(layout, raw, run):
-                    return False
-        return True
+                    return [part for each in raw.runs for part in self._parts(raw, each)]
+        return raw.runs
+
+    def _parts(self, raw: StoredRows, run: Run) -> Iterator[Run]:
+        if run.size == ABSENT:
+            yield run
+            return
+        at, stop = run.first, run.first + run.many
+        for place in (*damaged_rows(self._layouts.get(run.size), raw, run), stop):
+            if place > at:
+                yield run._replace(
+                    first=at, many=place - at, start=run.start + (at - run.first) * run.stride
+                )
+            if place < stop:
+                yield Run(place, 1, 0, 0, _DAMAGED)
+            at = place + 1
 
 
 def side_kernel(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from aggregation.block import SideBlock, SideProgram
@@ -20,6 +21,7 @@ from schemas.layout import layout_of
 from schemas.plan import (
     Dtype,
     FeaturePlan,
+    FieldPlan,
     Plan,
     SequenceSlotPlan,
     ServicePlan,
@@ -27,7 +29,7 @@ from schemas.plan import (
     TransformPlan,
     ViewPlan,
 )
-from schemas.row import TOMBSTONE_MS, Rows, empty_rows, encode_rows, seal
+from schemas.row import CRC_RESIDUE, TOMBSTONE_MS, Rows, empty_rows, encode_rows, seal
 from schemas.status import Status
 from schemas.stored import Run, StoredRows
 from schemas.values import null_mask
@@ -149,6 +151,14 @@ def any_rows(view: ViewPlan, ids: NDArray[np.int64], rng: np.random.Generator) -
     return rows
 
 
+def left_by(side: SideProgram, raw: StoredRows, ids: NDArray[np.int64], now_ms: int) -> list[int]:
+    """The entities that the kernel leaves to numpy."""
+    assert side.kernel is not None
+    made = side.kernel(raw, ids, now_ms)
+    assert made is not None
+    return [] if made[1] is None else made[1].tolist()
+
+
 nows = st.one_of(
     st.integers(T0 - 10_000, T0 + SPAN_MS + 30_000),
     st.sampled_from([T0, T0 - 1, T0 + 999, 0, -1, T0 + 10**12]),
@@ -175,7 +185,7 @@ def test_state_of_any_actions_at_any_time(
     fold(view, rows, row, actions, sent_ms)
     stored = StoredRows.of(encode_rows(layout, rows))
     native, plain = sides([view], built)
-    assert native.kernel is not None and native.kernel(stored, ids, now_ms) is not None
+    assert left_by(native, stored, ids, now_ms) == []
     same(native.block(stored, ids, now_ms), plain.block(stored, ids, now_ms))
 
 
@@ -199,7 +209,7 @@ def test_any_bytes_of_any_rows(
         raw += encode_rows(layout_of(view), any_rows(view, ids, rng))
     gone = rng.random(len(raw)) < absent
     stored = StoredRows.of([None if out else row for row, out in zip(raw, gone, strict=True)])
-    assert native.kernel is not None and native.kernel(stored, ids, now_ms) is not None
+    assert left_by(native, stored, ids, now_ms) == []
     same(native.block(stored, ids, now_ms), plain.block(stored, ids, now_ms))
     same(native.block(list(stored), ids, now_ms), plain.block(list(stored), ids, now_ms))
 
@@ -223,7 +233,8 @@ def damaged(row: bytes, layout_id: int, how: str, rng: np.random.Generator) -> b
 
 
 def check_damaged(library: Kernels, seed: int) -> None:
-    """Rows of which some are damaged have the values that numpy gives them, or stay numpy's.
+    """Rows of which some are damaged have the values that numpy gives them, and only those of
+    another layout are numpy's.
 
     Without truths as numbers: of one that is neither 0 nor 1 numpy makes either, as rows beside it
     are null or not.
@@ -244,6 +255,11 @@ def check_damaged(library: Kernels, seed: int) -> None:
     native, plain = sides([view], library)
     with np.errstate(invalid="ignore"):  # any bytes may be a signalling NaN
         same(native.block(stored, ids, T0), plain.block(stored, ids, T0), foreign=True)
+    whole = [row is not None and len(row) >= 36 and crc32(row) == CRC_RESIDUE for row in raw]
+    other = [(row or b"")[-28:-24] != layout.layout_id.to_bytes(4, "little") for row in raw]
+    odd = [len(row or b"") != layout.size for row in raw]
+    places = [at for at in range(n) if whole[at] and (other[at] or odd[at])]
+    assert left_by(native, stored, ids, T0) == places
     lost = StoredRows(stored.buffer[: int(rng.integers(len(stored.buffer)))].copy(), stored.runs)
     if native.kernel is not None and len(lost.buffer) < len(stored.buffer):
         assert native.kernel.of_whole(lost, ids, T0) is None
@@ -251,8 +267,51 @@ def check_damaged(library: Kernels, seed: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_damaged_rows_are_left_to_numpy(built: Kernels, seed: int) -> None:
+def test_damaged_rows_are_corrupt_among_others(built: Kernels, seed: int) -> None:
     check_damaged(built, seed)
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "longer", "sealed", "foreign"])
+def test_one_bad_row_leaves_all_others_to_the_kernel(built: Kernels, how: str) -> None:
+    """In the middle of a long run, and of the second of two views."""
+    views = [replace(VIEWS[at], name=f"view{at}") for at in (0, 4)]
+    ids, rng = np.arange(1_000), np.random.default_rng(5)
+    native, plain = sides(views, built)
+    raw: list[bytes | None] = []
+    for view in native.views:
+        raw += encode_rows(layout_of(view), any_rows(view, ids, rng))
+    layout = layout_of(native.views[1])
+    for place in (1_000, 1_617, 1_999):
+        row = raw[place] or b""
+        if how == "sealed":  # whole, and another entity's
+            row = encode_rows(layout, any_rows(native.views[1], ids[:1] + 2_000, rng))[0]
+        raw[place] = row if how == "sealed" else damaged(row, layout.layout_id, how, rng)
+    stored = StoredRows.of(raw)
+    assert left_by(native, stored, ids, T0) == ([0, 617, 999] if how == "foreign" else [])
+    block = native.block(stored, ids, T0)
+    same(block, plain.block(stored, ids, T0), foreign=True)
+    if how != "foreign":
+        assert np.flatnonzero(block.status[:, 1] == Status.CORRUPT).tolist() == [0, 617, 999]
+
+
+def test_rows_of_another_layout_are_read_among_others(built: Kernels) -> None:
+    """As long as some of a view's rows are those of the plan before: by numpy, with their values,
+    whether they are few or most."""
+    old, rng, ids = users_view(), np.random.default_rng(6), np.arange(40)
+    added = FieldPlan(900, "more", "i64", group=1)
+    view = replace(old, fields=(*old.fields, added))
+    assert layout_of(view).layout_id != layout_of(old).layout_id
+    native, plain = sides([view], built)
+    new = encode_rows(layout_of(view), any_rows(view, ids, rng))
+    former = encode_rows(layout_of(old), any_rows(old, ids, rng))
+    for few in (0.1, 0.9):
+        is_old = rng.random(len(ids)) < few
+        raw = [left if old else right for old, left, right in zip(is_old, former, new, strict=True)]
+        stored = StoredRows.of(raw)
+        assert left_by(native, stored, ids, T0) == np.flatnonzero(is_old).tolist()
+        block = native.block(stored, ids, T0)
+        same(block, plain.block(stored, ids, T0))
+        assert (block.status != Status.CORRUPT).all()
 
 
 @pytest.mark.parametrize(
@@ -297,7 +356,7 @@ def test_lengths_beyond_their_capacity_are_not_read(built: Kernels) -> None:
         at = int(layout.length_words[0]) * 4
         row[at : at + 4] = length.to_bytes(4, "little")
         stored = StoredRows.of([seal(bytes(row[:-28]), layout.layout_id, (1, 2), T0)])
-        assert native.kernel is not None and native.kernel(stored, ids, T0) is None
+        assert left_by(native, stored, ids, T0) == []
         block = native.block(stored, ids, T0)
         same(block, plain.block(stored, ids, T0))
         assert block.status.tolist() == [[Status.CORRUPT]]
