@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import string
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -20,6 +21,7 @@ FORMAT: Final = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
 #: Clients that tell of every connection: heard from `warning` on, unless all is asked for.
 TALKATIVE: Final = ("aiokafka", "faust", "kafka", "mode", "urllib3")
+_WORD: Final = frozenset(string.ascii_letters + string.digits + "-_.:/")
 Context = Callable[[], Mapping[str, str]]
 
 
@@ -38,9 +40,14 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line, before any traceback."""
-        ids = " ".join(f"{name}={value}" for name, value in self._context().items())
+        ids = " ".join(f"{name}={_as_word(each)}" for name, each in self._context().items())
         line = super().formatMessage(record)
         return f"{line} [{ids}]" if ids else line
+
+
+def _as_word(value: str) -> str:
+    """As it is, or quoted where it would not read as one word of this line: callers choose some."""
+    return value if set(value) <= _WORD else repr(value)
 
 
 class JsonLines(logging.Formatter):

@@ -17,6 +17,7 @@ from predictor.limits import Limits
 from predictor.protocol import InferReply, InferRequest
 from predictor.rank import Ranker
 from predictor.record import Query
+from predictor.timeline import current
 from schemas.errors import RequestError
 from schemas.ranklog import Degraded, degraded_text
 from schemas.status import Status
@@ -63,6 +64,7 @@ class Answer:
         counts = {status.name: int(found[status]) for status in Status if found[status]}
         return {
             **self.generation.versions(),
+            "request_id": str(query.request_id),
             "degraded": degraded_text(self.degraded),
             "now_ms": query.now_ms,
             "newest_ms": self.assembled.newest_ms,
@@ -235,6 +237,8 @@ async def serve(
             required = f"one of {', '.join(signature)}"
             raise RequestError("outputs", required=required, got=repr(name))
     query = query_of(request, settings, call)
+    if request.id is not None:
+        current().caller_id = request.id
     answer = await model.run(ranker, query)
     check_version(call.version, answer.generation)
     return InferReply(
@@ -312,15 +316,29 @@ def _timeout_ms(given: Mapping[str, Any], settings: Defaults, remaining_ms: floa
 
 
 def _request_id(request: InferRequest) -> uuid.UUID:
-    """From the field `id` or the parameter `request_id`; made here where neither is given."""
-    named = request.parameters.get("request_id")
-    if request.id is not None and named is not None and request.id != named:
+    """The key of the rank log: the parameter `request_id`, or the field `id` where it is a UUID, or
+    made here.
+
+    A caller's other ids are echoed, and are no keys: the protocol asks nobody to use one once, and
+    of two records under one key the log's readers take one for a copy of the other.
+    """
+    named, given = request.parameters.get("request_id"), _as_uuid(request.id)
+    if named is None:
+        return uuid.uuid4() if given is None else given
+    key = _as_uuid(named)
+    if key is None:
+        got = repr(named)[:80]
+        raise RequestError("parameters.request_id", required="a UUID", got=got)
+    if given is not None and key != given:
         required = "the same as the field id"
         raise RequestError("parameters.request_id", required=required, got=repr(named)[:80])
-    given = request.id if request.id is not None else named
-    if given is None:
-        return uuid.uuid4()
+    return key
+
+
+def _as_uuid(text: object) -> uuid.UUID | None:
+    if not isinstance(text, str):
+        return None
     try:
-        return uuid.UUID(given)
-    except (ValueError, AttributeError, TypeError):
-        raise RequestError("id", required="a UUID", got=repr(given)[:80]) from None
+        return uuid.UUID(text)
+    except ValueError:
+        return None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from predictor.limits import Limits
+
 Json = dict[str, Any]
 ERROR_PARTS: Final = ("error", "code", "where", "required", "got", "do")
 #: Status -> when a route answers with it.
@@ -157,6 +159,8 @@ def _list(items: Json) -> Json:
 _TEXT: Final[Json] = {"type": "string"}
 _BOOLEAN: Final[Json] = {"type": "boolean"}
 _INTEGER: Final[Json] = {"type": "integer"}
+#: As its caller names it; the reply's parameter `request_id` is the key of its log.
+_ID: Final[Json] = {"type": "string", "minLength": 1, "maxLength": Limits().name_chars}
 _INT64: Final[Json] = {"type": "integer", "format": "int64"}
 _VALUES: Final[Json] = {"type": "object", "additionalProperties": {"type": "array"}}
 _ANY_PARAMETERS: Final[Json] = {
@@ -242,7 +246,7 @@ def _infer_schemas() -> Json:
         "InferRequest": _object(
             {"inputs": _list(_ref("Input"))},
             {
-                "id": {"type": "string", "format": "uuid"},
+                "id": _ID,
                 "parameters": {**_object({}, asked), "additionalProperties": False},
                 "outputs": _list(_object({"name": _TEXT}, {"parameters": binary_output})),
             },
@@ -258,7 +262,7 @@ def _infer_schemas() -> Json:
             {
                 "model_name": _TEXT,
                 "model_version": _TEXT,
-                "id": {"type": "string", "format": "uuid"},
+                "id": _ID,
                 "parameters": _ANY_PARAMETERS,
                 "outputs": _list(_ref("Output")),
             }

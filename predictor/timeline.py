@@ -67,11 +67,13 @@ class Timeline(Laps):
     name: what was called. protocol: http or grpc. traceparent: the caller's W3C trace context,
     empty without one. trace_id: 32 hex digits, the caller's or the tracer's, else empty.
     began_ns: wall clock. waited_s: before it was seen, in the connection's buffer; no part of the
-    laps. request_id, served: None until they are known.
+    laps. request_id, served: None until they are known. caller_id: the request's id as its caller
+    named it, empty without one.
     """
 
     __slots__ = (
         "began_ns",
+        "caller_id",
         "name",
         "protocol",
         "request_id",
@@ -91,6 +93,7 @@ class Timeline(Laps):
         self.began_ns = time.time_ns()
         self.waited_s = 0.0
         self.request_id: uuid.UUID | None = None
+        self.caller_id = ""
         self.served: Served | None = None
 
     def restart(self) -> None:
@@ -137,6 +140,8 @@ def log_fields() -> dict[str, str]:
     timeline, fields = _CURRENT.get(), {}
     if timeline is not None and timeline.request_id is not None:
         fields["request_id"] = str(timeline.request_id)
+        if timeline.caller_id and timeline.caller_id != fields["request_id"]:
+            fields["caller_id"] = timeline.caller_id
     if timeline is not None and timeline.trace_id:
         fields["trace_id"] = timeline.trace_id
     return fields

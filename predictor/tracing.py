@@ -84,6 +84,8 @@ def _attributes(timeline: Timeline, status: int) -> dict[str, str | int]:
     }
     if timeline.request_id is not None:
         attributes["encore.request_id"] = str(timeline.request_id)
+    if timeline.caller_id:
+        attributes["encore.caller_id"] = timeline.caller_id
     if (served := timeline.served) is not None:
         attributes["encore.candidates"] = len(served.assembled.item_status)
         attributes["encore.degraded"] = degraded_text(served.degraded)

@@ -222,7 +222,7 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("too many", infer_request(candidates=range(10_001)), CANDIDATES),
     ("unknown output", infer_request(outputs=("page",)), "outputs"),
     ("many outputs", infer_request(outputs=("page_ids",) * 99), "outputs"),
-    ("id no UUID", changed(lambda r: setattr(r, "id", "request-7")), "id"),
+    ("long id", changed(lambda r: setattr(r, "id", "x" * 129)), "id"),
     ("unknown parameter", infer_request(timeout_ms=1), "parameters"),
     ("empty parameter", empty_parameter(), "parameters.timeout"),
     ("long parameter", infer_request(request_id="x" * 999), "parameters.request_id"),

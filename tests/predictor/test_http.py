@@ -267,7 +267,7 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("unknown output", body(outputs=["page"]), "outputs"),
     ("many outputs", body(outputs=["page_ids"] * 999), "outputs"),
     ("id a number", body(id=7), "id"),
-    ("id no UUID", body(id="request-7"), "id"),
+    ("long id", body(id="x" * 129), "id"),
     ("empty id", body(id=""), "id"),
     ("parameters a list", body() | {"parameters": []}, "parameters"),
     ("nested parameter", body(parameters={"timeout": {}}), "parameters.timeout"),

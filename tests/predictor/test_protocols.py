@@ -6,6 +6,7 @@ JSON and binary tensors over HTTP, gRPC, and NVIDIA's `tritonclient` as it is, o
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -252,6 +253,7 @@ def test_the_answer_is_the_same(name: str, way: str, running: RunningServer) -> 
     assert found.error is None
     assert found.named == wanted.named == (ask.model, SERVICE.fingerprint, ask.id)
     assert found.parameters == wanted.parameters
+    assert found.parameters["request_id"] == ask.id
     assert list(found.tensors) == list(wanted.tensors)
     for output, tensor in found.tensors.items():
         assert tensor.dtype == wanted.tensors[output].dtype
@@ -266,9 +268,29 @@ def test_a_request_without_an_id_gets_one(way: str, running: RunningServer) -> N
 
 
 @pytest.mark.parametrize("way", ASKERS)
-def test_an_id_comes_back_as_it_came(way: str, running: RunningServer) -> None:
-    given = new_id().upper()
-    assert ASKERS[way](running, Ask(id=given)).named[2] == given
+@pytest.mark.parametrize(
+    "given",
+    ["1C1F6A10-3C3B-4F8E-9B43-6F7C0A2B9D11", "1", "request-7", "a b\n\u2028", "f" * 31, "x" * 128],
+)
+def test_an_id_comes_back_as_it_came(given: str, way: str, running: RunningServer) -> None:
+    """The protocol's ids are any text; the log's key is a UUID, and the reply says which."""
+    first, second = (ASKERS[way](running, Ask(id=given)) for _ in range(2))
+    assert first.error is None
+    assert first.named[2] == second.named[2] == given
+    keys = [uuid.UUID(told.parameters["request_id"]) for told in (first, second)]
+    if len(given) == 36:
+        assert keys == [uuid.UUID(given)] * 2
+    else:
+        assert keys[0] != keys[1], "one id may name two requests, and two records have two keys"
+
+
+@pytest.mark.parametrize("way", ASKERS)
+def test_an_id_and_a_key_beside_it(way: str, running: RunningServer) -> None:
+    key = new_id()
+    for given in ("request-7", key.upper()):
+        told = ASKERS[way](running, Ask(id=given, parameters={"request_id": key}))
+        assert told.error is None
+        assert (told.named[2], told.parameters["request_id"]) == (given, key)
 
 
 # --- refusals -------------------------------------------------------------------------------
@@ -301,7 +323,8 @@ REFUSED = {
     "two users": Ask(inputs=changed("user_id", shape=[2], elements=[1, 2])),
     "an output that is not there": Ask(outputs=("page",)),
     "a parameter that is not there": Ask(parameters={"timeout_ms": 1}),
-    "id": Ask(id="request-7"),
+    "id": Ask(id="x" * 129),
+    "a key that is no UUID": Ask(id="request-7", parameters={"request_id": "request-7"}),
     "two ids": Ask(id=new_id(), parameters={"request_id": new_id()}),
     "timeout": Ask(parameters={"timeout": 1e9}),
     "page size": Ask(parameters={"page_size": 0}),

@@ -330,6 +330,25 @@ def test_lines_of_a_request_carry_its_ids() -> None:
             assert within.endswith(f"within [request_id={request} trace_id={TRACE}]")
 
 
+@pytest.mark.parametrize(
+    ("given", "word"), [("request-7", "request-7"), ("a b]\nERROR", r"'a b]\nERROR'")]
+)
+def test_lines_of_a_request_carry_its_callers_id(given: str, word: str) -> None:
+    """A caller's text begins no line of its own."""
+    timeline, request = Timeline("rank"), uuid.uuid4()
+    log = logging.getLogger("tests.lines")
+    for formatter in (TextLines(log_fields), JsonLines(log_fields)):
+        with Lines(formatter, log.name) as written, Watched(Observer(Metrics()), timeline):
+            timeline.begin(request)
+            timeline.caller_id = given
+            log.error("within")
+        [line] = written.lines
+        if isinstance(formatter, JsonLines):
+            assert json.loads(line)["caller_id"] == given
+        else:
+            assert line.endswith(f"within [request_id={request} caller_id={word}]")
+
+
 def test_a_json_line_holds_its_traceback() -> None:
     log = logging.getLogger("tests.lines")
     with Lines(JsonLines(), log.name) as written:
