@@ -273,7 +273,7 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("nested parameter", body(parameters={"timeout": {}}), "parameters.timeout"),
     ("unknown parameter", body(parameters={"timeout_ms": 1}), "parameters"),
     ("two ids", body(id=new_id(), parameters={"request_id": new_id()}), "parameters.request_id"),
-    ("id parameter a number", body(parameters={"request_id": 7}), "id"),
+    ("id parameter a number", body(parameters={"request_id": 7}), "parameters.request_id"),
     ("zero timeout", body(parameters={"timeout": 0}), "parameters.timeout"),
     ("negative timeout", body(parameters={"timeout": -1}), "parameters.timeout"),
     ("long timeout", body(parameters={"timeout": 1e9}), "parameters.timeout"),
