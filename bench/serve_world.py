@@ -27,11 +27,12 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from bench.cores import Cores
 from bench.open_loop import F64, Answer, Measured, http_request, over_http, precise_loop
 from bench.open_loop_grpc import Call, call, over_grpc
 from bench.server import own_store
 from bench.workload import SERVICE, Request, Workload, load_workload
-from encore.children import Child, ChildSpec, spawn, wait_ready
+from encore.children import ChildSpec, spawn, wait_ready
 from encore.local import free_port
 from predictor.cascade import inputs_of
 from predictor.grpc_messages import SERVICE as GRPC_SERVICE
@@ -161,36 +162,6 @@ class ServeWorld:
         return found["hit"] / asked if asked else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """usable: where this process may run."""
-
-    usable: frozenset[int]
-
-    @property
-    def service(self) -> int | None:
-        """The core that it has to itself: the last one, if there are two."""
-        return max(self.usable) if len(self.usable) > 1 else None
-
-    @contextmanager
-    def others(self) -> Iterator[None]:
-        """This thread, and what it starts, leave the service's core alone."""
-        os.sched_setaffinity(0, self.usable - {self.service})
-        try:
-            yield
-        finally:
-            os.sched_setaffinity(0, self.usable)
-
-    def spawn(self, spec: ChildSpec) -> Child:
-        """Start the service."""
-        now = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, self.usable)
-        try:
-            return spawn(spec)
-        finally:
-            os.sched_setaffinity(0, now)
-
-
 @contextmanager
 def serve_world(fine_limit: int) -> Iterator[ServeWorld]:
     """A store with the demo's rows and a service before it, which end with the block. The service
@@ -198,7 +169,7 @@ def serve_world(fine_limit: int) -> Iterator[ServeWorld]:
 
     Raises LocalError without the data, or where the service does not come up.
     """
-    cores = Cores(frozenset(os.sched_getaffinity(0)))
+    cores = Cores.here()
     with (
         cores.others(),
         own_store() as (_, port),

@@ -24,7 +24,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from bench.cores import Cores
 from bench.report import Options, Report
+from bench.rewriting import again_and_again, held_off, nothing_rewritten
 from bench.samples import demo_plan
 from bench.stream_fresh import MESSAGE_ACTIONS, WARM_S, Freshness, measure, probes
 from bench.stream_items import TOPIC, item_rate, item_views
@@ -54,9 +56,19 @@ RING: Final = "all_by_hour"
 #: The store may be busy with a worker's rows when it is asked how far that is.
 STORE_TIMEOUT_MS: Final = 30_000
 FORMS: Final = ("batched", "single", "distinct")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """share: of the rate over distinct users. rewriting: the store rewrites its file all along."""
+
+    share: float
+    rewriting: bool = False
+
+
 #: Freshness is asked for at these shares of the rate over distinct users, half load first: under a
 #: steady load a micro-batch is small and hardly merges a user's actions, as a backlog does.
-LOADS: Final = (0.5, 1.0, 2.0)
+LOADS: Final = (Load(0.5), Load(0.5, rewriting=True), Load(1.0), Load(2.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +82,11 @@ class Sizes:
     probes: int
     by_users: int
     items: int
-    loads: tuple[float, ...]
+    loads: tuple[Load, ...]
 
 
 QUICK: Final = Sizes(
-    {"batched": 1_000_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0, 200_000, LOADS[:2]
+    {"batched": 1_000_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0, 200_000, LOADS[:1]
 )
 FULL: Final = Sizes(
     {"batched": 3_000_000, "single": 600_000, "distinct": 400_000},
@@ -118,7 +130,7 @@ def run(options: Options) -> Report:
                 read, topic = log[: peer.messages], _peer_topic(peer)
                 others.setdefault(name, []).append(run_peer(peer, topic, running, read))
         per_s = float(np.median([rate.per_s for rate in rates["distinct"]]))
-        options.say(f"stream: freshness at {LOADS[0] * per_s:,.0f} actions/s and more …")
+        options.say(f"stream: freshness at {LOADS[0].share * per_s:,.0f} actions/s and more …")
         fresh = _freshness(running, _view(plan, "fresh"), log, sizes, per_s)
         if small:
             options.say("stream: more and more users …")
@@ -223,24 +235,32 @@ def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None
 def _freshness(
     running: Cluster, view: ViewPlan, log: Actions, sizes: Sizes, per_s: float
 ) -> list[Freshness]:
-    """At each of the loads, of so many probes and those of the time before any counts."""
+    """At each of the loads, of so many probes and those of the time before any counts. The worker
+    has a core to itself where there are two."""
     counts = [
-        sizes.probes + math.ceil(WARM_S * load * per_s / MESSAGE_ACTIONS) for load in sizes.loads
+        sizes.probes + math.ceil(WARM_S * load.share * per_s / MESSAGE_ACTIONS)
+        for load in sizes.loads
     ]
     made = iter(probes(view, log, sum(counts)))
-    with running.worker(view.source):
-        return [
-            asyncio.run(
-                measure(
+    servers = running.broker, running.store_server
+    cores, found = Cores.here(), []
+    with (
+        held_off(running.store_server),
+        cores.others([server.child.pid for server in servers]),
+        running.worker(view.source, core=cores.service),
+    ):
+        for load, each in zip(sizes.loads, counts, strict=True):
+            rewriting = again_and_again if load.rewriting else nothing_rewritten
+            with rewriting(running.store_server) as took_s:
+                measured = measure(
                     running.broker.address,
                     view.source,
                     running.store_url,
                     list(islice(made, each)),
-                    load * per_s,
+                    load.share * per_s,
                 )
-            )
-            for load, each in zip(sizes.loads, counts, strict=True)
-        ]
+                found.append(replace(asyncio.run(measured), rewriting_s=took_s))
+    return found
 
 
 def _keys(
@@ -277,7 +297,11 @@ def _keys(
                 )
             )
             for each in loads
+            if not each.rewriting_s
         },
+        "fresh_rewriting_p99_ms": next(
+            (float(np.percentile(each.latency_ms, 99)) for each in loads if each.rewriting_s), None
+        ),
         "rss_growth_mb": median(rates["batched"], "rss_growth_mb"),
         "worker_cpu_us": {
             form: float(np.median([rate.cpu_us["worker"] for rate in rates[form]]))
@@ -318,12 +342,17 @@ def _describe(
         report.note("quixstreams could not be installed beside this run: its key is null.")
     for fresh in loads:
         p50, p95, p99 = np.percentile(fresh.latency_ms, (50, 95, 99)).tolist()
+        spells = ", ".join(f"{took_s:.1f}" for took_s in fresh.rewriting_s)
+        beside = f" beside the store's rewriting of its file ({spells} s)" if spells else ""
         report.note(
-            f"Freshness at {fresh.offered_per_s:,.0f} actions/s, Poisson, from the intended send "
-            f"to the row that a read answers: p50 {p50:,.1f} ms, p95 {p95:,.1f} ms, p99 "
-            f"{p99:,.1f} ms of {len(fresh.latency_ms):,} samples; the sender was "
-            f"{fresh.late_ms:,.1f} ms late at p99."
+            f"Freshness at {fresh.offered_per_s:,.0f} actions/s{beside}: p50 {p50:,.1f} ms, p95 "
+            f"{p95:,.1f} ms, p99 {p99:,.1f} ms of {len(fresh.latency_ms):,} samples; the sender "
+            f"was {fresh.late_ms:,.1f} ms late at p99."
         )
+    report.note(
+        "Freshness is from the intended send to the row that a read answers, sends are Poisson, "
+        "the worker has a core to itself where there are two; unless told, nothing was rewritten."
+    )
     report.note(
         "These rates are 1/2 and more of the one over distinct users: under a steady load a "
         "micro-batch is small and merges little, as a backlog of a few users' actions does."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,12 +38,14 @@ FIRST_USER: Final = 1 << 50
 @dataclass(frozen=True, slots=True)
 class Freshness:
     """latency_ms: (n,) of each probe. offered_per_s: actions offered; late_ms: p99 of how late
-    the sender was, which is part of each latency.
+    the sender was, which is part of each latency. rewriting_s: how long the store rewrote its
+    file meanwhile, each time.
     """
 
     latency_ms: NDArray[np.float64]
     offered_per_s: float
     late_ms: float
+    rewriting_s: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,12 @@ class Cluster:
         return f"redis://{self.store_server.address}/0"
 
     @contextmanager
-    def worker(self, topic: str, of: str = "users") -> Iterator[None]:
+    def worker(self, topic: str, of: str = "users", core: int | None = None) -> Iterator[None]:
         """A worker on one topic, drained when the block ends. of: users, or items: it re-keys and
-        folds both."""
+        folds both. core: that it runs on."""
         settings = {
             "of": of,
+            "core": core,
             "bootstrap": self.broker.address,
             "store_url": self.store_url,
             "data_dir": str(self.directory),

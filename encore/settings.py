@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         " committed",
     )
 
+    stream_core: int | None = Field(
+        None,
+        ge=0,
+        description="the machine's core that `encore stream`, `items` or `sink` runs on, another"
+        " for each process; anywhere when unset. Linux",
+    )
     stream_metrics_port: Port = Field(
         8091, description="port of `encore stream metrics`, on http_host; 0 takes a free one"
     )

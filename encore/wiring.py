@@ -32,6 +32,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         roll_ms=settings.sink_roll_ms,
         durability=settings.durability,
         retention_ms=settings.retention_ms,
+        core=settings.stream_core,
     )
 
 

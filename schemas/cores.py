@@ -1,4 +1,4 @@
-"""On which of the machine's cores a serving process runs.
+"""On which of the machine's cores a serving or stream process runs.
 
 Two threads of Python that both have work, on two cores, spend more on handing each other the
 interpreter than the second core is worth; on one core the one goes on until it waits. For that the
@@ -25,20 +25,20 @@ _own: Final[set[int]] = set()
 _before: Final[set[int]] = set()
 
 
-def core_of(cores: str, number: int) -> int:
-    """The core of serving process `number`: they take theirs in turn.
+def core_of(cores: str, number: int, setting: str = "cores") -> int:
+    """The core of process `number`: they take theirs in turn.
 
     cores: like 2,4-7 in that order, or auto: all that this process may use, the last first, since
-    a machine does most of its own work on its first. Raises SettingsError where it may not use one
-    of them, or the system knows no such thing.
+    a machine does most of its own work on its first. setting: that `cores` came from. Raises
+    SettingsError where the process may not use one of them, or the system knows no such thing.
 
     >>> core_of("0-0", 3)
     0
     """
     if not hasattr(os, "sched_getaffinity"):
-        raise _error("Linux", "another system")
+        raise _error(setting, "Linux", "another system")
     usable = sorted(os.sched_getaffinity(0))
-    chosen = usable[::-1] if cores == AUTO else _listed(cores, usable)
+    chosen = usable[::-1] if cores == AUTO else _listed(cores, usable, setting)
     return chosen[number % len(chosen)]
 
 
@@ -48,10 +48,25 @@ def pin(core: int) -> None:
     scheduling keeps that."""
     _before.update(os.sched_getaffinity(0))
     _own.add(core)
-    for thread in map(int, os.listdir("/proc/self/task")):
-        with suppress(ProcessLookupError):  # it has ended
-            os.sched_setaffinity(thread, _own)
-            _change_policy(thread, os.SCHED_OTHER, os.SCHED_BATCH)
+    _place(_own, os.SCHED_OTHER, os.SCHED_BATCH)
+
+
+@contextmanager
+def pinned(core: int | None, setting: str) -> Iterator[None]:
+    """Run this process on one core inside the block, and afterwards where it might before.
+
+    core: None leaves it as it is. setting: that it came from. Raises SettingsError as `core_of`.
+    """
+    if core is None:
+        yield
+        return
+    pin(core_of(str(core), 0, setting))
+    try:
+        yield
+    finally:
+        _place(_before, os.SCHED_BATCH, os.SCHED_OTHER)
+        _own.clear()
+        _before.clear()
 
 
 @contextmanager
@@ -70,6 +85,14 @@ def unpinned() -> Iterator[None]:
         _change_policy(0, os.SCHED_OTHER, os.SCHED_BATCH)
 
 
+def _place(cores: set[int], old: int, new: int) -> None:
+    """All threads of this process there, and those of the old policy to the new one."""
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread, cores)
+            _change_policy(thread, old, new)
+
+
 def _change_policy(thread: int, old: int, new: int) -> None:
     """Of a thread that has the old one, 0 for this one. Where that is not allowed it is slower."""
     with suppress(PermissionError):
@@ -77,7 +100,7 @@ def _change_policy(thread: int, old: int, new: int) -> None:
             os.sched_setscheduler(thread, new, os.sched_param(0))
 
 
-def _listed(cores: str, usable: Sequence[int]) -> list[int]:
+def _listed(cores: str, usable: Sequence[int], setting: str) -> list[int]:
     """Numbers and ranges, written out."""
     found: list[int] = []
     for part in cores.split(","):
@@ -85,10 +108,10 @@ def _listed(cores: str, usable: Sequence[int]) -> list[int]:
         ends = int(first), int(last or first)
         if not set(ends) <= set(usable) or ends[0] > ends[1]:
             told = f"cores of those that it may use, {', '.join(map(str, usable))}"
-            raise _error(told, part)
+            raise _error(setting, told, part)
         found += [core for core in range(ends[0], ends[1] + 1) if core in usable]
     return found
 
 
-def _error(required: str, got: str) -> SettingsError:
-    return SettingsError("cores", required=required, got=got, do="unset it to run anywhere")
+def _error(setting: str, required: str, got: str) -> SettingsError:
+    return SettingsError(setting, required=required, got=got, do="unset it to run anywhere")

@@ -26,6 +26,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 from yarl import URL
 
+from schemas.cores import pinned
 from schemas.errors import EncoreError, MovedError, StreamError
 from streams.config import StreamConfig
 from streams.transport import ListTransport, Marks
@@ -48,6 +49,7 @@ SWITCH_S: Final = 0.001
 GC_THRESHOLDS: Final = (50_000, 20, 20)
 #: What a process sends on is at most a third larger than what it read (`streams.producer`).
 MAX_MESSAGE_BYTES: Final = 16 << 20
+CORE_SETTING: Final = "stream_core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +117,14 @@ class Handler(Protocol):
 def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Handler) -> int:
     """Run until SIGTERM or SIGINT (exit code 0) or a failure (1). Blocking."""
     app = StreamApp(config, group, tuple(topics), handler)
-    with tuned_interpreter(), app.leaving:
+    with tuned_interpreter(), pinned(config.core, CORE_SETTING), app.leaving:
         return asyncio.run(app.run())
 
 
-def run_apps(make: Callable[[], Awaitable[StreamApp]]) -> int:
+def run_apps(make: Callable[[], Awaitable[StreamApp]], core: int | None = None) -> int:
     """The same with one application after the other, each until its handler raises MovedError.
 
-    make: the next one; what it raises ends the process.
+    make: the next one; what it raises ends the process. core: which the process runs on.
     """
 
     async def run() -> int:
@@ -139,7 +141,7 @@ def run_apps(make: Callable[[], Awaitable[StreamApp]]) -> int:
                 left.close()
         return EXIT_OK if code == EXIT_MOVED else code
 
-    with tuned_interpreter(), ExitStack() as left:
+    with tuned_interpreter(), pinned(core, CORE_SETTING), ExitStack() as left:
         return asyncio.run(run())
 
 

@@ -44,6 +44,7 @@ class StreamConfig:
         a day after the longer of both without a write; 0: nobody says, all rows stay.
     stand_still_ms: a process whose positions do not move for this long ends, if there is something
         to read; more than twice patience_ms.
+    core: of the machine, on which the process runs; None: on any.
     roll_rows, roll_ms: a Parquet file is closed at this many rows or this age.
     """
 
@@ -70,6 +71,7 @@ class StreamConfig:
     roll_ms: int = 10_000
     number: int = 1
     rank_partitions: int = 0
+    core: int | None = None
 
     def __post_init__(self) -> None:
         """Raises SettingsError for what cannot work."""

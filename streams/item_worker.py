@@ -63,7 +63,7 @@ def run_item_worker(config: StreamConfig) -> int:
         topics = here.topic, here.item_topic
         return StreamApp(here, here.members(here.item_group), topics, ItemWorker(here))
 
-    return run_apps(next_app)
+    return run_apps(next_app, config.core)
 
 
 @dataclass(slots=True)

@@ -57,7 +57,7 @@ def run_sink(config: StreamConfig) -> int:
         group = newest.members(newest.archive_group)
         return StreamApp(newest, group, (*topics, newest.rank_topic), sink)
 
-    return run_apps(next_app)
+    return run_apps(next_app, config.core)
 
 
 @dataclass(slots=True)

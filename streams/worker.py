@@ -65,7 +65,7 @@ def run_worker(config: StreamConfig) -> int:
         here = await find_place(config, REAL_SERVERS, users_done)
         return StreamApp(here, here.members(here.group), (here.topic,), Worker(here))
 
-    return run_apps(next_app)
+    return run_apps(next_app, config.core)
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""Cores of serving processes: which they get, and that what they start is free of them."""
+"""Cores of serving and stream processes: which they get, and that what they start is free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from schemas.cores import AUTO, core_of
+from schemas.cores import AUTO, core_of, pinned
 from schemas.errors import SettingsError
 
 USABLE = {1, 2, 3, 6}
@@ -100,3 +100,35 @@ print(os.sched_getscheduler(0), len(os.sched_getaffinity(0)))
 """
     found = subprocess.check_output([sys.executable, "-c", code]).split()
     assert [int(each) for each in found] == [os.SCHED_IDLE if allowed else os.SCHED_OTHER, 1]
+
+
+def test_a_block_gives_back_what_the_process_had() -> None:
+    code = """
+import os, threading
+from schemas.cores import pinned
+def seen():
+    return [os.sched_getscheduler(0), *sorted(os.sched_getaffinity(0))]
+over, found = threading.Event(), []
+thread = threading.Thread(target=lambda: (over.wait(), found.append(seen())))
+before = seen()
+with pinned(before[-1], "x"):
+    thread.start()
+    inside = seen()
+with pinned(None, "x"):
+    free = seen()
+over.set(), thread.join()
+assert inside == [os.SCHED_BATCH, before[-1]], inside
+assert free == seen() == found[0] == before, (free, seen(), found)
+with pinned(before[1], "x"):
+    assert seen() == [os.SCHED_BATCH, before[1]], seen()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_block_refuses_another_core() -> None:
+    with (
+        pytest.raises(SettingsError, match="stream_core: needs cores of those"),
+        pinned(0, "stream_core"),
+    ):
+        pass

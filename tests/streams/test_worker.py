@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,9 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
 
 
 def test_actions_arrive_in_rows(stack: Stack) -> None:
+    """By a worker that has a core of its own."""
+    core = max(os.sched_getaffinity(0))
+    stack = replace(stack, config=replace(stack.config, core=core))
     actions = some_actions(3_000, 40)
     parts = [(part, int(part["time_ms"].max())) for part in np.array_split(actions, 15)]
     with running("worker", stack) as worker:
@@ -58,6 +62,7 @@ def test_actions_arrive_in_rows(stack: Stack) -> None:
                 ends = producer.send(part, sent_ms)
         assert set(ends) == {0, 1}
         wait_stored(stack, ends)
+        assert os.sched_getaffinity(worker.popen.pid) == {core}
         with stack.store() as store:
             assert_rows_equal_oracle(store, stack.view, parts)
             marks = store.get_progress(stack.config.topic, stack.config.group)
