@@ -144,7 +144,9 @@ class StoreReader:
                     if self.reconnect is not None:
                         await self.reconnect()
                     await self.store.read_rows(fault.keys)
-            except (TimeoutError, StoreError):
+            except Exception as error:  # whatever it is: without probes it would stay open for good
+                if not isinstance(error, TimeoutError | StoreError):
+                    log.exception("store: a probe failed")
                 self.state = "open"
                 pause_s = min(2 * pause_s, self.config.longest_pause_s)
             else:

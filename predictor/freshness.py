@@ -62,12 +62,15 @@ class Freshness:
         self._topics: dict[str, tuple[str, int]] = {}
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look until cancelled. A fault of one look is logged and the next look comes: without
+        looks all rows would be stale in the end."""
         while True:
             try:
                 await self.look()
             except (StoreError, StreamError) as error:
                 log.debug("freshness: %s", error)
+            except Exception:
+                log.exception("freshness: this look failed")
             await asyncio.sleep(self._config.poll_s)
 
     async def look(self) -> None:

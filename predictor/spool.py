@@ -150,7 +150,9 @@ class SpoolWriter(Generic[T]):
         for record in batch:
             try:
                 frames.append(frame(self._encode(record)))
-            except RecordError:
+            except (
+                Exception
+            ):  # whatever it is: without this thread nothing would be logged any more
                 self.counts.failed += 1
                 log.exception("spool: a record could not be encoded and is not logged")
         return frames

@@ -104,6 +104,29 @@ def test_faults_in_a_row_open_it_and_a_probe_closes_it(
     run(work())
 
 
+def test_a_probe_that_fails_as_nobody_foresaw_is_not_the_last() -> None:
+    """Closing a dead connection may raise what no read does."""
+
+    async def work() -> None:
+        store = Moody()
+
+        async def reconnect() -> None:
+            await store.reconnect()
+            if store.reconnected < 3:
+                raise OSError("no route")
+
+        reader = StoreReader(store, FAST, reconnect)
+        store.mood = GONE
+        for _ in range(3):
+            await reader.read(keys("a"), 60.0)
+        store.mood = 0.0
+        await settled(reader)
+        assert store.reconnected == 3
+        await reader.close()
+
+    run(work())
+
+
 def test_those_that_wait_are_let_go_when_it_opens() -> None:
     async def work() -> None:
         store = Moody()

@@ -113,7 +113,11 @@ def test_a_row_that_is_not_there_is_not_stale(tmp_path: Path) -> None:
     assert stale(failed, np.array([True, True])).tolist() == [Status.TIMEOUT, Status.STALE]
 
 
-def test_looks_follow_the_marks_and_the_plan_and_outlive_faults() -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [StoreError("store", required="a server", got="none"), KeyError("nobody foresaw this")],
+)
+def test_looks_follow_the_marks_and_the_plan_and_outlive_faults(fault: Exception) -> None:
     async def work() -> None:
         store, generations = DictStore(world()), Generations(PLAN, "ranking")
         freshness = Freshness(store, generations, replace(CONFIG, poll_s=0.001))
@@ -137,7 +141,7 @@ def test_looks_follow_the_marks_and_the_plan_and_outlive_faults() -> None:
             if answers.is_set():
                 return await real(topic, group)
             failed.set()
-            raise StoreError("store", required="a server", got="none")
+            raise fault
 
         store.get_progress = fail  # type: ignore[method-assign]
         await failed.wait()

@@ -106,14 +106,16 @@ def test_a_record_without_encoding_is_counted_and_the_next_is_logged(
     def picky(text: str) -> bytes:
         if text == "bad":
             raise RecordError("record", required="good", got="bad")
+        if text == "worse":
+            raise OverflowError("nobody foresaw this")
         return text.encode()
 
     spool = SpoolWriter(SpoolConfig(tmp_path), picky)
-    put(spool, "bad", "good", "")  # an empty payload has no frame
+    put(spool, "bad", "worse", "good", "")  # an empty payload has no frame
     assert spool.flush(60)
     spool.close()
     assert spooled(tmp_path) == ["good"]
-    assert (spool.counts.failed, spool.counts.logged) == (2, 1)
+    assert (spool.counts.failed, spool.counts.logged) == (3, 1)
 
 
 @pytest.mark.parametrize("tail", [b"\x05\0\0\0", frame(b"torn")[:-1], bytes(4096), b"\xff" * 99])
