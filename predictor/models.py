@@ -180,9 +180,10 @@ def served_model(name: str) -> ServedModel:
 
 
 def metadata(
-    model: ServedModel, generation: ServingGeneration, refusals: Mapping[str, str]
+    model: ServedModel, generation: ServingGeneration, news: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The protocol's model metadata; `parameters` says what serves and what was refused."""
+    """The protocol's model metadata; `parameters` says what serves. news: of what was published
+    and does not serve, said there, too."""
     shapes: Signature = {"user_id": ("INT64", (1,)), "candidate_ids": ("INT64", (-1,))}
 
     def tensors(signature: Signature) -> list[dict[str, Any]]:
@@ -203,7 +204,7 @@ def metadata(
             "fingerprint": generation.service.fingerprint,
             "user_views": ",".join(view.name for view in generation.program.user_views),
             "item_views": ",".join(view.name for view in generation.program.item_views),
-            **{f"refused_{what}": reason for what, reason in refusals.items()},
+            **news,
         },
     }
 

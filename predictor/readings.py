@@ -86,6 +86,11 @@ class Readings:
             "Plans and packages that are not served",
             lambda: watcher.refused,
         )
+        self.one(
+            "encore_plan_waiting",
+            "1 while a published plan waits for its items to be cached",
+            lambda: int(bool(watcher.waiting)),
+        )
 
     def items(self, cache: ItemCache) -> None:
         """The item cache, as far as this process reads it."""

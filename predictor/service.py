@@ -43,7 +43,7 @@ class Service:
 
     def model_metadata(self, model: ServedModel) -> dict[str, Any]:
         """Of a model: what it takes and gives, and what it is served with."""
-        return metadata(model, self.ranker.generations.current, self.watcher.refusals)
+        return metadata(model, self.ranker.generations.current, self.watcher.news())
 
     async def infer(
         self,

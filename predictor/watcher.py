@@ -1,9 +1,9 @@
 """Follows what is published: plans in the store, model packages in their directory.
 
 One task of the event loop polls both. A new plan's program is made and warmed in a thread, waits
-for its items to be cached, and joins by one pointer swap. A new package is checked in a child
-process, loaded and warmed in a thread, and joins likewise; one that is refused is reported and
-looked at again later, and whatever served before goes on.
+for its items to be cached as long as their number grows, and joins by one pointer swap. A new
+package is checked in a child process, loaded and warmed in a thread, and joins likewise; one that
+is refused is reported and looked at again later, and whatever served before goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from schemas.plan import Plan, load_plan
 from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
-_ITEMS_POLL_S: Final = 0.05
+_TELL_S: Final = 10.0  # between two lines about a plan that waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class WatchConfig:
     """packages: the directory, None serves no models. poll_s: pause between looks.
     verify_timeout_s: bound of one package's check. retry_s: pause before a refused package is
     looked at again: it may have been repaired in place, or the machine was too busy. items_wait_s:
-    a plan waits so long for the item cache of its own, where the one before is being read."""
+    a plan waits for the item cache of its own, where the one before is being read, until nothing
+    was added to it for so long."""
 
     packages: Path | None
     poll_s: float = 0.5
@@ -45,8 +46,25 @@ class WatchConfig:
     items_wait_s: float = 30.0
 
 
+@dataclass(slots=True)
+class _Next:
+    """A published plan that waits for its items. walked: what its cache's writer has looked at,
+    moved_s: when that last grew, told_s: when it was told."""
+
+    publication: str
+    plan: Plan
+    program: ServiceProgram
+    walked: int = -1
+    moved_s: float = 0.0
+    told_s: float = -math.inf
+
+
 class Watcher:
-    """Keeps `generations` at what is published. Used by one event loop."""
+    """Keeps `generations` at what is published. Used by one event loop.
+
+    refusals: kind or "plan" → why the newest is not served. waiting: for what the next plan waits,
+    empty where none does.
+    """
 
     def __init__(
         self,
@@ -57,7 +75,8 @@ class Watcher:
     ) -> None:
         self.generations = generations
         self._items = items
-        self.refusals: dict[str, str] = {}  # kind or "plan" -> why the newest is not served
+        self.refusals: dict[str, str] = {}
+        self.waiting = ""
         self.refused = 0
         self.swaps = 0
         self._store = store
@@ -65,6 +84,12 @@ class Watcher:
         self._seen: dict[Kind, tuple[str, str]] = {}  # kind -> (fingerprint, version) looked at
         self._retry_at: dict[Kind, float] = {}  # on the loop's clock
         self._seen_plan: str | None = None  # the publication that was looked at last
+        self._next: _Next | None = None
+
+    def news(self) -> dict[str, str]:
+        """What is published and does not serve, and why: `refused_…` and `waiting`."""
+        refused = {f"refused_{what}": reason for what, reason in self.refusals.items()}
+        return refused | ({"waiting": self.waiting} if self.waiting else {})
 
     async def run(self) -> None:
         """Poll until cancelled. A fault of one look is logged and the next look comes."""
@@ -94,37 +119,50 @@ class Watcher:
         if publication is None or publication == self._seen_plan:
             return
         try:
-            plan = await read_plan(self._store)
-            if plan == self.generations.current.plan:
-                self._seen_plan = publication
+            following = await self._following(publication)
+            if following is not None and not await self._items_ready(following):
                 return
-            program = await asyncio.to_thread(self.generations.program_of, plan)
-            if not await self._items_ready(program, publication):
-                return
-            generation = self.generations.use_plan(plan, program)
+            if following is not None:
+                generation = self.generations.use_plan(following.plan, following.program)
+                log.info(
+                    "plan %d serves as generation %d", following.plan.version, generation.number
+                )
+                self._accept("plan")
         except PlanError as error:
             self._refuse("plan", error)
-            self._seen_plan = publication
-            return
-        self._accept("plan")
-        self._seen_plan = publication
-        log.info("plan %d serves as generation %d", plan.version, generation.number)
+        self._seen_plan, self._next, self.waiting = publication, None, ""
 
-    async def _items_ready(self, program: ServiceProgram, publication: str) -> bool:
-        """Return once the program's items are in a cache, or waiting is no use: the one before it
-        is not read either, or it took too long. False where another plan came meanwhile."""
-        items, clock_s = self._items, asyncio.get_running_loop().time
-        if items is None:
+    async def _following(self, publication: str) -> _Next | None:
+        """What is published, ready but for its items; None where it serves already. Raises
+        PlanError, StoreError."""
+        following = self._next
+        if following is None or following.publication != publication:
+            self._next, self.waiting = None, ""
+            plan = await read_plan(self._store)
+            if plan == self.generations.current.plan:
+                return None
+            program = await asyncio.to_thread(self.generations.program_of, plan)
+            following = self._next = _Next(publication, plan, program)
+        return following
+
+    async def _items_ready(self, following: _Next) -> bool:
+        """Whether a plan's items are in a cache, or waiting is no use: the one before it is not
+        read either, or nobody fills its own."""
+        items, now_s = self._items, asyncio.get_running_loop().time()
+        if items is None or await asyncio.to_thread(items.prepare, following.program):
             return True
-        until_s = clock_s() + self._config.items_wait_s
-        while not await asyncio.to_thread(items.prepare, program):
-            if items.age_ms() is None or clock_s() > until_s:
-                log.info("the next plan serves before its items are cached")
-                return True
-            await asyncio.sleep(_ITEMS_POLL_S)
-            if await self._store.get_text(PLAN_VERSION_KEY) != publication:
-                return False
-        return True
+        version, walked = following.plan.version, items.preparing()
+        if walked != following.walked:
+            following.walked, following.moved_s = walked, now_s
+        stands_s = now_s - following.moved_s
+        if items.age_ms() is None or stands_s > self._config.items_wait_s:
+            log.warning("plan %d serves before its items are cached", version)
+            return True
+        self.waiting = f"plan {version} waits for its items to be cached: {walked} rows looked at"
+        if now_s - following.told_s >= _TELL_S:
+            following.told_s = now_s
+            log.info("%s", self.waiting)
+        return False
 
     async def _look_at_packages(self, root: Path, polite: bool) -> None:
         """Check and load what is new of every kind at once, then swap all of it at once."""

@@ -237,6 +237,7 @@ class ItemFeed:
             ids = item_ids[start : start + AT_ONCE]
             raw = self._source.read_rows(writer.codec.program.item_row_keys(ids))
             writer.put(ids, raw, self._clock_ms())
+            writer.walked(len(ids))
 
     def _go_on(self) -> None:
         if self._stop.is_set():
@@ -264,7 +265,8 @@ class ItemFeed:
             if not changes.everything:
                 break
         self._apply(writer, changes.keys)
-        while writer.refresh(self._clock_ms()):
+        while made := writer.refresh(self._clock_ms()):
+            writer.walked(made)
             self._go_on()
         writer.verified()
         writer.live(began_ns)
@@ -281,6 +283,7 @@ class ItemFeed:
         at = np.flatnonzero(known)
         for start in range(0, len(at), AT_ONCE):
             some = at[start : start + AT_ONCE]
+            writer.walked(len(some))
             equal = some[self._equal(writer, view, item_ids[some], slots[some])]
             seen[slots[equal], view] = True
             known[equal] = False

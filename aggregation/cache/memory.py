@@ -52,6 +52,7 @@ W_PID: Final = 9  # of the writer
 W_CHANGED: Final = 10  # counters of the writer: records written for a change
 W_AGED: Final = 11  # records made again because time had passed
 W_SYNCS: Final = 12  # times everything was verified
+W_WALKED: Final = 13  # rows looked at in doing so
 
 # --- states
 LOADING: Final = 0  # nobody may read: not loaded, or not known to be what the store holds
@@ -146,9 +147,10 @@ class CacheMemory:
             file = os.open(path, mode | os.O_CLOEXEC)
         except OSError:
             return None
-        head = np.frombuffer(os.pread(file, 8 * HEADER_WORDS, 0), np.uint64)
+        data = os.pread(file, 8 * HEADER_WORDS, 0).ljust(8 * HEADER_WORDS, b"\0")
+        head = np.frombuffer(data, np.uint64)
         wanted = (MAGIC, int(codec.identity, 16), boot_number())
-        if len(head) == HEADER_WORDS and tuple(head[:3].tolist()) == wanted:
+        if tuple(head[:3].tolist()) == wanted:
             capacity = int(head[W_CAPACITY])
             if os.fstat(file).st_size == _places(codec, capacity)[-1]:
                 found = cls(file, codec, capacity, writable)

@@ -26,6 +26,7 @@ from aggregation.cache.memory import (
     NOT_LIVE_NS,
     W_COMPLETE,
     W_LEVEL,
+    W_WALKED,
     CacheMemory,
     now_ns,
     usable_here,
@@ -208,8 +209,16 @@ class ItemCache:
         """
         prepared = self._prepared
         if prepared is None or prepared.program is not program:
+            if prepared is not None:
+                prepared.close()
             prepared = self._prepared = _Opened(program)
         return prepared.usable(self._directory, self._max_age_ns) is not None
+
+    def preparing(self) -> int:
+        """How many rows the writer of the cache that is prepared has looked at: a number that grows
+        while it is being made or verified. 0 without one."""
+        memory = None if self._prepared is None else self._prepared.memory
+        return 0 if memory is None else int(memory.header[W_WALKED])
 
     def tidy(self) -> None:
         """Let go of files of former programs that nobody keeps any more."""
@@ -230,9 +239,10 @@ class ItemCache:
 
     def close(self) -> None:
         """Let go of the files."""
-        for each in self._opened:
-            each.close()
-        self._opened = []
+        for each in (*self._opened, self._prepared):
+            if each is not None:
+                each.close()
+        self._opened, self._prepared = [], None
 
     def _of(self, program: ServiceProgram) -> _Opened:
         """Two at most: requests of the last program may still come when there is another."""

@@ -22,6 +22,7 @@ from aggregation.cache.memory import (
     W_STATE,
     W_SYNCED_NS,
     W_SYNCS,
+    W_WALKED,
     CacheMemory,
 )
 from aggregation.cache.record import SEQUENCE, UNTIL, Encoded, Raw
@@ -157,6 +158,10 @@ class CacheWriter:
         """All that the store had answered by then is in the cache."""
         self.memory.header[W_SYNCED_NS] = synced_ns
         self.memory.header[W_STATE] = LIVE
+
+    def walked(self, rows: int) -> None:
+        """So many more were looked at."""
+        self.memory.header[W_WALKED] += np.uint64(rows)
 
     def verified(self) -> None:
         """Everything was compared with the store; an item without a slot has no rows there."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from aggregation.cache.reader import ItemCache
+from aggregation.program import ServiceProgram
 from predictor.card import CURRENT, WEIGHTS
 from predictor.generation import Generations
 from predictor.package import publish_package
@@ -14,7 +20,16 @@ from predictor.watcher import WatchConfig, Watcher
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
 from schemas.plan import dump_plan
 from store.memory import AsyncMemoryRowStore
-from tests.predictor.support import PLAN, publish
+from tests.aggregation.cache.worlds import go_live, reader_of, writer_in
+from tests.predictor.support import ITEMS, NOW_MS, PLAN, publish
+
+ANOTHER = np.array(ITEMS, np.int64)
+#: Another item side, whose cache is another one.
+NEXT = replace(
+    PLAN,
+    version=PLAN.version + 1,
+    services=tuple(replace(each, item_slots=each.item_slots[:-1]) for each in PLAN.services),
+)
 
 
 def test_refused_repaired_and_back(tmp_path: Path) -> None:
@@ -75,5 +90,104 @@ def test_a_plan_is_followed_whatever_its_version_in_a_new_store() -> None:
         assert generations.current.plan == second
         await watcher.look()
         assert generations.current.number == 2
+
+    asyncio.run(scenario())
+
+
+async def _published(store: AsyncMemoryRowStore, items: ItemCache | None, wait_s: float) -> Watcher:
+    """A watcher of PLAN, behind whose back NEXT was published."""
+    generations = Generations(PLAN, "ranking")
+    if items is not None:
+        assert items.look_up(generations.current.program, ANOTHER, NOW_MS) is not None
+    watcher = Watcher(generations, store, WatchConfig(None, items_wait_s=wait_s), items)
+    await store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, 0, dump_plan(PLAN))
+    await watcher.look()
+    await store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, 1, dump_plan(NEXT))
+    return watcher
+
+
+def test_a_plan_waits_for_its_items_as_long_as_they_come(tmp_path: Path) -> None:
+    """However long that takes: here longer than the wait for a cache that nobody fills, 0 s."""
+
+    async def scenario() -> None:
+        go_live(writer_in(tmp_path, ServiceProgram(PLAN, "ranking")))
+        items = reader_of(tmp_path)
+        watcher = await _published(AsyncMemoryRowStore(), items, 0.0)
+        program = ServiceProgram(NEXT, "ranking")
+        filling = writer_in(tmp_path, program)
+        for place in range(5):
+            ids = ANOTHER[place : place + 1]
+            filling.put(ids, [None] * len(program.item_keys(ids)), NOW_MS)
+            filling.walked(1)
+            await asyncio.sleep(0.3)  # a file that was not fresh is opened again after a while
+            await watcher.look()
+            assert watcher.generations.current.plan == PLAN
+            assert f"plan {NEXT.version} waits" in watcher.news()["waiting"]
+        go_live(filling)
+        while watcher.generations.current.plan == PLAN:
+            filling.walked(1)
+            await asyncio.sleep(0.05)
+            await watcher.look()
+        assert watcher.news() == {}
+        assert items.look_up(watcher.generations.current.program, ANOTHER, NOW_MS) is not None
+        assert items.counts.unusable == 0
+        items.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_plan_whose_items_nobody_loads_serves(
+    begun: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        go_live(writer_in(tmp_path, ServiceProgram(PLAN, "ranking")))
+        items = reader_of(tmp_path)
+        watcher = await _published(AsyncMemoryRowStore(), items, 0.2)
+        if begun:
+            writer_in(tmp_path, ServiceProgram(NEXT, "ranking")).walked(7)
+        await watcher.look()
+        assert watcher.generations.current.plan == PLAN
+        while watcher.generations.current.plan == PLAN:
+            await asyncio.sleep(0.1)
+            await watcher.look()
+        assert watcher.news() == {}
+        items.close()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert "serves before its items are cached" in caplog.text
+
+
+def test_a_plan_waits_for_no_items_where_none_were_cached(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        watcher = await _published(AsyncMemoryRowStore(), None, 1e9)
+        await watcher.look()
+        assert watcher.generations.current.plan == NEXT
+        writer = writer_in(tmp_path, ServiceProgram(PLAN, "ranking"))
+        go_live(writer)
+        items = reader_of(tmp_path)
+        watcher = await _published(AsyncMemoryRowStore(), items, 1e9)
+        writer.retire()  # there was no room for both
+        await watcher.look()
+        assert watcher.generations.current.plan == NEXT
+        items.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_plan_that_waits_gives_way_to_the_one_after_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        go_live(writer_in(tmp_path, ServiceProgram(PLAN, "ranking")))
+        items, store = reader_of(tmp_path), AsyncMemoryRowStore()
+        watcher = await _published(store, items, 1e9)
+        await watcher.look()
+        assert watcher.waiting
+        last = replace(PLAN, version=NEXT.version + 1)
+        await store.compare_and_set_text(PLAN_KEY, PLAN_VERSION_KEY, 2, dump_plan(last))
+        await watcher.look()
+        assert watcher.generations.current.plan == last
+        assert watcher.news() == {}
+        items.close()
 
     asyncio.run(scenario())

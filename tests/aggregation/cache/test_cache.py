@@ -246,6 +246,13 @@ def test_a_snapshot_of_this_boot_is_taken_up(tmp_path: Path) -> None:
     assert CacheMemory.open(cache_path(tmp_path, codec), codec) is None
 
 
+@pytest.mark.parametrize("size", [0, 13, 4_095, 4_096, 5_000])
+def test_a_file_that_is_no_cache_is_not_read(tmp_path: Path, size: int) -> None:
+    codec = ItemCodec(DEMO)
+    cache_path(tmp_path, codec).write_bytes(b"x" * size)
+    assert CacheMemory.open(cache_path(tmp_path, codec), codec) is None
+
+
 def test_two_programs_are_read_side_by_side(tmp_path: Path) -> None:
     first, _, ids = steady_world(tmp_path)
     second = writer_in(tmp_path, STEADY)
