@@ -17,6 +17,7 @@ import pytest
 import typer.main
 from pydantic.fields import FieldInfo
 
+from bench.__main__ import BENCHMARKS
 from encore.cli import app
 from encore.settings import Settings, variable
 from schemas.errors import EncoreError
@@ -72,10 +73,12 @@ def settings_page() -> str:
 
 
 def blocks(text: str) -> str:
-    """The fenced code of a page, and its inline code, one a line."""
+    """The fenced code of a page, its inline code, and its indented commands, one a line."""
     fenced = re.findall(r"```[^\n]*\n(.*?)```", text, re.S)
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
-    return "\n".join([*fenced, *inline])
+    plain = re.sub(r"```.*?```", "", text, flags=re.S)
+    inline = re.findall(r"`([^`\n]+)`", plain)
+    indented = re.findall(r"^ {4}((?:encore|make|python) .*)$", plain, re.M)
+    return "\n".join([*fenced, *inline, *indented])
 
 
 def make_targets() -> set[str]:
@@ -193,6 +196,46 @@ def test_subcommands_and_options_exist(page: str) -> None:
 def test_variables_exist(page: str) -> None:
     known = {variable(name) for name in Settings.model_fields} | {"ENCORE_CONFIG", "ENCORE_"}
     assert set(re.findall(r"\bENCORE_\w*", (ROOT / page).read_text("utf-8"))) <= known
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_modules_and_benches_exist(page: str) -> None:
+    """Each `python -m …`, each benchmark, and each dotted name below a room."""
+    code = blocks((ROOT / page).read_text("utf-8"))
+    benches = set(re.findall(r"\bBENCH=\"?([a-z]+)|-m bench ([a-z]+)", code))
+    assert {name for pair in benches for name in pair if name} <= {each.name for each in BENCHMARKS}
+    for module in re.findall(r"python -m ([\w.]+)", code):
+        assert module == "pytest" or names_something(module), module
+    for room, rest in re.findall(rf"(?<![\w./])({'|'.join(ROOMS)})\.([\w.]*\w)", code):
+        if not re.search(r"\.(py|md|toml|json|mjs|yml)$", f".{rest}") and room != "encore":
+            assert names_something(f"{room}.{rest}"), f"{room}.{rest}"
+
+
+def names_something(dotted: str) -> bool:
+    """Whether there is such a module, or a module that has a word of that name. Nothing is
+    imported: Feast would set up its metrics in this process."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:end])
+        file = place.with_suffix(".py")
+        if file.is_file():
+            words = set(re.findall(r"\w+", file.read_text("utf-8")))
+            return words.issuperset(parts[end:])
+        if place.is_dir():
+            return end == len(parts)
+    return False
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_metrics_exist(page: str) -> None:
+    """Each `encore_…` of a page is a series that some process exposes."""
+    exposed = "".join(
+        path.read_text("utf-8")
+        for room in ("predictor", "encore")
+        for path in (ROOT / room).glob("*.py")
+    )
+    named = set(re.findall(r"\bencore_[a-z_]+", (ROOT / page).read_text("utf-8")))
+    assert {name for name in named if name.removesuffix("_total") not in exposed} == set()
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)

@@ -12,8 +12,8 @@ from encore.context import JsonOption, invocation
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     """Check the installation and what is running.
 
-    Looks at Python, packages, binaries, disk, ports, broker, store and plan. Ends with 1 when a
-    check fails. What is not configured and not running is skipped.
+    Looks at Python, packages, binaries, C kernels, disk, ports, broker, topics, store and plan.
+    Ends with 1 when a check fails. What is not configured and not running is skipped.
     """
     from encore.doctor import diagnose
     from encore.output import put_json, put_table

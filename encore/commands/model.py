@@ -27,10 +27,16 @@ def train(
         int, typer.Option(min=0, help="Learn from requests at or after this, ms since 1970.")
     ] = 0,
     end_ms: Annotated[
-        int, typer.Option(min=1, help="Learn from requests before this, ms since 1970.")
+        int,
+        typer.Option(
+            min=1,
+            help="Learn from requests before this, and from what users did before it, ms since"
+            " 1970. Default: all.",
+            show_default=False,
+        ),
     ] = 1 << 62,
     validation_ms: Annotated[
-        int, typer.Option(min=1, help="The last part of it says when to stop learning.")
+        int, typer.Option(min=1, help="The log's last part, ms, says when to stop learning.")
     ] = DAY_MS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     publish: Annotated[

@@ -38,7 +38,7 @@ topics = typer.Typer(
 
 @topics.command("show")
 def show(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Show the topics, oldest first: partitions, whether each has ended, what lies behind its end.
+    """Show the topics, oldest first, and what lies behind their ends.
 
     `open` is read; `waiting` not before the one before it has ended; of an `ended` one readers
     still lack something, a `done` one is stored and may be deleted once it is archived.
