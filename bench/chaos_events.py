@@ -114,18 +114,6 @@ class Crew:
             self.stopped[pid] = time.monotonic() + dice.uniform(*STOPPED_S)
             self._signal(pid, signal.SIGSTOP)
 
-    def hold(self, kind: str, during: Callable[[], None]) -> None:
-        """Stop all of a kind for a moment."""
-        held = [pid for name, pid in self.pids.items() if self.kinds[name] == kind]
-        for pid in held:
-            self._signal(pid, signal.SIGSTOP)
-        try:
-            during()
-        finally:
-            for pid in held:
-                if pid not in self.stopped:
-                    self._signal(pid, signal.SIGCONT)
-
     def drain(self) -> Counter[str]:
         """SIGTERM to all; how they ended. Raises StreamError where one does not."""
         for pid in self.pids.values():
@@ -189,9 +177,7 @@ class Chaos:
             self._wait(self.dice.uniform(0.1, 0.6))
             self.world.cut_store(self.dice)
         elif event == "rekeyed":
-            # Rows that a dead process left ahead of their source table would be refused.
-            self._caught_up(self.world.ends())
-            self.crew.hold("items", self.world.lose_rekeyed_log)
+            self.world.lose_rekeyed_log()
         elif event == "fill":
             self.crew.fill()
         elif event == "cut":

@@ -17,7 +17,7 @@ from schemas.staged import Staged
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from streams.backfill import BackfillConfig, FillReport, Note, fill_view, wait_caught_up
-from streams.foreign import named_history
+from streams.foreign import check_foreign, named_history
 from streams.pools import check_cluster
 
 #: Nothing here is in a hurry, and a busy store answers in its time.
@@ -54,10 +54,11 @@ def run_backfill(
     """Stage, fill, catch up, switch. Blocking.
 
     What is staged is filled in one history of the store: begin again where it was wiped meanwhile.
-    Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, HistoryError, and
-    what `review` raises.
+    Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, HistoryError,
+    ActionError, and what `review` raises.
     """
     history = named_history(config.foreign, config.before_ms)
+    check_foreign(config.foreign)
     if config.dask:
         check_cluster(config.dask)  # before anything is staged
     with _rows(settings) as store:

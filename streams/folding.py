@@ -348,16 +348,17 @@ class _ViewFold:
 
         partition: (r,) of each row.
         """
-        places = zip(partition.tolist(), rows.epoch.tolist(), rows.offset.tolist(), strict=True)
-        for key, (place, epoch, offset) in zip(keys, places, strict=True):
-            end = self.folder.ended.get(place, {}).get(epoch)
-            if end is not None and offset >= end:
-                raise StreamError(
-                    f"row {key}",
-                    required=f"nothing beyond offset {end} of the lost log of epoch {epoch}",
-                    got=f"offset {offset}: its actions would count twice",
-                    do="rebuild the view from the archive: `encore rebuild`",
-                )
+        for place, logs in self.folder.ended.items():
+            for epoch, end in logs.items():
+                ahead = (partition == place) & (rows.epoch == epoch) & (rows.offset >= end)
+                for row in np.flatnonzero(ahead)[:1].tolist():
+                    raise StreamError(
+                        f"row {keys[row]}",
+                        required=f"nothing beyond offset {end} of the lost log of epoch {epoch}",
+                        got=f"offset {rows.offset[row]}: its actions would count twice",
+                        do=f"run `encore rebuild {self.view.name}`, and keep `encore items` "
+                        "starting again meanwhile",
+                    )
 
     def _beyond_fence(self, rows: Rows, place: NDArray[np.intp]) -> NDArray[np.bool_]:
         """(a,) bool: the action's row is of this round, takes its message and has not seen it."""

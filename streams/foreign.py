@@ -88,6 +88,16 @@ def named_history(paths: Sequence[Path], before_ms: int | None) -> str:
     return f"{count} of {size:,} bytes ({digest}){border}"
 
 
+def check_foreign(paths: Sequence[Path]) -> None:
+    """Read all of it, so that a file that cannot be used is known before anything is begun.
+
+    Raises as `take_foreign`.
+    """
+    for path in _files(paths):
+        for _ in _read(path):
+            pass
+
+
 def take_foreign(
     paths: Sequence[Path], before_ms: int | None, aside: Path
 ) -> tuple[list[HistoryFile], ForeignCounts]:

@@ -51,6 +51,19 @@ class ItemGenerations:
         self._views, self._lagging, self._lost, self._known = {}, {}, set(), set()
         await self.change(views, pairs)
 
+    async def level_with(
+        self, views: Sequence[ViewPlan], partition: int, pair: Pair
+    ) -> tuple[ViewPlan, ...]:
+        """Those of `views` that have all that the pair's table has: what comes behind its position
+        is to be folded into them. pair: as it was loaded. Raises StoreError, StreamError."""
+        level = []
+        for view in views:
+            own = await self._pairs_of(view).load(partition)
+            alike = own.version > 0 and own.epoch <= pair.epoch and own.table == pair.table
+            if view.key in pair.folded or alike:
+                level.append(view)
+        return tuple(level)
+
     async def change(self, views: Sequence[ViewPlan], pairs: Mapping[int, Pair]) -> None:
         """Fold these from now on. pairs: of all assigned partitions, all before them stored."""
         self._views = {view.key: view for view in views}

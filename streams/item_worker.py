@@ -2,23 +2,27 @@
 
 One process does both, as two stages that know each other only through the re-keyed topic; several
 of them share the partitions of both topics. Stage one is `streams.rekey`. Stage two, for each
-micro-batch of the re-keyed topic: decode and check; drop what the source table has already; fold
-and compare-and-set; then the table with its position, as one text; and once the store's disk has
-all that, the commit (`streams.durability`). Two micro-batches are under way at once, and pairs and
-commits trail behind (`streams.storing`): the table that drops is ahead of the one that is saved.
+micro-batch of the re-keyed topic: decode and check; drop what the source table has already; note
+what its messages cover; fold and compare-and-set; then the table with its position, as one text;
+and once the store's disk has all that, the commit (`streams.durability`). Two micro-batches are
+under way at once, and pairs and commits trail behind (`streams.storing`): the table that drops is
+ahead of the one that is saved.
 
 A row's fence is the offset of the newest re-keyed message applied to it, so a batch that is read
 again after a crash changes nothing; source offsets that were re-keyed twice are dropped by the
-table, which is as old as the position that is read from. A missing message ends the process.
+table, which is as old as the position that is read from. Where the log is lost before they are read
+again, the notes tell what rows may have (`streams.refolding`). A missing message ends the process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Final
 
 from faust.types import TP
@@ -28,6 +32,7 @@ from streams.config import StreamConfig
 from streams.durability import open_confirmations, tell_of_a_wipe
 from streams.folding import Folder
 from streams.following import PlanFollower
+from streams.gaps import Gap, record_gaps
 from streams.heartbeat import Heartbeat
 from streams.item_generations import ItemGenerations
 from streams.item_marks import ItemMarks
@@ -36,11 +41,12 @@ from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.moving import Place, find_place, items_done
 from streams.overlap import ended
 from streams.positions import Positions
+from streams.refolding import Refolding, in_lost_log, unmakeable
 from streams.rekey import Rekeyer
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
-from streams.source_table import Pair, PairStore, SourceTable, check_epochs
+from streams.source_table import Covers, Pair, PairStore, SourceTable, check_epochs, covers_of
 from streams.storing import Storing
 from streams.transport import Marks
 
@@ -68,11 +74,13 @@ def run_item_worker(config: StreamConfig) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch of the re-keyed topic. ends: how far each partition is by its end."""
+    """A micro-batch of the re-keyed topic. ends: how far each partition is by its end. notes: what
+    its messages cover, by partition."""
 
     runs: list[ActionRun] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     ends: dict[TP, Reach] = field(default_factory=dict)
+    notes: dict[int, dict[int, Covers]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def actions(self) -> int:
@@ -171,6 +179,7 @@ class ItemWorker:
         tell_of_a_wipe(target, saved, self._marks)
         for partition, pair in self._pairs.items():
             if pair.epoch != self._target.epoch:
+                await self._refold(partition, pair)
                 pair.enter(self._target.epoch, self._source.epoch)
                 await self._tables.save(partition, pair)
         self._read = {partition: pair.table.copy() for partition, pair in self._pairs.items()}
@@ -181,6 +190,26 @@ class ItemWorker:
         await self._name_folded()
         places = self._sent.begin(source, await self._sent.marks())
         return places | self._folded.begin(target, ends)
+
+    async def _refold(self, partition: int, pair: Pair) -> None:
+        """What rows may have of a lost log beyond the saved table: folded, and in the table."""
+        gone = unmakeable(pair, self._source.epoch)
+        if len(gone) == len(pair.ahead) or pair.epoch > self._target.epoch:
+            return
+        reader = self._servers.open_reader(self._config)
+        try:
+            views = await self._generations.level_with(self._plan.views, partition, pair)
+            for view, at in product(views, gone):
+                gap = {partition: Gap(pair.epoch, at, at + 1)}
+                target = self._config.item_topic, self._config.item_group
+                await record_gaps(self._store, target, view, gap)
+            folder = in_lost_log(self._folder, views, self._plan.speakers, partition, pair)
+            refolding = Refolding(self._source, self._config.partitions, reader, folder)
+            if await refolding.fold(partition, pair):
+                pair.folded = frozenset(view.key for view in views)
+                await self._tables.save(partition, pair)
+        finally:
+            await reader.close()
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether the logs are still the same."""
@@ -239,14 +268,24 @@ class ItemWorker:
         if any(self._folded.goes_back(fetched) for fetched in lists):
             await self._target.check()
         same_log = asyncio.ensure_future(self._target.check())
+        noted: list[asyncio.Task[None]] = []
         try:
             for batch in self._batches(lists):
                 into = self._folder, self._aside
                 part = join_runs(batch.runs), batch.dead
-                await self._storing.add(into, part, same_log, partial(dict, batch.ends))
-            await same_log
+                noted.append(asyncio.create_task(self._note(batch, same_log)))
+                await self._storing.add(into, part, noted[-1], partial(dict, batch.ends))
+            await asyncio.gather(same_log, *noted)
         finally:
-            await ended(same_log)
+            await ended(same_log, *noted)
+
+    async def _note(self, batch: Batch, same_log: asyncio.Future[None]) -> None:
+        """Before the first row is written: what it may hold by then, were the log lost."""
+        await asyncio.shield(same_log)
+        for partition, covers in batch.notes.items():
+            self._pairs[partition].ahead |= covers
+        touched = {int(run.partition[0]) for run in batch.runs if len(run)}
+        await asyncio.gather(*(self._tables.save(p, self._pairs[p]) for p in touched))
 
     def _batches(self, lists: Iterable[Fetched]) -> Iterator[Batch]:
         """Admitted lists, grouped up to `batch_actions`."""
@@ -267,6 +306,7 @@ class ItemWorker:
             self._aside.tally.of(fetched.tp.partition).actions += len(run)
             batch.runs.append(run)
             batch.dead += dead
+            batch.notes[fetched.tp.partition] |= {m.offset: covers_of(m.batch) for m in messages}
             batch.ends[fetched.tp] = fetched.next_offset, table.copy()
             if batch.actions >= self._config.batch_actions:
                 yield batch
@@ -280,6 +320,7 @@ class ItemWorker:
         for tp, (next_offset, table) in upto.items():
             pair = self._pairs[tp.partition]
             pair.next_offset, pair.table = next_offset, table
+            pair.ahead = {at: covers for at, covers in pair.ahead.items() if at >= next_offset}
             pair.folded = self._generations.folded(tp.partition)
             saves.append(self._tables.save(tp.partition, pair))
         await asyncio.gather(*saves)

@@ -92,7 +92,8 @@ async def item_origin(
     for partition in range(config.partitions):
         pair = await ours.load(partition)
         if pair.version == 0:
-            pair = _start(await theirs.load(partition), source, target)
+            held = await _not_ahead(theirs, config, partition, target)
+            pair = _start(held, source, target)
             await ours.save(partition, pair)
         _check_begun(view, pair, source)
         pairs[partition] = pair
@@ -138,6 +139,26 @@ async def wait_for_lost_log(
                 )
             await asyncio.sleep(PAUSE_MS / 1000)
             waited_ms += PAUSE_MS
+
+
+async def _not_ahead(pairs: PairStore, config: StreamConfig, partition: int, target: Log) -> Pair:
+    """The pair, once no rows may be ahead of it: what a lost log of the re-keyed topic had beyond
+    is in its table then (`streams.refolding`), and does not come to the new generation otherwise.
+
+    Raises StreamError where the item worker does not get there within `patience_ms`.
+    """
+    waited_ms = 0
+    while (pair := await pairs.load(partition)).ahead and pair.epoch != target.epoch:
+        if waited_ms >= config.patience_ms:
+            raise StreamError(
+                f"{config.item_topic}/{partition}",
+                required="an item worker that went on after the broker lost a log of this topic",
+                got=f"none, {waited_ms} ms later",
+                do="see that `encore items` runs, then run this again",
+            )
+        await asyncio.sleep(PAUSE_MS / 1000)
+        waited_ms += PAUSE_MS
+    return pair
 
 
 def _here(mark: object, log: Log) -> bool:

@@ -9,11 +9,17 @@ function of the re-keyed log up to that message, whoever reads it and however of
 The table is saved as one text together with the position in the re-keyed partition up to which it
 speaks, by compare-and-set on a version: a consumer that lost its partition cannot overwrite what
 its successor saved.
+
+Rows are written before the table that speaks of them. Before the rows, in turn, the pair takes
+notes: what the messages behind its position cover. Where their log is lost after a crash in
+between, they are made again from the source (`streams.refolding`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +34,8 @@ from store.base import AsyncRowStore
 from streams.patience import patiently
 
 Reached = tuple[int, int]  # epoch of the source's log, next offset
+#: What a re-keyed message covers: of the source (partition, epoch, first offset, next offset).
+Covers = tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass(slots=True)
@@ -83,7 +91,8 @@ class SourceTable:
 class Pair:
     """A table and its re-key position. epoch: of the re-keyed log that next_offset is in; 0 where
     nothing was saved yet. version: of the saved text. folded: (view, generation) whose rows hold
-    all before next_offset. ended: {epoch of a lost log: the position that was saved in it}.
+    all before next_offset. ahead: {offset of a message that may be in rows, from next_offset on:
+    what it covers}, without a gap. ended: {epoch of a lost log: the position that was saved in it}.
     source_epoch: of a generation that is filled, the source's log that there was when it began."""
 
     epoch: int
@@ -91,14 +100,16 @@ class Pair:
     table: SourceTable
     version: int
     folded: frozenset[tuple[str, int]] = frozenset()
+    ahead: dict[int, Covers] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
     source_epoch: int = 0
 
     def enter(self, epoch: int, source_epoch: int) -> None:
         """Begin with another re-keyed log than before.
 
-        What was in the lost log beyond the position may be in rows, and comes again as long as the
-        source's log is the same: `streams.folding` refuses rows that are ahead of the table.
+        What was in the lost log beyond the position, and was not folded to its end
+        (`streams.refolding`), may be in rows and comes again as long as the source's log is the
+        same: `streams.folding` refuses rows that are ahead of the table.
         Raises StreamError where another process is in a newer log already.
         """
         if epoch < self.epoch:
@@ -108,10 +119,11 @@ class Pair:
                 got=f"the log of epoch {epoch}, which is lost",
                 do="restart this process, it takes the new log",
             )
-        reached = self.table.reached.values()
-        if self.epoch and (not reached or any(at[0] == source_epoch for at in reached)):
+        epochs = {at[0] for at in self.table.reached.values()}
+        epochs |= {covered[1] for covers in self.ahead.values() for covered in covers}
+        if self.epoch and (not epochs or source_epoch in epochs):
             self.ended[self.epoch] = self.next_offset
-        self.epoch, self.next_offset = epoch, 0
+        self.epoch, self.next_offset, self.ahead = epoch, 0, {}
 
     def standing(self, epoch: int) -> int:
         """The position in the log of that epoch; its beginning where the pair is of another."""
@@ -128,6 +140,7 @@ def dump_pair(pair: Pair, version: int) -> str:
             "next_offset": pair.next_offset,
             "sources": sources,
             "sent_ms": {str(p): at for p, at in sorted(pair.table.sent_ms.items())},
+            "ahead": [[offset, *covers] for offset, covers in sorted(pair.ahead.items())],
             "ended": {str(epoch): at for epoch, at in sorted(pair.ended.items())},
             "folded": sorted(map(list, pair.folded)),
             "source_epoch": pair.source_epoch,
@@ -147,6 +160,7 @@ def parse_pair(text: str | None, key: str) -> Pair:
         reached = {int(p): (int(epoch), int(at)) for p, (epoch, at) in held["sources"].items()}
         numbers = [int(held[name]) for name in ("epoch", "next_offset", "version")]
         folded = frozenset((str(view), int(number)) for view, number in held.get("folded", ()))
+        ahead = {int(at): _covers(each) for at, *each in held.get("ahead", ())}
         ended = {int(epoch): int(at) for epoch, at in held.get("ended", {}).items()}
         sent_ms = {int(p): int(at) for p, at in held.get("sent_ms", {}).items()}
         source_epoch = int(held.get("source_epoch", 0))
@@ -158,7 +172,11 @@ def parse_pair(text: str | None, key: str) -> Pair:
             do="rebuild the item views from the archive: nobody knows what they hold",
         ) from None
     table = SourceTable(reached, sent_ms)
-    return Pair(numbers[0], numbers[1], table, numbers[2], folded, ended, source_epoch)
+    return Pair(numbers[0], numbers[1], table, numbers[2], folded, ahead, ended, source_epoch)
+
+
+def _covers(held: list[list[int]]) -> Covers:
+    return tuple((int(p), int(epoch), int(first), int(after)) for p, epoch, first, after in held)
 
 
 class PairStore:
@@ -167,6 +185,7 @@ class PairStore:
     def __init__(self, store: AsyncRowStore, topic: str, group: str, patience_ms: int) -> None:
         self._store, self._topic, self._group = store, topic, group
         self._patience_ms = patience_ms
+        self._saving: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def load(self, partition: int) -> Pair:
         """The saved pair. Raises StoreError, StreamError."""
@@ -174,29 +193,38 @@ class PairStore:
         return parse_pair(await self._store.get_text(key), key)
 
     async def save(self, partition: int, pair: Pair) -> None:
-        """Save, and advance the pair's version. Raises StreamError where another process saved."""
-        await patiently(
-            f"source table of {self._topic}/{partition}",
-            lambda: self._put(partition, pair),
-            self._patience_ms,
-            (StoreError,),
-        )
-        pair.version += 1
+        """Save the pair as it is once saves that were begun before are done, and advance its
+        version. Raises StreamError where another process saved."""
+        async with self._saving[partition]:
+            text = dump_pair(pair, pair.version + 1)
+            await patiently(
+                f"source table of {self._topic}/{partition}",
+                lambda: self._put(partition, pair.version, text),
+                self._patience_ms,
+                (StoreError,),
+            )
+            pair.version += 1
 
-    async def _put(self, partition: int, pair: Pair) -> None:
+    async def _put(self, partition: int, version: int, text: str) -> None:
         place = self._topic, self._group, partition
-        key, text = source_table_key(*place), dump_pair(pair, pair.version + 1)
+        key = source_table_key(*place)
         landed = await self._store.compare_and_set_text(
-            key, source_table_version_key(*place), pair.version, text
+            key, source_table_version_key(*place), version, text
         )
         # An earlier attempt may have landed though its reply was lost.
         if not landed and await self._store.get_text(key) != text:
             raise StreamError(
                 f"source table of {self._topic}/{partition}",
-                required=f"the version {pair.version} that this process knows",
+                required=f"the version {version} that this process knows",
                 got="another: another process folds this partition, or the store went back",
                 do="restart this process: it goes on from what is saved",
             )
+
+
+def covers_of(batch: RekeyedBatch) -> Covers:
+    """What a message covers."""
+    names = ["partition", "epoch", "first", "next"]
+    return tuple(tuple(each) for each in batch.covers[names].tolist())
 
 
 def check_epochs(batch: RekeyedBatch, newest: int, where: str) -> None:

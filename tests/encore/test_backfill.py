@@ -169,7 +169,11 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
     with warnings.catch_warnings(action="ignore"):  # of distributed, which cannot connect
         assert main(["backfill", VIEW, "--dask", "nonsense"]) == 1
     assert "dask nonsense: needs a scheduler that answers" in capsys.readouterr().err
-    assert stack.json("backfill", "--cancel") == {"given_up": {}, "state": "none"}
+    bad = Path(stack.settings.data_dir) / "bad.jsonl"
+    bad.write_text('{"user": 3, "item": 1, "type": "plaid", "time_ms": 5}')
+    assert main(["backfill", VIEW, "--history", str(bad)]) == 1
+    assert "bad.jsonl" in capsys.readouterr().err
+    assert stack.json("backfill", "--cancel") == {"given_up": {}, "state": "none"}, "none staged"
     done = stack.json("backfill", VIEW, "--cores", "1")
     assert (done["version"], done["resumed"]) == (2, False)
     assert plan_view(stack, VIEW).generation == 2

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.ids import partitions_of
 from schemas.names import row_keys
 from schemas.row import read_fence
 from streams.admin import Admin, ensure_topics
@@ -29,7 +28,6 @@ from tests.streams.support import (
 from tests.streams.test_item_worker import (
     assert_item_rows,
     folded_messages,
-    next_offset,
     wait_items,
 )
 
@@ -39,13 +37,21 @@ pytestmark = pytest.mark.kill
 STOPPED_S = 3.5
 #: Between two messages.
 PAUSE_S = 0.05
-#: What a stopped process has in its socket is in the store by then.
-SETTLED_S = 0.3
 
 
 def item_stack(stack: Stack) -> Stack:
     view = replace(stack.view, entity="item", source=stack.config.item_topic)
     return replace(stack, plan=replace(stack.plan, views=(view,)))
+
+
+def lose_rekeyed_log(stack: Stack) -> None:
+    """The re-keyed topic alone gets a new log."""
+    config = stack.config
+    with Admin(config.bootstrap) as admin:
+        before = admin.describe(config.item_topic)
+        admin.delete_topic(config.item_topic)
+        after = admin.ensure_topics(config.topics)[config.item_topic]
+    assert before is not None and before.topic_id != after.topic_id
 
 
 def stored(stack: Stack) -> list[int]:
@@ -86,31 +92,6 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
         assert_rows_equal_oracle(store, stack.view, load.sent)
 
 
-def stop_with_rows_as_saved(pid: int, stack: Stack, load: Load) -> None:
-    """Stop an item worker where its saved positions cover its rows.
-
-    A stop between the two, with the log lost meanwhile, leaves rows that only the lost log could
-    tell: that is refused (tests/streams/test_folding.py), and is another case.
-    """
-
-    def stopped() -> bool:
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(SETTLED_S)
-        items = sorted({int(item) for actions, _ in list(load.sent) for item in actions["item"]})
-        with stack.store() as store:
-            rows = store.read(row_keys(stack.view.name, stack.view.generation, items))
-        saved = [next_offset(stack, partition) for partition in range(PARTITIONS)]
-        fences = [(0, -1) if row is None else read_fence(row) for row in rows]
-        places = partitions_of(np.array(items, np.int64), PARTITIONS).tolist()
-        if all(at and at[1] < saved[place] for at, place in zip(fences, places, strict=True)):
-            return True
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(PAUSE_S)
-        return False
-
-    wait_until(stopped, 60)
-
-
 def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
     broker: str, valkey: str, tmp_path: Path
 ) -> None:
@@ -121,12 +102,8 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
     load = Load(stack, PAUSE_S)
     with running("items", stack) as zombie, load:
         wait_until(lambda: folded_messages(stack) > 5, 60)
-        stop_with_rows_as_saved(zombie.popen.pid, stack, load)
-        with Admin(broker) as admin:
-            before = admin.describe(config.item_topic)
-            admin.delete_topic(config.item_topic)
-            after = admin.ensure_topics(config.topics)[config.item_topic]
-        assert before is not None and before.topic_id != after.topic_id
+        os.kill(zombie.popen.pid, signal.SIGSTOP)
+        lose_rekeyed_log(stack)
         with running("items", stack) as heir:
             wait_until(lambda: "folding" in heir.text(), 60)
             wait_items(stack, dict(load.ends))
@@ -138,3 +115,32 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
         assert items.terminate() == 0
     with stack.store() as store:
         assert_item_rows(store, stack.view, load.sent)
+
+
+def test_a_re_keyed_log_lost_after_rows_and_before_their_table(
+    broker: str, valkey: str, tmp_path: Path
+) -> None:
+    """What rows have beyond any saved table is made again from the source, and counts once."""
+    stack = item_stack(make_stack(broker, valkey, tmp_path / "data", batch_actions=200))
+    ensure_topics(broker, stack.config.topics)
+    with Load(stack, PAUSE_S) as load:
+        with running("items", stack, "unsaved") as unsaved:
+            wait_until(lambda: newest_fence(stack, load) > 5, 60)
+            unsaved.kill()
+        assert folded_messages(stack) == 0, "no table speaks of these rows"
+        lose_rekeyed_log(stack)
+        with running("items", stack) as heir:
+            wait_until(lambda: "of a lost re-keyed log to their end" in heir.text(), 60)
+    with running("items", stack) as items:
+        wait_items(stack, load.ends)
+        assert items.terminate() == 0
+    with stack.store() as store:
+        assert_item_rows(store, stack.view, load.sent)
+
+
+def newest_fence(stack: Stack, load: Load) -> int:
+    """The offset of the newest re-keyed message in a row."""
+    items = sorted({int(item) for actions, _ in list(load.sent) for item in actions["item"]})
+    with stack.store() as store:
+        rows = store.read(row_keys(stack.view.name, stack.view.generation, items))
+    return max((fence[1] for row in rows if (fence := read_fence(row))), default=-1)

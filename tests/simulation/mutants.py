@@ -37,8 +37,10 @@ from streams import (
 from streams.durability import Confirmations
 from streams.folding import Folder
 from streams.generations import Generations
+from streams.item_worker import ItemWorker
 from streams.messages import ActionRun
 from streams.moving import Place
+from streams.refolding import Refolding
 from streams.side_outputs import SideOutputs
 from streams.source import Source
 from streams.source_table import Pair, SourceTable
@@ -164,6 +166,14 @@ def forget_which_log(record: Any) -> dict[str, bytes]:
     return {}
 
 
+async def fold_nothing_again(*_: Any) -> bool:
+    return False
+
+
+async def note_nothing(self: Any, batch: Any, same_log: Any) -> None:
+    await asyncio.shield(same_log)
+
+
 def forget_where_it_ended(self: Pair, epoch: int, source_epoch: int) -> None:
     self.epoch, self.next_offset = epoch, 0
 
@@ -231,6 +241,10 @@ def expire_too_soon(view: Any, retention_ms: int) -> int:
 A_LOST_LOG_GETS_NO_NUMBER: Final = Mutant(
     "a lost log gets no number", Source, "open", classmethod(number_a_lost_log)
 )
+A_LOST_LOG_IS_FOLDED_TO_ITS_END: Final = Mutant(
+    "what was folded of a lost log is folded to its end", Refolding, "fold", fold_nothing_again
+)
+NOTES_COME_BEFORE_ROWS: Final = Mutant("notes come before rows", ItemWorker, "_note", note_nothing)
 ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
     "rows ahead of a lost log are refused", Pair, "enter", forget_where_it_ended
 )

@@ -10,16 +10,20 @@ from random import Random
 import pytest
 
 from schemas.plan import ViewPlan
+from streams.item_worker import ItemWorker
 from tests.oracle.fold import in_time
 from tests.simulation.loop import SimulationError
 from tests.simulation.mutants import (
     A_FILLING_IS_OF_ONE_HISTORY,
     A_FILLING_IS_OF_ONE_SOURCE,
     A_LOST_LOG_GETS_NO_NUMBER,
+    A_LOST_LOG_IS_FOLDED_TO_ITS_END,
+    NOTES_COME_BEFORE_ROWS,
     ROWS_AHEAD_ARE_REFUSED,
     WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
     WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE,
     WHAT_LAGS_TAKES_NOTHING,
+    Mutant,
 )
 from tests.simulation.reference import Origin
 from tests.simulation.rest import aside, come_to_rest, happen_next, judge
@@ -27,6 +31,7 @@ from tests.simulation.setting import REAL, Event
 from tests.simulation.world import World
 
 USERS, ITEMS = 0, 1
+SAVES = "store set encore:sources"
 #: A backfill of the user view alone, and of the item view, with no end to its rows.
 ONLY_USERS, ONLY_ITEMS = 49, 97
 
@@ -80,23 +85,47 @@ def test_a_log_that_was_lost_gets_no_number_above_its_successors(
             judge(world, "user item")
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_rows_ahead_of_a_lost_log_are_refused(world: World, broken: bool) -> None:
-    """Killed between rows and table, and then the re-keyed log is gone."""
+def killed_ahead_of_its_table(world: World) -> None:
+    """An item worker is killed between rows and table, and then the re-keyed log is gone."""
     produce(world, 12)
     name, dice = started(world), Random(0)
-    while not (asks(world, name, "store set encore:sources") and any(item_rows(world))):
+    while not (asks(world, name, SAVES) and table_is_next(world, name) and any(item_rows(world))):
         happen_next(world, dice)
     world.loop.pending.clear()
     place = [member.name for _, member in world.members(lambda member: True)].index(name)
     assert world.happen(Event("kill", place))
     assert world.happen(Event("lose", 1))
-    if broken:
-        with ROWS_AHEAD_ARE_REFUSED.applied(), pytest.raises(SimulationError, match="row"):
-            come_to_rest(world)
-    else:
-        assert not come_to_rest(world), "it is told"
-        judge(world, "user")
+
+
+def table_is_next(world: World, name: str) -> bool:
+    """Of what it saves one is a table, no note of what is to be written."""
+    handler = world.groups[ITEMS].members[name].handler
+    assert isinstance(handler, ItemWorker)
+    return any(not pair.ahead and pair.next_offset for pair in handler._pairs.values())
+
+
+@pytest.mark.parametrize("broken", [None, A_LOST_LOG_IS_FOLDED_TO_ITS_END, NOTES_COME_BEFORE_ROWS])
+def test_what_was_folded_of_a_lost_log_is_folded_to_its_end(
+    world: World, broken: Mutant | None
+) -> None:
+    """Its rows are ahead of any table; the source has what they and others lack."""
+    with nullcontext() if broken is None else broken.applied():
+        killed_ahead_of_its_table(world)
+        assert come_to_rest(world) is (broken is None)
+        judge(world, "user" if broken else "user item")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_rows_ahead_of_a_lost_log_are_refused(world: World, broken: bool) -> None:
+    """Where nothing was noted of them."""
+    with NOTES_COME_BEFORE_ROWS.applied():
+        killed_ahead_of_its_table(world)
+        if broken:
+            with ROWS_AHEAD_ARE_REFUSED.applied(), pytest.raises(SimulationError, match="row"):
+                come_to_rest(world)
+        else:
+            assert not come_to_rest(world), "it is told"
+            judge(world, "user")
 
 
 def item_rows(world: World) -> list[str]:

@@ -17,6 +17,7 @@ def test_every_rule_holds(seed: int) -> None:
     outcome = generate(seed, STEPS)
     assert outcome.error is None, describe(seed, outcome)
     assert outcome.rows_checked > 0
+    assert not outcome.told, "no row is ahead of what the notes tell"
 
 
 def test_one_seed_is_one_history() -> None:

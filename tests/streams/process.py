@@ -19,7 +19,7 @@ from store.base import Write
 from store.redis_store import AsyncRedisRowStore
 from streams.app import ending, run_app
 from streams.config import StreamConfig
-from streams.item_worker import run_item_worker
+from streams.item_worker import ItemWorker, run_item_worker
 from streams.servers import Servers
 from streams.ship import run_shipper
 from streams.sink import run_sink
@@ -67,6 +67,13 @@ class BlockingWorker(Worker):
         time.sleep(600)
 
 
+class UnsavedItemWorker(ItemWorker):
+    """Writes rows, and dies before it saves what they hold."""
+
+    async def _save(self, upto: Any) -> None:
+        await asyncio.Event().wait()
+
+
 class SlowStore(AsyncRedisRowStore):
     """Each write takes a tenth of a second more."""
 
@@ -97,6 +104,10 @@ def main(kind: str, settings: str, fault: str) -> int:
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for library in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(library).setLevel("ERROR")
+    if fault == "unsaved":
+        topics = config.topic, config.item_topic
+        handler = UnsavedItemWorker(config)
+        return ending(run_app(config, config.item_group, topics, handler))
     if fault:
         with patch("streams.app.LEAVE_S", 3.0):
             return ending(run_app(config, config.group, [config.topic], FAULTS[fault](config)))

@@ -100,6 +100,28 @@ def test_an_item_view_begins_at_saved_pairs_with_their_tables() -> None:
     asyncio.run(scenario())
 
 
+def test_an_item_view_waits_for_rows_that_are_ahead_of_a_lost_log() -> None:
+    """The item worker's table goes on to where they are, and the stream brings none of it again."""
+
+    async def scenario() -> None:
+        store = AsyncMemoryRowStore()
+        theirs = PairStore(store, CONFIG.item_topic, CONFIG.item_group, 100)
+        pair = Pair(1, 8, SourceTable({0: (2, 30)}), 0, ahead={8: ((0, 2, 30, 34),)})
+        await theirs.save(0, pair)
+        hurried, later = replace(CONFIG, patience_ms=100), replace(REKEYED, epoch=2)
+        with pytest.raises(StreamError, match=r"t\.by-item/0: needs an item worker that went on"):
+            await item_origin(store, hurried, ITEMS, (LOG, later))
+        waiting = asyncio.create_task(item_origin(store, CONFIG, ITEMS, (LOG, later)))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        pair.table = SourceTable({0: (2, 34)})
+        pair.enter(2, 2)
+        await theirs.save(0, pair)
+        assert (await waiting).bounds[0] == {0: 34}
+
+    asyncio.run(scenario())
+
+
 def test_a_view_of_another_topic_is_refused() -> None:
     view, config = (
         replace(USERS, source="other"),

@@ -19,6 +19,7 @@ from schemas.rekeyed import SOURCE_RANGE, RekeyedBatch, decode_rekeyed, encode_r
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.messages import decode_records, join_runs
+from streams.refolding import unmakeable
 from streams.rekey import ROUND_BYTES, rekey, rounds_of
 from streams.replay import StreamMark, item_mark, wait_stored
 from streams.source_table import (
@@ -223,8 +224,14 @@ def test_a_log_that_ended_before_its_table_was_saved_is_remembered() -> None:
     pair.enter(3, EPOCH)
     assert (pair.epoch, pair.next_offset, pair.ended) == (3, 0, {2: 17})
     assert parse_pair(dump_pair(pair, 4), "k") == pair
-    pair.enter(5, EPOCH + 1)
-    assert pair.ended == {2: 17}, "of a source that is gone too nothing comes again"
+    pair.ahead = {4: ((0, EPOCH, 5, 9), (1, EPOCH, 0, 2)), 6: ()}
+    assert parse_pair(dump_pair(pair, 4), "k") == pair
+    assert unmakeable(pair, EPOCH) == [] and unmakeable(pair, EPOCH + 1) == [4]
+    pair.ahead = {4: ((0, EPOCH + 1, 0, 9),)}
+    pair.enter(4, EPOCH + 1)
+    assert (pair.ended, pair.ahead) == ({2: 17, 3: 0}, {}), "noted of the source that is there"
+    pair.enter(5, EPOCH + 2)
+    assert pair.ended == {2: 17, 3: 0}, "of a source that is gone too nothing comes again"
     with pytest.raises(StreamError, match=r"needs the log of epoch 5, or a newer one, got the log"):
         pair.enter(4, EPOCH)
 
