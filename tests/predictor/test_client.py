@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -60,9 +61,11 @@ def test_named_outputs(client: RankingClient) -> None:
 
 
 def test_both_faces_say_the_same(client: RankingClient, running: RunningServer) -> None:
+    same = replace(CLOCK, request_id=uuid.uuid4())
+
     async def ask() -> tuple[list[Reply], bool, RequestError]:
         async with AsyncRankingClient(running.grpc_address, connections=3) as face:
-            replies = [face.rank(user, ITEMS[:9], CLOCK) for user in USERS]
+            replies = [face.rank(user, ITEMS[:9], same) for user in USERS]
             replies.append(face.aggregate(USERS[0], ITEMS[:9], CLOCK))
             with pytest.raises(RequestError) as refused:
                 await face.rank(USERS[0], [], CLOCK)
@@ -70,9 +73,10 @@ def test_both_faces_say_the_same(client: RankingClient, running: RunningServer) 
 
     *pages, tensors = (found := asyncio.run(ask()))[0]
     for user, page in zip(USERS, pages, strict=True):
-        mine = client.rank(user, ITEMS[:9], CLOCK)
+        mine = client.rank(user, ITEMS[:9], same)
         assert mine.page_ids.tolist() == page.page_ids.tolist()
         assert mine.parameters == page.parameters
+        assert page.parameters["request_id"] == str(page.request_id) == str(same.request_id)
     mine = client.aggregate(USERS[0], ITEMS[:9], CLOCK)
     assert mine.outputs["item_slots"].tolist() == tensors.outputs["item_slots"].tolist()
     assert found[1]

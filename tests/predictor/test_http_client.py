@@ -75,7 +75,7 @@ def test_replies_are_those_of_grpc(face: Opens, running: RunningServer) -> None:
             assert_same(mine, theirs)
             assert mine.request_id == asked.request_id
         mine, theirs = (
-            each.aggregate(USERS[0], np.array(ITEMS), CLOCK) for each in (client, other)
+            each.aggregate(USERS[0], np.array(ITEMS), asked) for each in (client, other)
         )
         assert_same(mine, theirs)
         assert mine.outputs["item_slots"].dtype == np.int32
