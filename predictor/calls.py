@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +71,76 @@ class Reply:
     def page_scores(self) -> F32:
         """(K,) of the page, NaN where nothing was scored. Raises KeyError as `page_ids`."""
         return self.outputs["page_scores"]
+
+
+class Client(ABC):
+    """The blocking face of a client, whichever protocol it speaks. Threads may share it. Use as a
+    context manager."""
+
+    def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
+        """A page of the candidates. Raises RequestError: its parts are the service's; status 503
+        where there was no answer in time."""
+        return self._call("rank", user_id, candidate_ids, asked)
+
+    def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
+        """The tensors that a model would read. Raises as `rank`."""
+        return self._call("aggregate", user_id, candidate_ids, asked)
+
+    @abstractmethod
+    def ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
+        """Whether the service answers and serves."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections."""
+
+    @abstractmethod
+    def _call(self, model: str, user_id: int, candidate_ids: Ids, asked: Asked) -> Reply: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(ABC):
+    """The same for asyncio. Create and use it in one event loop, as an async context manager."""
+
+    async def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
+        """As `Client.rank`."""
+        return await self._call("rank", user_id, candidate_ids, asked)
+
+    async def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
+        """As `Client.aggregate`."""
+        return await self._call("aggregate", user_id, candidate_ids, asked)
+
+    @abstractmethod
+    async def ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
+        """Whether the service answers and serves."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections."""
+
+    @abstractmethod
+    async def _call(self, model: str, user_id: int, candidate_ids: Ids, asked: Asked) -> Reply: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
 
 
 class Attempts:

@@ -21,8 +21,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -33,9 +32,10 @@ from predictor.calls import (
     AWAY,
     DEFAULT_TIMEOUT_MS,
     DTYPES,
-    PLAIN,
     Asked,
+    AsyncClient,
     Attempts,
+    Client,
     Ids,
     Reply,
     no_answer,
@@ -59,7 +59,7 @@ _NOT_BEGUN: Final = (
 )
 
 
-class RankingClient:
+class RankingClient(Client):
     """The blocking face; threads may share it. Use as a context manager."""
 
     def __init__(self, address: str, *, connections: int = 1, retries: int = 0) -> None:
@@ -68,15 +68,6 @@ class RankingClient:
         self._retries = retries
         self._channels = [grpc.insecure_channel(address, _options()) for _ in range(connections)]
         self._stubs = itertools.cycle([_infer_stub(channel) for channel in self._channels])
-
-    def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """A page of the candidates. Raises RequestError: its parts are the service's; status 503
-        where there was no answer in time."""
-        return self._call("rank", user_id, candidate_ids, asked)
-
-    def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """The tensors that a model would read. Raises as `rank`."""
-        return self._call("aggregate", user_id, candidate_ids, asked)
 
     def ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
         """Whether the service answers and serves."""
@@ -100,19 +91,8 @@ class RankingClient:
             except grpc.RpcError as error:
                 time.sleep(attempts.pause_s(refusal(error), begun=_begun(error)))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncRankingClient:
+class AsyncRankingClient(AsyncClient):
     """The same for asyncio. Create and use it in one event loop, as an async context manager."""
 
     def __init__(self, address: str, *, connections: int = 1, retries: int = 0) -> None:
@@ -121,14 +101,6 @@ class AsyncRankingClient:
         opened = [grpc.aio.insecure_channel(address, _options()) for _ in range(connections)]
         self._channels = opened
         self._stubs = itertools.cycle([_infer_stub(channel) for channel in opened])
-
-    async def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """As RankingClient."""
-        return await self._call("rank", user_id, candidate_ids, asked)
-
-    async def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """As RankingClient."""
-        return await self._call("aggregate", user_id, candidate_ids, asked)
 
     async def ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
         """Whether the service answers and serves."""
@@ -152,17 +124,6 @@ class AsyncRankingClient:
                 return reply_of(await next(self._stubs)(request, timeout=attempts.left_s))
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.pause_s(refusal(error), begun=_begun(error)))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 # --- messages -------------------------------------------------------------------------------

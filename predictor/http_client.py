@@ -19,8 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import aiohttp
 import numpy as np
@@ -31,9 +30,10 @@ from numpy.typing import NDArray
 from predictor.calls import (
     DEFAULT_TIMEOUT_MS,
     DTYPES,
-    PLAIN,
     Asked,
+    AsyncClient,
     Attempts,
+    Client,
     Ids,
     Reply,
     no_answer,
@@ -53,7 +53,7 @@ _UNAVAILABLE: Final = 503
 _READY: Final = "/v2/health/ready"
 
 
-class HttpRankingClient:
+class HttpRankingClient(Client):
     """The blocking face; threads may share it. Use as a context manager."""
 
     def __init__(
@@ -64,15 +64,6 @@ class HttpRankingClient:
         self._pool = urllib3.connection_from_url(
             f"http://{address}", maxsize=connections, block=True, retries=False
         )
-
-    def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """A page of the candidates. Raises RequestError: its parts are the service's; status 503
-        where there was no answer in time."""
-        return self._call("rank", user_id, candidate_ids, asked)
-
-    def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """The tensors that a model would read. Raises as `rank`."""
-        return self._call("aggregate", user_id, candidate_ids, asked)
 
     def ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
         """Whether the service answers and serves."""
@@ -107,19 +98,8 @@ class HttpRankingClient:
                 refused, begun = error, error.status != _UNAVAILABLE
             time.sleep(attempts.pause_s(refused, begun=begun))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncHttpRankingClient:
+class AsyncHttpRankingClient(AsyncClient):
     """The same for asyncio. Use it in one event loop, as an async context manager."""
 
     def __init__(
@@ -129,14 +109,6 @@ class AsyncHttpRankingClient:
         self._retries, self._connections = retries, connections
         self._url = f"http://{address}"
         self._http: aiohttp.ClientSession | None = None
-
-    async def rank(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """As HttpRankingClient."""
-        return await self._call("rank", user_id, candidate_ids, asked)
-
-    async def aggregate(self, user_id: int, candidate_ids: Ids, asked: Asked = PLAIN) -> Reply:
-        """As HttpRankingClient."""
-        return await self._call("aggregate", user_id, candidate_ids, asked)
 
     async def ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
         """Whether the service answers and serves."""
@@ -177,17 +149,6 @@ class AsyncHttpRankingClient:
             except RequestError as error:
                 refused, begun = error, error.status != _UNAVAILABLE
             await asyncio.sleep(attempts.pause_s(refused, begun=begun))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 def _no_answer(error: Exception) -> RequestError:
