@@ -17,6 +17,8 @@ from streams.topic_line import NO_ERROR, TopicLine
 from streams.topic_line import TopicFacts as TopicFacts
 
 REQUEST_TIMEOUT_MS: Final = 10_000
+#: Of replicas of a topic that is made: `default.replication.factor` (Kafka, KIP-464).
+BROKERS_DEFAULT: Final = -1
 
 
 class Admin:
@@ -99,7 +101,7 @@ class Admin:
             raise _unreachable(self.bootstrap, error) from error
 
     def _create(self, name: str, partitions: int) -> TopicFacts:
-        options = {"num_partitions": partitions, "replication_factor": 1}
+        options = {"num_partitions": partitions, "replication_factor": BROKERS_DEFAULT}
         try:
             # Another process may create it at the same moment: what counts is that it is there.
             self._client.create_topics({name: options}, raise_errors=False)
