@@ -174,9 +174,12 @@ class Watcher:
         )
         fresh: dict[Kind, Model | None] = {}
         for (kind, _), outcome in zip(news, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._retry_at[kind] = asyncio.get_running_loop().time() + self._config.retry_s
             if isinstance(outcome, PackageError):
                 self._refuse(kind, outcome)
-                self._retry_at[kind] = asyncio.get_running_loop().time() + self._config.retry_s
+            elif isinstance(outcome, Exception):  # of this machine, now: no file descriptors, say
+                log.error("watcher: the %s model could not be loaded", kind, exc_info=outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:

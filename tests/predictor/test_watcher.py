@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from aggregation.program import ServiceProgram
 from predictor.card import CURRENT, WEIGHTS
 from predictor.generation import Generations
 from predictor.package import publish_package
+from predictor.spec import KINDS
+from predictor.verify import verify_in_process
 from predictor.watcher import WatchConfig, Watcher
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
 from schemas.plan import dump_plan
@@ -70,6 +74,34 @@ def test_refused_repaired_and_back(tmp_path: Path) -> None:
         assert generations.current.fine.name == second.name
 
     asyncio.run(scenario())
+
+
+def test_what_this_machine_could_not_load_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what it could serves."""
+
+    async def scenario() -> None:
+        generations = Generations(PLAN, "ranking")
+        watcher = Watcher(generations, AsyncMemoryRowStore(), WatchConfig(tmp_path, retry_s=0.0))
+        names = {kind: publish(tmp_path, kind, seed=1).name for kind in KINDS}
+
+        async def no_process(path: Path, *more: Any) -> None:
+            if path.parent.name == "fine":
+                raise OSError(errno.EAGAIN, "no process")
+            await verify_in_process(path, *more)
+
+        monkeypatch.setattr("predictor.watcher.verify_in_process", no_process)
+        await watcher.look(polite=False)
+        now = generations.current
+        assert (now.fine, now.coarse and now.coarse.name) == (None, names["two_tower"])
+        monkeypatch.undo()
+        await watcher.look(polite=False)
+        assert generations.current.fine is not None
+        assert generations.current.fine.name == names["fine"]
+
+    asyncio.run(scenario())
+    assert "the fine model could not be loaded" in caplog.text
 
 
 def test_a_plan_is_followed_whatever_its_version_in_a_new_store() -> None:
