@@ -6,7 +6,7 @@ own: a stage begins only if it is likely to end by the deadline.
 
     stage      unit             what it is
     assemble   candidates       rows to tensors
-    look_up    keys             rows to values for clients that read features; a lap `assemble`
+    look_up    values           rows to values for clients that read features; a lap `assemble`
     coarse     candidates       the two-tower model
     fine       fine candidates  the fine model
     reply      -                from the inference thread's end until the event loop goes on

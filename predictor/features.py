@@ -15,6 +15,7 @@ client infers a value's type from the value and fails on an empty one. Source: F
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,6 +60,11 @@ class FeatureQuery:
     references: tuple[tuple[str, str, str], ...]
     with_versions: bool
 
+    @property
+    def count(self) -> int:
+        """How many values the reply has."""
+        return len(self.references) * len(next(iter(self.entities.values())))
+
     def keys(self) -> list[RowKeys]:
         """The store keys of all rows: of the first view, then of the next."""
         return [view.row_keys(ids) for view, ids in self.views.values()]
@@ -97,7 +103,15 @@ def parse_features(body: bytes, plan: Plan, limits: Limits) -> FeatureQuery:
     needed = {key for view, _ in keyed.values() for key in view.view.join_keys}
     used = {key: values for key, values in entities.items() if key in needed}
     with_versions = _flag(fields, "include_feature_view_version_metadata")
-    return FeatureQuery(used, keyed, references, with_versions)
+    query = FeatureQuery(used, keyed, references, with_versions)
+    if query.count > limits.values:
+        raise RequestError(
+            "entities",
+            required=f"at most {limits.values} values, rows times features",
+            got=str(query.count),
+            do="ask for fewer rows at once",
+        )
+    return query
 
 
 async def read_features(
@@ -110,6 +124,7 @@ async def read_features(
     return await ranker.look_up(
         query.keys(),
         lambda raw, failed: _reply(query, query.rows(raw, failed, now_ms)),
+        query.count,
         timeout_ms,
     )
 
@@ -157,8 +172,8 @@ def _asked(error: PlanError) -> str:
 
 
 def _check_names(names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise RequestError(
                 "features",
                 required="each name once",

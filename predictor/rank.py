@@ -183,15 +183,17 @@ class Ranker:
         self,
         keys: Sequence[RowKeys],
         work: Callable[[Sequence[bytes | None], Status | None], T],
+        values: int,
         timeout_ms: float,
     ) -> T:
         """Read rows and work on them where requests do: for clients that read features.
 
-        `work` takes the rows, or none and the status that all of them have; it raises nothing.
+        `work` takes the rows, or none and the status that all of them have; it makes so many values
+        of them, and raises nothing.
         Raises RequestError (503) when overloaded.
         """
         budget = self._budget(timeout_ms)
-        stages: Stages = (("look_up", sum(len(each.entity_ids) for each in keys)),)
+        stages: Stages = (("look_up", values),)
 
         def timed() -> tuple[T]:
             done = work(read.rows, read.failed)

@@ -76,6 +76,7 @@ WRITTEN = {
     "created": [None, None],
 }
 NAMES = ("fans", "flag", "kind", "small", "tag", "weight", "embedding")
+SEVEN = [f"songs:{name}" for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def running(
         base = store.get_text("encore:plan")
         assert base is not None
         publish_plan(store, _with_views(base))
-        options = {"limits": {"candidates": 3, "page": 20}}
+        options = {"limits": {"candidates": 3, "page": 20, "values": 21}}
         with server(tmp_path_factory.mktemp("feature_routes"), predictor_url, **options) as started:
             yield started
 
@@ -116,8 +117,7 @@ def columns(reply: httpx.Response) -> dict[str, list[Any]]:
 
 def test_what_is_pushed_is_read(running: RunningServer) -> None:
     assert push(running, WRITTEN).status_code == 200
-    names = [f"songs:{name}" for name in NAMES]
-    reply = ask(running, entities={"song_id": [5, 404, 6]}, features=names)
+    reply = ask(running, entities={"song_id": [5, 404, 6]}, features=SEVEN)
     assert columns(reply) == {
         "song_id": [5, 404, 6],
         "fans": [1 << 62, None, None],
@@ -220,6 +220,14 @@ READS: list[tuple[dict[str, Any], str]] = [
     (
         {"entities": {"song_id": [1] * 4}, "features": ["songs:fans"]},
         "entities: needs 1 to 3 rows, got 4",
+    ),
+    (
+        {
+            "entities": {"song_id": [1, 2, 3], "city_name": ["Oslo"] * 3},
+            "features": [*SEVEN, "pairs:fans"],
+            "full_feature_names": True,
+        },
+        "entities: needs at most 21 values, rows times features, got 24; ask for fewer rows",
     ),
     (
         {"entities": {"song_id": [1], "user_id": [1, 2]}, "features": ["songs:fans"]},
