@@ -179,7 +179,10 @@ def load_config(repo: Path) -> RepoConfig:
     try:
         return load_repo_config(repo, path)
     except FileNotFoundError:
-        got, do = "no such file", "name the directory that holds feature_store.yaml"
+        got, do = (
+            "no such file",
+            "set repo to the directory that has it; `encore init DIR` makes a new project",
+        )
     except Exception as error:  # of Feast, pydantic or the YAML parser: all say what is wrong
         got, do = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", ""
     raise DeclarationError(str(path), required="a Feast configuration", got=got, do=do)

@@ -38,9 +38,13 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     `current` is what services take over; `damaged` cannot be read; `left` is what a trainer that
     died left behind.
     """
+    from encore.output import put
     from predictor.shelf import shelf
 
-    _put(shelf(invocation(context).settings.packages, _now_ms()), as_json)
+    found = shelf(invocation(context).settings.packages, _now_ms())
+    _put(found, as_json)
+    if not found and not as_json:
+        put("none; `encore train` makes them")
 
 
 @models.command("prune")

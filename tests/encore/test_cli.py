@@ -135,6 +135,8 @@ def test_a_bad_setting_is_refused_by_every_command(
 
 
 def test_models_are_listed_and_pruned(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list"]) == 0
+    assert capsys.readouterr().out == "none; `encore train` makes them\n"
     old, new = (
         write_package(nowhere / ".encore/packages", replace(draft("fine", seed), trained_ms=at_ms))
         for seed, at_ms in ((0, 1_000), (1, 2_000))
