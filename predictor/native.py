@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from aggregation.native.library import Kernels, address, address_of_new
+from aggregation.native.library import Kernels, address, address_of_new, plain
 from aggregation.tensors import Ids, Tensors
 from predictor.folding import MOST_BYTES
 from predictor.native_layouts import ALIGNED, Packed
@@ -115,7 +115,8 @@ class NativeScorer:
 
     def _logits(self, asked: _Asked) -> F32:
         self._check(asked)
-        held, rows = len(asked.items), asked.rows
+        held = len(asked.items)
+        rows = None if asked.rows is None else plain(asked.rows, np.int64)
         n = held if rows is None else len(rows)
         words = [
             *(_address(asked.user), _address(asked.items)),
@@ -181,8 +182,8 @@ def _first_outside(name: str, ids: Ids, counts: ArrayLike) -> str:
 
 
 def _whole(ids: Ids) -> Ids:
-    """The same in one piece."""
-    return np.ascontiguousarray(ids, _I32)
+    """The same in one piece, aligned."""
+    return plain(ids, _I32)
 
 
 def _narrow(ids: Tensor) -> Ids:

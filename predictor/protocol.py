@@ -218,11 +218,13 @@ def from_elements(data: Sequence[int], n: int, where: str) -> NDArray[np.int64]:
 
 
 def from_bytes(data: bytes | memoryview, n: int, where: str) -> NDArray[np.int64]:
-    """Little-endian i64 as a tensor over these very bytes. Returns (n,). Raises RequestError."""
+    """Little-endian i64 as a tensor, over these very bytes where they lie aligned: behind a JSON
+    head they may begin anywhere. Returns (n,). Raises RequestError."""
     if n * _INT64_BYTES != len(data):
         required, got = f"{n * _INT64_BYTES} bytes, as the shape says", f"{len(data)} bytes"
         raise RequestError(f"{where}.data", required=required, got=got)
-    return np.frombuffer(data, "<i8")
+    found = np.frombuffer(data, "<i8")
+    return found if found.flags.aligned else found.copy()
 
 
 def _parameters(value: object, limits: Limits) -> dict[str, Any]:

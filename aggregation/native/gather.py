@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregation.cache.memory import W_LEVEL, CacheMemory
-from aggregation.native.library import Kernels, address, address_of_new
+from aggregation.native.library import Kernels, address, address_of_new, plain
 
 HELD, ABSENT, TORN, AGED = range(4)
 _BEHIND: Final = 2  # numbers behind the slots and states
@@ -59,7 +59,7 @@ class Gather:
         if buckets is None:
             index = self._memory.level(level)
             buckets = self._levels[level] = address(index), index
-        item_ids = np.ascontiguousarray(item_ids, np.int64)
+        item_ids = plain(item_ids, np.int64)
         words = np.empty((n, self._width), np.uint64)  # (N, W)
         places = np.empty(2 * n + _BEHIND, np.int64)
         left = self._gather(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from aggregation.native.build import BUILT, sources_digest
 
@@ -80,6 +81,12 @@ def load(path: Path) -> Kernels | None:
 def kernels() -> Kernels | None:
     """The library that was built here; None where none was."""
     return load(BUILT)
+
+
+def plain(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """The same numbers as C reads them: in one piece, aligned. Itself where it is so already."""
+    made = np.ascontiguousarray(array, dtype)
+    return made if made.flags.aligned else made.copy()
 
 
 def address(array: np.ndarray) -> int:

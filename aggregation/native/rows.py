@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregation.native.library import Kernels, address
+from aggregation.native.library import Kernels, address, plain
 from aggregation.native.row_tables import NotCompiledError, tables
 from schemas.layout import layout_of
 from schemas.plan import ViewPlan
@@ -76,7 +76,7 @@ class SideKernel:
         null_at = fences_at + n * views * FENCE.itemsize
         status_at = null_at + n * width
         made = np.zeros(status_at + n * views, np.uint8)  # all that is written, in one piece
-        start, ids = address(made), np.ascontiguousarray(entity_ids)
+        start, ids = address(made), plain(entity_ids, np.int64)
         runs = raw.runs if runs is None else runs
         request = pack(
             f"<{10 + 5 * len(runs)}q",

@@ -25,7 +25,7 @@ from aggregation.native.layouts import (
     SequenceSlot,
     Slot,
 )
-from aggregation.native.library import Kernels, address, address_of_new
+from aggregation.native.library import Kernels, address, address_of_new, plain
 from aggregation.tensors import Ids, Tensors
 from schemas.layout import NUMPY
 from schemas.plan import CrossPlan, OperandPlan, Plan, SequenceSlotPlan, ServicePlan, Side, SlotPlan
@@ -83,7 +83,7 @@ class NativeTensors:
         if U != 1 and self._pairs:
             if user_of is None:
                 raise ValueError(f"tensors: needs user_of for crosses of {U} users, got none")
-            user_of = np.ascontiguousarray(user_of, np.int64)
+            user_of = plain(user_of, np.int64)
             owners = address(user_of)
         wide, high = U * self._user_width, N * self._item_width
         lengths = wide + high

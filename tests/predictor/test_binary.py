@@ -53,10 +53,13 @@ def packed(
     return head + tail, str(len(head))
 
 
-def test_tensors_are_read_where_they_lie() -> None:
+@pytest.mark.parametrize("pad", range(8))
+def test_tensors_are_read_wherever_they_lie(pad: int) -> None:
     tensors = {"user_id": [7], "candidate_ids": [-1, 0, 2**63 - 1, -(2**63)]}
-    body, length = packed(tensors, parameters={"binary_data_output": True, "page_size": 3})
+    parameters = {"binary_data_output": True, "page_size": 3}
+    body, length = packed(tensors, parameters=parameters, id="x" * (1 + pad))
     request = parse_infer(body, Limits(), length)
+    assert all(held.flags.aligned for held in request.inputs.values())
     assert {name: held.tolist() for name, held in request.inputs.items()} == tensors
     assert request.parameters == {"page_size": 3}
     assert request.wants_binary("page_ids")

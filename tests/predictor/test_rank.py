@@ -185,6 +185,7 @@ def test_a_long_queue_is_answered_in_the_callers_order(
         answered.set()
         ranker.close()
         spool.close()
+        assert ranker.costs.expected_s("assemble", 1) == 0.0, "late work was not begun"
         return reply
 
     reply = run(crowded())

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aggregation.cache import index
 from aggregation.cache.memory import (
     RETIRED,
     W_BOOT,
@@ -26,6 +27,7 @@ from aggregation.program import ServiceProgram
 from schemas.errors import LocalError
 from schemas.layout import layout_of
 from schemas.names import row_key
+from schemas.plan import load_plan
 from schemas.row import seal
 from schemas.status import Status
 from tests.aggregation.cache.worlds import (
@@ -48,6 +50,7 @@ from tests.aggregation.strategies import T0, histories
 ITEMS = np.array([0, 7, -5, 2**62, 11], np.int64)
 UNKNOWN = np.array([99, 100], np.int64)
 STATES = ("there", "absent", "corrupt", "tombstone")
+PLAN_LOCK = Path(__file__).parents[3] / "feature_repo" / "plan.lock.json"
 
 
 def draw_rows(program: ServiceProgram, data: st.DataObject, offset: int) -> dict[str, bytes]:
@@ -223,6 +226,24 @@ def test_who_may_be_read(tmp_path: Path) -> None:
     memory = CacheMemory.open(cache_path(tmp_path, codec), codec)
     assert memory is not None
     assert int(memory.header[W_STATE]) == RETIRED
+
+
+def test_readers_cannot_write(tmp_path: Path) -> None:
+    writer, _, _ = steady_world(tmp_path)
+    memory = CacheMemory.open(cache_path(tmp_path, writer.codec), writer.codec)
+    assert memory is not None
+    for held in (memory.header, memory.words, memory.records, memory.rows, memory.buckets()):
+        with pytest.raises(ValueError, match="read-only"):
+            held[0] = held[0]
+
+
+def test_an_item_of_the_demo_takes_at_most_one_and_a_half_kilobytes() -> None:
+    """With its share of an index that is twice as large as it must be."""
+    plan = load_plan(PLAN_LOCK.read_text("utf-8"))
+    codec = ItemCodec(ServiceProgram(plan, "ranking"))
+    places = index.LINE_BYTES / (index.PLACES * index.FULLEST)
+    assert codec.dtype.itemsize + codec.row_bytes + 2 * places <= 1_500
+    assert codec.dtype.itemsize % 64 == 0, "whole cache lines"
 
 
 def test_a_snapshot_of_this_boot_is_taken_up(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from aggregation.native.build import build, sources, sources_digest
-from aggregation.native.library import Kernels, address, load
+from aggregation.native.library import Kernels, address, load, plain
+from tests.aggregation.native.worlds import unaligned
 
 
 def test_a_library_says_which_sources_it_is_of(built: Kernels) -> None:
@@ -62,3 +63,13 @@ def test_sources_stay_readable() -> None:
         lines = path.read_text("utf-8").splitlines()
         assert len(lines) < 500, path.name
         assert max(map(len, lines), default=0) <= 100, path.name
+
+
+def test_what_c_reads_is_in_one_piece_and_aligned() -> None:
+    numbers = np.arange(12, dtype=np.int64)
+    assert plain(numbers, np.int64) is numbers
+    for odd in (numbers[::2], numbers.astype(np.int32), unaligned(numbers), numbers[::-1]):
+        made = plain(odd, np.int64)
+        assert made.flags.aligned
+        assert made.flags.c_contiguous
+        assert made.tolist() == odd.tolist()

@@ -34,6 +34,7 @@ from schemas.status import Status
 from schemas.stored import Run, StoredRows
 from schemas.values import null_mask
 from tests.aggregation.functions import functions_view
+from tests.aggregation.native.worlds import unaligned
 from tests.aggregation.plans import activity_view, batch_view, small_view, users_view
 from tests.aggregation.strategies import SPAN_MS, T0, histories
 
@@ -251,6 +252,8 @@ def check_damaged(library: Kernels, seed: int) -> None:
             raw[at] = damaged(raw[at] or b"", layout.layout_id, how, rng)
     if rng.random() < 0.2:
         ids = ids + (rng.random(n) < 0.2)
+    if rng.random() < 0.5:
+        ids = unaligned(ids)
     stored = StoredRows.of(raw)
     native, plain = sides([view], library)
     with np.errstate(invalid="ignore"):  # any bytes may be a signalling NaN

@@ -158,3 +158,11 @@ def spaced(block: Block, between: int) -> Block:
     out: NDArray[np.void] = np.zeros(len(block), wide)
     out["record"] = block
     return out["record"]
+
+
+def unaligned(numbers: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers at an address that is no multiple of anything."""
+    data = b"x" + numbers.tobytes()
+    moved = np.frombuffer(memoryview(data)[1:], numbers.dtype)
+    assert not moved.flags.aligned or not len(moved)
+    return moved
