@@ -103,15 +103,22 @@ class Watcher:
                 log.exception("watcher: this look failed")
 
     async def look(self, *, polite: bool = True) -> None:
-        """One look at the plan, then at the packages. Raises StoreError.
+        """One look at the plan, then at the packages, which need neither plan nor store. Raises
+        StoreError, and what else went wrong with the plan, behind both.
 
         polite: check packages at a low priority, beside requests.
         """
         if self._items is not None:
             self._items.tidy()
-        await self._look_at_plan()
+        fault: Exception | None = None
+        try:
+            await self._look_at_plan()
+        except Exception as error:
+            fault = error
         if self._config.packages is not None:
             await self._look_at_packages(self._config.packages, polite)
+        if fault is not None:
+            raise fault
 
     async def _look_at_plan(self) -> None:
         """The number of publications is read first: a plan published in between comes twice."""

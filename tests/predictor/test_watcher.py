@@ -21,6 +21,7 @@ from predictor.package import publish_package
 from predictor.spec import KINDS
 from predictor.verify import verify_in_process
 from predictor.watcher import WatchConfig, Watcher
+from schemas.errors import StoreError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
 from schemas.plan import dump_plan
 from store.memory import AsyncMemoryRowStore
@@ -102,6 +103,28 @@ def test_what_this_machine_could_not_load_is_tried_again(
 
     asyncio.run(scenario())
     assert "the fine model could not be loaded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fault", [StoreError("store", required="a server", got="none"), KeyError("nobody foresaw this")]
+)
+def test_packages_are_followed_whatever_becomes_of_the_plan(
+    tmp_path: Path, fault: Exception
+) -> None:
+    class Away(AsyncMemoryRowStore):
+        async def get_text(self, key: str) -> str | None:
+            raise fault
+
+    async def scenario() -> None:
+        generations = Generations(PLAN, "ranking")
+        watcher = Watcher(generations, Away(), WatchConfig(tmp_path))
+        name = publish(tmp_path, "fine", seed=1).name
+        with pytest.raises(type(fault)):
+            await watcher.look(polite=False)
+        assert generations.current.fine is not None
+        assert generations.current.fine.name == name
+
+    asyncio.run(scenario())
 
 
 def test_a_plan_is_followed_whatever_its_version_in_a_new_store() -> None:
