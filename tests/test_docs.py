@@ -24,7 +24,13 @@ from schemas.errors import EncoreError
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / room / "README.md" for room in ("contracts", "examples/kuairand", "feature_repo")),
+    ]
+)
 ROOMS = (
     *("schemas", "store", "aggregation", "catalog", "streams", "predictor"),
     *("audit", "training", "encore", "bench"),
