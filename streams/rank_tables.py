@@ -77,7 +77,7 @@ def request_table(
 ) -> pa.Table:
     """One row a record. offsets: (R,) i64."""
     values = b"".join(record.user_values or columns.null_user for record in records)
-    users = np.frombuffer(values, columns.user_dtype)  # (R,)
+    users = _blocks(values, columns.user_dtype, len(records))  # (R,)
     halves = np.array([(r.request_hi, r.request_lo) for r in records], np.uint64)  # (R, 2)
     fingerprints = [f"{record.service_fingerprint:016x}" for record in records]
     return pa.table(
@@ -95,6 +95,11 @@ def request_table(
             **value_columns(users),
         }
     )
+
+
+def _blocks(values: bytes, dtype: np.dtype[np.void], n: int) -> Array:
+    """Bytes → (n,) records. A side that has no feature has records of no bytes."""
+    return np.frombuffer(values, dtype) if dtype.itemsize else np.zeros(n, dtype)
 
 
 _REQUEST_SCALARS = {
@@ -129,7 +134,7 @@ def _fine(columns: ServiceColumns, records: Sequence[RankRecord], offsets: Array
     values = b"".join(
         record.item_values or columns.null_item * len(record.fine_ids) for record in records
     )
-    items = np.frombuffer(values, columns.item_dtype)  # (C,)
+    items = _blocks(values, columns.item_dtype, int(counts.sum()))  # (C,)
     tasks = np.concatenate([_tasks(record) for record in records])  # (C, T)
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (C,)
     per_candidate = {

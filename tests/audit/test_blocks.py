@@ -148,3 +148,23 @@ def test_an_id_stays_itself_beside_files_of_a_plan_that_has_it_as_a_float(tmp_pa
     log = join_log(paths, JoinQuery("ranking", PROGRAM.service.fingerprint))
     assert same(block_of(log.candidates, PROGRAM.item_dtype), items)
     assert join_log(paths, JoinQuery("ranking", fingerprint)).candidates.num_rows == 2
+
+
+@pytest.mark.parametrize("without", ["user_slots", "item_slots"])
+def test_a_service_with_features_of_one_side_alone(tmp_path: Path, without: str) -> None:
+    """The other side's records have no bytes; it is logged and read like any other."""
+    plan, fingerprint = demo_plan(), f"{1:016x}"
+    service = replace(plan.service("ranking"), crosses=(), fingerprint=fingerprint)
+    if without == "user_slots":
+        service = replace(service, user_slots=(), sequences=())
+    else:
+        service = replace(service, item_slots=())
+    program = ServiceProgram(replace(plan, services=(service,)), "ranking")
+    write_records(tmp_path, program, [record(program, [1, 2], 1)])
+    write_actions(tmp_path, [])
+    log = join_log(LogPaths.under(tmp_path), JoinQuery("ranking", fingerprint))
+    users = block_of(log.requests, program.user_dtype)
+    items = block_of(log.candidates, program.item_dtype)
+    tensors = program.tensors(users, items)
+    assert tensors.user_slots.shape == (1, len(service.user_slots))
+    assert tensors.item_slots.shape == (2, len(service.item_slots))

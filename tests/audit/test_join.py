@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -210,3 +212,38 @@ def test_a_range_without_records_is_no_obstacle(tmp_path: Path) -> None:
         pq.write_table(empty, directory / f"{1:020d}-{1:020d}.parquet")
     write_actions(tmp_path, [Act(request_id(1), 10, IMPRESSION, 1_000)])
     assert join(tmp_path).counts.exposed == 1
+
+
+def test_the_questions_of_the_audit_page_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/audit.md, over files of two plans: one has no column of user_activity."""
+    service = PROGRAM.service
+    fewer = replace(
+        service,
+        user_slots=service.user_slots[:3],
+        crosses=(),
+        sequences=(),
+        fingerprint=f"{1:016x}",
+    )
+    other = ServiceProgram(replace(PROGRAM.plan, services=(fewer,)), "ranking")
+    write_records(tmp_path, other, [record(other, [12], 3, 3_000)])
+    write_records(tmp_path, PROGRAM, [record(PROGRAM, [10, 11], 1, 1_000, 1334)], first=1)
+    acts = [(10, IMPRESSION), (10, CLICK), (11, IMPRESSION), (12, CLICK)]
+    write_actions(
+        tmp_path, [Act(request_id(3 if i == 12 else 1), i, kind, 3_000) for i, kind in acts]
+    )
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text("utf-8")
+    block = re.search(r"```sql\n(.*?)```", text, re.S)
+    assert block
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect() as connection:
+        answers = [
+            connection.execute(question.replace("__clicks_1d", "__click_1h")).fetchall()
+            for question in block[1].split(";")
+            if question.strip()
+        ]
+    shown, by_place, degraded = answers[3:]
+    assert [row[:1] + row[2:4] for row in shown] == [(1_000, 10, 0), (1_000, 11, 1)]
+    assert by_place == [(0, 1, 1.0), (1, 1, 0.0)]
+    assert [row[1:] for row in degraded] == [(1, 2)]
