@@ -22,7 +22,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import astuple, dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from schemas.errors import RequestError
@@ -72,7 +74,7 @@ class Admission:
 
     lag: by how many seconds the event loop is late now. in_flight: requests admitted and not
     answered. wait_s: what the inference thread still has to do for them. coming: requests that
-    passed `check` and are still being read, kept by who called it: all of a burst are checked
+    passed `refusal` and are still being read, kept by who called it: all of a burst are checked
     before the first of them is admitted. loop_s: of the processor, what the event loop's thread
     needs for a request that is served.
     """
@@ -100,28 +102,33 @@ class Admission:
         config = self.config
         return max(config.target_s, config.at_least * self._typical_s) + self._reading_s
 
-    def check(self, left_s: float = math.inf, waited_s: float = 0.0) -> None:
-        """Refuse whoever comes now, if that is known before looking at its request.
+    def refusal(self, left_s: float = math.inf, waited_s: float = 0.0) -> RequestError | None:
+        """Refuse whoever comes now (503), if that is known before looking at its request.
 
         left_s: until its caller's deadline, where that is known: over, if it was kept waiting
-        before it was seen. waited_s: for how long it was, where that is known. Raises RequestError
-        (503).
+        before it was seen. waited_s: for how long it was, where that is known. What it returns is
+        not to be raised, since equal refusals are one: under overload most requests are refused,
+        and to make and raise an error for each costs, too.
         """
         lag_s = self.lag()
         wait_s = self.wait_s + self.coming * self._typical_s
-        self._check(self.in_flight + self.coming, wait_s, max(waited_s, lag_s))
+        refusal = self._full(self.in_flight + self.coming, wait_s, max(waited_s, lag_s))
+        if refusal is not None:
+            return refusal
         if wait_s + waited_s > self._patience_s:
             patience_s, self._patience_s = self._patience_s, self._patience_s * _FADE
             self.refused.deadline += 1
-            raise self._too_long(patience_s, wait_s + waited_s)
+            return _too_long(patience_s, wait_s + waited_s)
         if left_s <= 0:
-            raise self.too_late()
+            return self.too_late()
         if self.wait_s + lag_s > left_s:
             self.refused.deadline += 1
-            raise self._too_long(left_s, self.wait_s + lag_s)
+            return _too_long(left_s, self.wait_s + lag_s)
+        return None
 
     def too_late(self) -> RequestError:
-        """The refusal, counted, of who was kept waiting until its time was over."""
+        """The refusal, counted, of who was kept waiting until its time was over; not to be raised
+        either."""
         self.refused.deadline += 1
         return _refusal("time until its deadline", "none")
 
@@ -134,10 +141,12 @@ class Admission:
         and nothing was counted.
         """
         self._learn(max(patience_s, 0.0) + waited_s)
-        self._check(self.in_flight, self.wait_s)
+        refusal = self._full(self.in_flight, self.wait_s)
+        if refusal is not None:
+            raise copy(refusal)
         if self.wait_s > max(patience_s, 0.0):
             self.refused.deadline += 1
-            raise self._too_long(patience_s, self.wait_s)
+            raise copy(_too_long(patience_s, self.wait_s))
         self.in_flight += 1
         self.wait_s += cost_s
         self._typical_s += _GAIN * (cost_s - self._typical_s)
@@ -173,11 +182,11 @@ class Admission:
         would make the bound of a late loop's queue the longer the later it is."""
         self._reading_s += _GAIN * (seconds - self._reading_s)
 
-    def _check(self, in_flight: int, wait_s: float, behind_s: float = 0.0) -> None:
+    def _full(self, in_flight: int, wait_s: float, behind_s: float = 0.0) -> RequestError | None:
         """wait_s: for the inference thread. behind_s: for the event loop."""
         if in_flight >= self.config.in_flight:
             self.refused.in_flight += 1
-            raise _refusal(f"at most {self.config.in_flight} requests at once", "one more")
+            return _refusal(f"at most {self.config.in_flight} requests at once", "one more")
         all_s, bound_s = wait_s + behind_s, self.bound_s
         if self._stands() and (all_s if self._crowded() else wait_s) > bound_s:
             self._cut_s = self.clock()
@@ -185,7 +194,8 @@ class Admission:
                 self.refused.standing += 1
             else:
                 self.refused.loop += 1
-            raise self._too_long(bound_s, all_s)
+            return _too_long(bound_s, all_s)
+        return None
 
     def _learn(self, patience_s: float) -> None:
         """How long the more patient of the callers can wait, from when they ask: who comes next is
@@ -215,11 +225,17 @@ class Admission:
         else:
             self._long_since_s = min(self._long_since_s, now_s)
 
-    def _too_long(self, bound_s: float, wait_s: float) -> RequestError:
-        required = f"a wait of at most {max(bound_s, 0) * 1000:.0f} ms"
-        return _refusal(required, f"{wait_s * 1000:.0f} ms")
+
+def _too_long(bound_s: float, wait_s: float) -> RequestError:
+    return _waits(round(max(bound_s, 0) * 1000), round(wait_s * 1000))
 
 
+@lru_cache(maxsize=4_096)
+def _waits(most_ms: int, wait_ms: int) -> RequestError:
+    return _refusal(f"a wait of at most {most_ms} ms", f"{wait_ms} ms")
+
+
+@lru_cache(maxsize=4_096)
 def _refusal(required: str, got: str) -> RequestError:
     do = "try again later, or add a server"
     return RequestError("request", required=required, got=got, do=do, status=_OVERLOADED)

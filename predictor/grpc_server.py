@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
@@ -123,16 +124,15 @@ class _Calls:
         """
         infer = self._answer(messages.ModelInferRequest, self._infer)
         admission, resting = self._service.ranker.admission, self._service.ranker.resting
+        metrics = self._service.observer.metrics
 
         async def answer(_: object, context: Context) -> bytes:
             left_s = context.time_remaining()  # None where the caller set no deadline
-            try:
-                admission.check(math.inf if left_s is None else left_s)
-            except RequestError as error:
-                timeline = Timeline(UNREAD, "grpc")
-                self._service.observer.metrics.observe(timeline, error.status, error.where)
+            refusal = admission.refusal(math.inf if left_s is None else left_s)
+            if refusal is not None:
+                metrics.observe_refused(UNREAD, "grpc", refusal.status, refusal.where)
                 resting.refused()
-                await _abort(context, code_of(error), error)
+                await _abort(context, code_of(refusal), refusal, _known_status)
             admission.coming += 1
             try:
                 data = await context.read()
@@ -222,8 +222,17 @@ def _traceparent(context: Any) -> str:
     return ""
 
 
-async def _abort(context: Context, code: grpc.StatusCode, error: EncoreError) -> NoReturn:
+#: Of errors of which many callers get the same one.
+_known_status: Final = lru_cache(maxsize=1_024)(status_bytes)
+
+
+async def _abort(
+    context: Context,
+    code: grpc.StatusCode,
+    error: EncoreError,
+    encode: Callable[[EncoreError, int], bytes] = status_bytes,
+) -> NoReturn:
     """End a call with the one line as its message, and the parts in the trailer."""
     number: int = code.value[0]
-    trailer = ((messages.STATUS_TRAILER, status_bytes(error, number)),)
+    trailer = ((messages.STATUS_TRAILER, encode(error, number)),)
     raise await context.abort(code, str(error), trailer)  # raises by itself; says so to mypy

@@ -5,6 +5,7 @@ A request is counted once it is answered, from its timeline, on the event loop.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -72,11 +73,10 @@ class Metrics:
     def observe(self, timeline: Timeline, status: int, refused: str = "") -> None:
         """Count an answered request. refused: the place that a refusal names."""
         model, protocol = timeline.name, timeline.protocol
-        self._requests.add((model, protocol, str(status)))
         if refused:
-            where = (_root(refused),)
-            room = where in self._refused.counts or len(self._refused.counts) < MOST_PLACES
-            self._refused.add(where if room else ("other",))
+            self.observe_refused(model, protocol, status, refused)
+            return
+        self._requests.add((model, protocol, str(status)))
         if status != 200:
             return
         self._seconds.observe((model, protocol), timeline.total_s)
@@ -84,6 +84,13 @@ class Metrics:
             self._stages.observe((model, stage), seconds)
         if timeline.served is not None:
             self._observe_served(timeline.served)
+
+    def observe_refused(self, model: str, protocol: str, status: int, where: str) -> None:
+        """Count a refused request. where: the place that the refusal names."""
+        self._requests.add((model, protocol, str(status)))
+        place = (_root(where),)
+        room = place in self._refused.counts or len(self._refused.counts) < MOST_PLACES
+        self._refused.add(place if room else ("other",))
 
     def observe_loop(self, late_s: float) -> None:
         """Count by how much the event loop was late."""
@@ -147,6 +154,7 @@ class _Reasons(dict[int, tuple[Labels, ...]]):
         return self[flags]
 
 
+@lru_cache(maxsize=256)
 def _root(where: str) -> str:
     """The part of an error's place that no caller can make up.
 

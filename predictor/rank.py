@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -220,7 +221,7 @@ class Ranker:
         timeline, most_s, late_s = current(), timeout_ms / 1000, self.admission.lag()
         left_s = most_s - timeline.waited_s - timeline.total_s
         if left_s <= late_s:
-            raise self.admission.too_late()
+            raise copy(self.admission.too_late())
         lag_s = max(self.costs.likely_s("reply", 0), late_s)
         reply_s = max(self.config.reply_ms / 1000, lag_s, most_s * _MARGIN)
         return Budget(self.costs, time.monotonic() + max(left_s - reply_s, left_s * _LEAST))

@@ -150,6 +150,60 @@ def test_a_refused_connection_takes_the_next_request() -> None:
     connected(talk)
 
 
+def test_a_body_that_comes_in_pieces_is_dropped_to_its_end() -> None:
+    """The next request may follow in the same piece."""
+    asked = request(body=b"x" * 100)
+
+    async def talk(inside: Inside, reader: Any, writer: Any) -> None:
+        for pieces in ((asked[:-60], asked[-60:-20], asked[-20:] + asked[:-1], asked[-1:]),) * 2:
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.02)  # most often the pieces are read one by one
+            assert [(await reply(reader))[0] for _ in range(2)] == [503, 503]
+        writer.write(asked[:-1])
+        assert (await reply(reader))[0] == 503
+        assert inside.fronts[0].timeout_keep_alive_task is None  # while a body is to come
+        inside.admission.in_flight = 0
+        writer.write(asked[-1:] + request(body=b"abc"))
+        assert (await reply(reader))[::2] == (200, f"POST {INFER} 3".encode())
+
+    connected(talk)
+
+
+def test_a_connection_is_closed_when_its_last_request_is_long_ago() -> None:
+    """And not when its first is, though one timer serves for all."""
+    now_s, timers = [1_000.0], list[float]()
+
+    class Loop:
+        """A clock that stands, and timers that are rung by hand."""
+
+        def time(self) -> float:
+            return now_s[0]
+
+        def call_later(self, seconds: float, _: Callable[[], None]) -> Any:
+            timers.append(seconds)
+            return SimpleNamespace(cancel=lambda: None)
+
+    async def talk(inside: Inside, reader: Any, writer: Any) -> None:
+        writer.write(request(body=b"x"))
+        assert (await reply(reader))[0] == 503
+        (front,) = inside.fronts
+        keep_s, front.timeout_keep_alive_task = front.timeout_keep_alive, None
+        front.loop = Loop()  # type: ignore[assignment]
+        for _ in range(3):
+            writer.write(request(body=b"x"))
+            assert (await reply(reader))[0] == 503
+            now_s[0] += 2
+        assert timers == [keep_s]
+        front.timeout_keep_alive_handler()
+        assert timers == [keep_s, keep_s - 2]
+        now_s[0] += keep_s - 2
+        front.timeout_keep_alive_handler()
+        assert await reader.read() == b""
+
+    connected(talk)
+
+
 def test_pipelined_requests_are_answered_in_order() -> None:
     async def talk(_: Inside, reader: Any, writer: Any) -> None:
         writer.write(request(body=b"ab") + request("/v2", method="GET") + request(body=b"cd"))
