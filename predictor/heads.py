@@ -29,7 +29,7 @@ def plain_post(data: bytes) -> tuple[bytes, int] | None:
     connection stays and whose caller waits for nothing before it sends the body.
 
     >>> plain_post(b"POST /a HTTP/1.1\\r\\nhost: x\\r\\ncontent-length: 3\\r\\n\\r\\nab")
-    (b'/a', 50)
+    (b'/a', 51)
     """
     end = data.find(_END)
     return _read(data[:end]) if end > 0 else None

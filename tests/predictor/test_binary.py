@@ -18,10 +18,12 @@ from predictor.grpc_codec import error_parts
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.limits import Limits
+from predictor.metrics import Metrics
 from predictor.protocol import InferReply, InferRequest, encode_reply, parse_infer
 from predictor.rank import Ranker
 from predictor.resting import Resting
 from predictor.service import Service
+from predictor.watch import Observer
 from schemas.errors import LocalError, RequestError
 from tests.predictor.support import RunningServer
 from tests.predictor.support import body as json_body
@@ -34,6 +36,8 @@ def bare_service() -> Service:
     service.ranker = Ranker.__new__(Ranker)
     service.ranker.admission = Admission(AdmissionConfig())
     service.ranker.resting = Resting(service.ranker.admission)
+    service.observer = Observer.__new__(Observer)
+    service.observer.metrics = Metrics()
     return service
 
 
