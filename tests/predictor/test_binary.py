@@ -36,8 +36,7 @@ def bare_service() -> Service:
     service.ranker = Ranker.__new__(Ranker)
     service.ranker.admission = Admission(AdmissionConfig())
     service.ranker.resting = Resting(service.ranker.admission)
-    service.observer = Observer.__new__(Observer)
-    service.observer.metrics = Metrics()
+    service.observer = Observer(Metrics())
     return service
 
 
