@@ -24,7 +24,7 @@ from schemas.errors import StreamError
 from schemas.names import generation_group, root_topic
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore, check_history
-from streams.collecting import Before, Collected, collect
+from streams.collecting import Before, Collected, Rest, collect
 from streams.config import StreamConfig
 from streams.filling import FillCounts, FillTask
 from streams.folding import physical_ttl_ms
@@ -36,6 +36,7 @@ from streams.moving import check_settled, read_succession
 from streams.origins import (
     Log,
     Origin,
+    beyond_holes,
     item_origin,
     log_of,
     user_origin,
@@ -58,6 +59,7 @@ class BackfillConfig:
     """stream: of the workers. cores: local processes. memory_bytes: of all of them, for rows. dask:
     address of a scheduler, "" for local cores. foreign: files of actions that are not of our log.
     before_ms: foreign actions from here on are left out; None: from the first logged action on.
+    accept_loss: fill without what neither archive nor log holds.
     """
 
     stream: StreamConfig
@@ -66,12 +68,13 @@ class BackfillConfig:
     dask: str = ""
     foreign: tuple[Path, ...] = ()
     before_ms: int | None = None
+    accept_loss: bool = False
 
 
 @dataclass(slots=True)
 class FillReport:
-    """What filling one view did. seconds: of folding and writing. missing: messages from the
-    beginning of the log that nobody holds any more. read: messages that only the log held."""
+    """What filling one view did. seconds: of folding and writing. missing: messages that nobody
+    holds any more. read: messages that only the log held."""
 
     view: str
     generation: int
@@ -147,21 +150,21 @@ async def _history(
         )
     source, target = await _logs(servers, stream, store)
     before = await _before(servers, stream, store)
-    if view.entity == "user":
-        origin = await user_origin(store, stream, view, source)
-    else:
-        await wait_for_lost_log(
-            store, stream, (source, target), partial(servers.read_ends, stream.bootstrap)
-        )
-        origin = await item_origin(store, stream, view, (source, target))
-    needed = {
-        p: max((ends.get(p, 0) for ends in origin.bounds.values()), default=0)
-        for p in range(stream.partitions)
-    }
+    read_ends = partial(servers.read_ends, stream.bootstrap)
     reader = servers.open_reader(stream)
     try:
+        if view.entity == "user":
+            beyond = await beyond_holes(store, stream, source, reader, read_ends)
+            origin = await user_origin(store, stream, view, source, beyond)
+        else:
+            await wait_for_lost_log(store, stream, (source, target), read_ends)
+            origin = await item_origin(store, stream, view, (source, target))
+        needed = {
+            p: max((ends.get(p, 0) for ends in origin.bounds.values()), default=0)
+            for p in range(stream.partitions)
+        }
         root = stream.archive_dir / root_topic(stream.topic)
-        found = await collect(root, source, needed, reader, aside, before)
+        found = await collect(root, source, needed, Rest(reader, aside, config.accept_loss), before)
     finally:
         await reader.close()
     now, _ = await _logs(servers, stream, store)

@@ -18,11 +18,11 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
-from schemas.errors import NotHeldError
+from schemas.errors import NotHeldError, StreamError
 from streams.action_table import action_table
 from streams.archive import OffsetFile, list_files, next_offset, partition_dir, write_file
 from streams.history import WHOLE, HistoryFile
-from streams.log_reader import LogReader
+from streams.log_reader import LogReader, first_held
 from streams.messages import ActionRun, decode_records, join_runs
 from streams.origins import Log
 
@@ -32,12 +32,22 @@ FILE_ACTIONS: Final = 200_000
 @dataclass(slots=True)
 class Collected:
     """files: {partition of the source log: what may hold actions of its users}. missing:
-    {partition: offsets from its beginning that neither archive nor log holds}. read: messages that
+    {partition: how many offsets neither archive nor log holds}. read: messages that
     only the log held."""
 
     files: dict[int, list[HistoryFile]] = field(default_factory=dict)
     missing: dict[int, int] = field(default_factory=dict)
     read: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How what the archive lacks is read. aside: a directory for it; emptied first. accept_loss: go
+    on without what neither archive nor log holds, and count it."""
+
+    reader: LogReader
+    aside: Path
+    accept_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +62,40 @@ async def collect(
     root: Path,
     log: Log,
     needed: Mapping[int, int],
-    reader: LogReader,
-    aside: Path,
+    rest: Rest,
     ended: Sequence[Before] = (),
 ) -> Collected:
     """The history of `log.topic` up to the offsets `needed` of its present log.
 
-    root: the topic's archive. needed: one offset for each partition. aside: a directory for what is
-    read from the log; emptied first. ended: the topics before; they had other partitions, so any
-    partition of an earlier log may hold actions of any user. Raises StreamError for an archive with
-    holes, or a part behind its end that the log does not hold.
+    root: the topic's archive. needed: one offset for each partition. ended: the topics before; they
+    had other partitions, so any partition of an earlier log may hold actions of any user. Raises
+    StreamError for an archive with holes, or a part behind its end that the log does not hold.
     """
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(rest.aside, ignore_errors=True)
     found = Collected()
-    ends = [await _rest(root, each, reader, aside, found) for each in ended]
-    rest = [file for files in ends for file in files]
-    reading = _Reading(reader, log, aside, len(needed), found)
+    ends = [await _ended(root, each, rest, found) for each in ended]
+    before_it = [file for files in ends for file in files]
+    reading = _Reading(rest, rest.aside, log, len(needed), found)
     for partition, before in sorted(needed.items()):
         files = [
             _whole(file)
             for directory in (_all_earlier(root, log) if ended else _earlier(root, log, partition))
             for file in list_files(directory)
         ]
-        files += rest
+        files += before_it
         files += await _present(root, reading, partition, before)
         found.files[partition] = files
     return found
 
 
-async def _rest(
-    root: Path, topic: Before, reader: LogReader, aside: Path, found: Collected
-) -> list[HistoryFile]:
+async def _ended(root: Path, topic: Before, rest: Rest, found: Collected) -> list[HistoryFile]:
     """What the archive does not hold of a topic that has ended, up to its ends."""
-    place = aside / topic.log.topic
-    reading = _Reading(reader, topic.log, place, len(topic.ends), found)
+    reading = _Reading(rest, rest.aside / topic.log.topic, topic.log, len(topic.ends), found)
     files: list[HistoryFile] = []
     for partition, end in sorted(topic.ends.items()):
         held = list_files(partition_dir(root, topic.log.topic_id, partition))
-        rest = await reading.files(partition, next_offset(held) or 0, end)
-        files += [replace(file, log_partition=WHOLE) for file in rest]
+        tail = await reading.tail(partition, next_offset(held) or 0, end)
+        files += [replace(file, log_partition=WHOLE) for file in tail]
     return files
 
 
@@ -120,13 +125,33 @@ def _begun_ms(directory: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """How what only the log holds is read. of: the topic's partition count."""
+    """Of one topic. of: its partition count."""
 
-    reader: LogReader
-    log: Log
+    rest: Rest
     aside: Path
+    log: Log
     of: int
     found: Collected
+
+    async def tail(self, partition: int, end: int, before: int) -> list[HistoryFile]:
+        """Offsets [end, before), which lie behind the archive's end. Raises StreamError where the
+        log begins behind that, unless the loss is accepted."""
+        try:
+            return await self.files(partition, end, before)
+        except NotHeldError as error:
+            reader, topic = self.rest.reader, self.log.topic
+            first = await first_held(reader, topic, partition, before)
+            lost = f"offsets {end} to {first - 1} of {topic}/{partition}"
+            if not self.rest.accept_loss:
+                raise StreamError(
+                    f"history of {topic}/{partition}",
+                    required=f"{lost}, which the archive ends before",
+                    got=f"a log that begins at {first}" if first < before else "a log without them",
+                    do="bring the archive of the machine whose `encore sink` has them, or go on"
+                    " without: `encore backfill` or `encore rebuild` again, with --accept-loss",
+                ) from error
+            self.found.missing[partition] = self.found.missing.get(partition, 0) + first - end
+            return await self.files(partition, first, before)
 
     async def files(self, partition: int, first: int, before: int) -> list[HistoryFile]:
         """Offsets [first, before) of a partition, from the log into files of their own."""
@@ -134,7 +159,7 @@ class _Reading:
         runs: list[ActionRun] = []
         at = begun = first
         while at < before:
-            records = await self.reader.read(self.log.topic, partition, at, before)
+            records = await self.rest.reader.read(self.log.topic, partition, at, before)
             runs.append(decode_records(records, self.of)[0])
             self.found.read += len(records)
             at = int(records[-1].offset) + 1
@@ -157,7 +182,7 @@ async def _present(root: Path, reading: _Reading, partition: int, before: int) -
     except NotHeldError:  # before the archive began, and no longer in the log
         head, reading.found.missing[partition] = [], first
     files = [_of_log(file, partition) for file in held if file.first < before]
-    return [*head, *files, *await reading.files(partition, end, before)]
+    return [*head, *files, *await reading.tail(partition, end, before)]
 
 
 def _whole(file: OffsetFile) -> HistoryFile:

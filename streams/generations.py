@@ -16,6 +16,7 @@ more cannot be caught up: it is recorded as a gap, and the generation goes on (`
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -26,6 +27,8 @@ from schemas.plan import ViewPlan
 from store.base import AsyncRowStore, Progress
 from streams.gaps import END, Gap, record_gaps
 from streams.patience import patiently
+
+log = logging.getLogger("encore.streams")
 
 #: Workers that record floors of one generation at once: each of them wins within a few rounds.
 MAX_ROUNDS: Final = 50
@@ -78,6 +81,26 @@ class Generations:
         self._views = wanted
         self._recorded = {key: self._recorded[key] for key in wanted}
         self._lagging = {key: self._lagging[key] for key in wanted}
+
+    async def starts(self, views: Sequence[ViewPlan], marks: Mapping[int, int]) -> dict[int, int]:
+        """Where to read on from: the group's marks. What lies between one and the lowest floor of
+        these generations was folded into all of them from the archive, since the log did not hold
+        it any more (`streams.origins.beyond_holes`). marks: partition → next offset.
+        """
+        floors = [
+            await recorded_floors(self._store, self._topic, self._group, view) for view in views
+        ]
+        starts = dict(marks)
+        for partition, mark in marks.items():
+            held = [each.get(partition, (0, 0)) for each in floors]
+            lowest = min((at if epoch == self._epoch else 0 for epoch, at in held), default=0)
+            if lowest > mark:
+                log.warning(
+                    "%s/%d: going on at offset %d instead of %d: the views have what lies between",
+                    *(self._topic, partition, lowest, mark),
+                )
+                starts[partition] = lowest
+        return starts
 
     @property
     def floors(self) -> dict[Key, Offsets]:

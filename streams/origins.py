@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from schemas.errors import StreamError
+from schemas.errors import NotHeldError, StreamError
 from schemas.names import generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
@@ -26,6 +26,7 @@ from streams.admin import TopicFacts
 from streams.config import StreamConfig
 from streams.ends import Place
 from streams.generations import record_floors
+from streams.log_reader import LogReader
 from streams.servers import TopicAdmin
 from streams.source import Source
 from streams.source_table import Pair, PairStore, SourceTable
@@ -65,16 +66,45 @@ async def log_of(
 
 
 async def user_origin(
-    store: AsyncRowStore, config: StreamConfig, view: ViewPlan, source: Log
+    store: AsyncRowStore,
+    config: StreamConfig,
+    view: ViewPlan,
+    source: Log,
+    beyond: Mapping[int, int] | None = None,
 ) -> Origin:
-    """Floors at the marks of the worker's group. Raises StoreError, StreamError."""
+    """Floors at the marks of the worker's group; in some partitions `beyond` (`beyond_holes`).
+    Raises StoreError, StreamError."""
     marks = await store.get_progress(config.topic, config.group)
-    wanted = {
-        p: (source.epoch, marks[p].next_offset if _here(marks.get(p), source) else 0)
-        for p in range(config.partitions)
-    }
+    stands = {p: marks[p].next_offset for p in marks if _here(marks[p], source)}
+    stands |= beyond or {}
+    wanted = {p: (source.epoch, stands.get(p, 0)) for p in range(config.partitions)}
     floors = await _record(store, (config.topic, config.group), view, wanted, source)
     return Origin(_fences(floors), {p: {p: at} for p, (_, at) in floors.items()})
+
+
+async def beyond_holes(
+    store: AsyncRowStore,
+    config: StreamConfig,
+    source: Log,
+    reader: LogReader,
+    read_ends: ReadEnds,
+) -> dict[int, int]:
+    """Partitions whose log does not hold what the worker reads next → where they end now.
+
+    Only the archive has what lies in between, so a generation is filled up to there, and a worker
+    that folds no other goes on from there. Raises StoreError, StreamError.
+    """
+    marks = await store.get_progress(config.topic, config.group)
+    stands = {(config.topic, p): m.next_offset for p, m in marks.items() if _here(m, source)}
+    ends, found = await read_ends(stands), dict[int, int]()
+    for (topic, partition), at in stands.items():
+        end = ends[topic, partition]
+        try:
+            if at < end:
+                await reader.read(topic, partition, at, at + 1)
+        except NotHeldError:
+            found[partition] = end
+    return found
 
 
 async def item_origin(

@@ -90,7 +90,8 @@ class Positions:
                 f"{fetched.tp.topic}/{fetched.tp.partition}",
                 required=f"offset {expected} next, without a hole",
                 got=f"{count} records from {first} to {fetched.next_offset - 1}",
-                do="if the topic no longer holds them, rebuild from the archive",
+                do="start it again; if the topic dropped them, docs/exactness.md says what to do:"
+                " `encore rebuild` of all user views gets a worker over that",
             )
         end = end_among(records)
         if end is not None:

@@ -125,9 +125,18 @@ class Worker:
         self._beat.begin(partitions)
         marks = await self._positions.marks()
         tell_of_a_wipe(tps, await self._positions.known(), self._marks)
-        await self._generations.begin(self._plan.views, partitions, marks)
+        starts = await self._generations.starts(self._plan.views, marks)
+        await self._generations.begin(self._plan.views, partitions, starts)
         self._use_views()
-        return self._positions.begin(tps, marks)
+        places = self._positions.begin(tps, starts)
+        beyond = {
+            tp: starts[tp.partition]
+            for tp in tps
+            if starts.get(tp.partition) != marks.get(tp.partition)
+        }
+        if beyond:
+            await self._positions.store(beyond, self._config.patience_ms)
+        return places
 
     async def idle(self) -> None:
         """Now and then say what was done, and look whether log and plan are still the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,9 @@ BeforeOption = Annotated[
     int | None,
     typer.Option(help="Take --history before this time, ms. Default: the first logged action's."),
 ]
+LossOption = Annotated[
+    bool, typer.Option("--accept-loss", help="Fill without what neither archive nor log holds.")
+]
 WaitOption = Annotated[
     float, typer.Option(help="Seconds without progress in catching up before giving in.")
 ]
@@ -60,6 +64,7 @@ def backfill(
     dask: DaskOption = "",
     memory_mb: MemoryOption = 2_048,
     wait: WaitOption = 60.0,
+    accept_loss: LossOption = False,
     retire_models: Annotated[
         bool, typer.Option("--retire-models", help="Remove slots though live models use them.")
     ] = False,
@@ -78,7 +83,8 @@ def backfill(
         return
     from encore.backfilling import Options
 
-    config = _config(call, cores, dask, memory_mb, tuple(history or ()), before_ms)
+    config = _config(call, cores, dask, memory_mb, tuple(history or ()))
+    config = replace(config, before_ms=before_ms, accept_loss=accept_loss)
     _run(call, config, Options(_views(views), wait_s=wait), retire_models, as_json)
 
 
@@ -91,6 +97,7 @@ def rebuild(
     dask: DaskOption = "",
     memory_mb: MemoryOption = 2_048,
     wait: WaitOption = 60.0,
+    accept_loss: LossOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fill views anew as they are declared, after a loss.
@@ -101,7 +108,8 @@ def rebuild(
     from encore.backfilling import Options
 
     call = invocation(context)
-    config = _config(call, cores, dask, memory_mb, tuple(history or ()), before_ms)
+    config = _config(call, cores, dask, memory_mb, tuple(history or ()))
+    config = replace(config, before_ms=before_ms, accept_loss=accept_loss)
     _run(call, config, Options(_views(views), unchanged=True, wait_s=wait), False, as_json)
 
 
@@ -117,7 +125,6 @@ def _config(
     dask: str,
     memory_mb: int,
     history: tuple[Path, ...],
-    before_ms: int | None,
 ) -> BackfillConfig:
     import os
 
@@ -130,7 +137,6 @@ def _config(
         memory_mb << 20,
         dask,
         history,
-        before_ms,
     )
 
 

@@ -205,6 +205,10 @@ def tell_all(self: Any, places: Any) -> Any:
     return places
 
 
+async def go_on_at_the_mark(self: Generations, views: Any, marks: Any) -> Any:
+    return marks
+
+
 def take_all_of_the_stream(self: Generations) -> Any:
     return {key: self._recorded[key] for key in self._views}
 
@@ -245,6 +249,9 @@ A_LOST_LOG_IS_FOLDED_TO_ITS_END: Final = Mutant(
     "what was folded of a lost log is folded to its end", Refolding, "fold", fold_nothing_again
 )
 NOTES_COME_BEFORE_ROWS: Final = Mutant("notes come before rows", ItemWorker, "_note", note_nothing)
+GO_ON_AT_THE_MARK: Final = Mutant(
+    "what all generations were given need not be read", Generations, "starts", go_on_at_the_mark
+)
 ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
     "rows ahead of a lost log are refused", Pair, "enter", forget_where_it_ended
 )
@@ -294,14 +301,14 @@ MUTANTS: Final = (
         6,
     ),
     Mutant("fences have epochs", folding._ViewFold, "_beyond_fence", forget_epochs, 32),
-    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly, 78),
+    Mutant("a write names the fence it read", MemoryRowStore, "_land", write_blindly, 25),
     Mutant("late is judged by each message", Folder, "begin", judge_by_the_batch),
     Mutant("nothing is acked after a failure", Folder, "begin", go_on_after_failure, 8),
     Mutant("rows come before their mark", Folder, "begin", answer_before_it_is_done),
     Mutant("a row's messages come in order", lanes, "_behind", begin_at_once, 8),
-    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 161),
+    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 24),
     Mutant("a deletion empties its row", deletion, "deletions", keep_what_was_deleted),
-    Mutant("marks never move back", memory, "merge_progress", overwrite_marks, 6),
+    Mutant("marks never move back", memory, "merge_progress", overwrite_marks, 30),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered, 6),
     Mutant("nothing is written once the log is another", Source, "check", never_check, 23),
     Mutant("a process stays in one history", server, "check_history", trust_any_history, 7),
@@ -327,7 +334,7 @@ MUTANTS: Final = (
     Mutant("a filling ends at the floor", filling, "_bounds", fill_to_the_end, 10),
     Mutant("filled rows end before the floor", origins, "_fences", fence_at_the_floor, 5),
     Mutant("a filling deletes, too", filling, "fold_in_order", forget_deletions, 17),
-    Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 89),
+    Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 205),
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
     Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 36),

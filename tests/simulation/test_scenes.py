@@ -18,6 +18,7 @@ from tests.simulation.mutants import (
     A_FILLING_IS_OF_ONE_SOURCE,
     A_LOST_LOG_GETS_NO_NUMBER,
     A_LOST_LOG_IS_FOLDED_TO_ITS_END,
+    GO_ON_AT_THE_MARK,
     NOTES_COME_BEFORE_ROWS,
     ROWS_AHEAD_ARE_REFUSED,
     WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
@@ -27,7 +28,7 @@ from tests.simulation.mutants import (
 )
 from tests.simulation.reference import Origin
 from tests.simulation.rest import aside, come_to_rest, happen_next, judge
-from tests.simulation.setting import REAL, Event
+from tests.simulation.setting import CONFIG, REAL, Event
 from tests.simulation.world import World
 
 USERS, ITEMS = 0, 1
@@ -363,3 +364,45 @@ def test_what_is_waited_for_is_not_taken_back(world: World) -> None:
     assert world.fillings.staged().state == "filled"
     assert come_to_rest(world)
     judge(world, "user item")
+
+
+# --- the topic dropped what was not folded ----------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_the_topic_dropped_comes_back_from_the_archive(world: World, broken: bool) -> None:
+    """Nobody read for long. Worker after worker ends at the hole, until the view is filled up to
+    where the log ends; then it goes on from there."""
+    produce(world, 6)
+    assert come_to_rest(world)
+    while world.members(lambda member: True):
+        assert world.happen(Event("kill", 0))
+    world.loop.pending.clear()
+    produce(world, 12)
+    log = world.broker.logs[CONFIG.topic]
+    for partition in range(CONFIG.partitions):
+        world.fillings.archived(log, partition, log.end(partition))
+        log.first[partition] = log.end(partition)
+    produce(world, 6)
+    with GO_ON_AT_THE_MARK.applied() if broken else nullcontext():
+        assert world.happen(Event("start", USERS))
+        for _ in range(60):
+            happen_next(world, Random(1))
+        assert any("without a hole, got" in reason for reason in world.reasons)
+        assert world.happen(Event("backfill", ONLY_USERS))
+        users_go_on(world)
+        produce(world, 6)
+        users_go_on(world)
+        ends = {p: log.end(p) for p in range(CONFIG.partitions)}
+        marks = world.server.rows.get_progress(CONFIG.topic, CONFIG.group)
+        there = {p: mark.next_offset for p, mark in marks.items()}
+        assert (there == ends) is not broken
+    if not broken:
+        judge(world, "user")
+
+
+def users_go_on(world: World) -> None:
+    """Long enough for all; the item worker has a hole of its own, and ends there each time."""
+    dice = Random(0)
+    for _ in range(1_000):
+        happen_next(world, dice)

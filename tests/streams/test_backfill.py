@@ -18,13 +18,21 @@ from streams.admin import TopicFacts
 from streams.archive import partition_dir, write_file
 from streams.backfill import BackfillConfig, fill_view, lacking, tasks_of, wait_caught_up
 from streams.catching_up import CatchUp, nowhere
-from streams.collecting import Collected, collect
+from streams.collecting import Collected, Rest, collect
 from streams.config import StreamConfig
+from streams.ends import Place
 from streams.filling import FillTask, fill
 from streams.folding import Folder, physical_ttl_ms
 from streams.generations import Generations, record_floors, recorded_floors
 from streams.history import WHOLE, HistoryFile, read_chunks
-from streams.origins import Log, Origin, item_origin, user_origin, wait_for_lost_log
+from streams.origins import (
+    Log,
+    Origin,
+    beyond_holes,
+    item_origin,
+    user_origin,
+    wait_for_lost_log,
+)
 from streams.servers import Servers
 from streams.source import Source
 from streams.source_table import Pair, PairStore, SourceTable
@@ -77,6 +85,24 @@ def test_a_user_view_begins_at_the_workers_marks() -> None:
             await user_origin(store, CONFIG, USERS, Log("t", "id-3", 3))
 
     asyncio.run(scenario())
+
+
+def test_a_floor_lies_beyond_what_the_log_has_dropped() -> None:
+    """The worker reads offset 4 next, and the log of one partition begins at 9."""
+
+    async def read_ends(starts: Mapping[tuple[str, int], int]) -> Mapping[tuple[str, int], int]:
+        assert starts == {("t", 0): 4}
+        return {("t", 0): 12}
+
+    async def scenario(held_from: int) -> dict[int, tuple[int, int]]:
+        store = AsyncMemoryRowStore()
+        await store.put_progress("t", "g", {0: (2, 4, 0), 1: (1, 7, 0)})
+        reader = ListReader(messages(30), held_from)
+        beyond = await beyond_holes(store, CONFIG, LOG, reader, read_ends)
+        return (await user_origin(store, CONFIG, USERS, LOG, beyond)).fences
+
+    assert asyncio.run(scenario(9)) == {0: (2, 11), 1: (2, -1)}
+    assert asyncio.run(scenario(4)) == {0: (2, 3), 1: (2, -1)}
 
 
 def test_an_item_view_begins_at_saved_pairs_with_their_tables() -> None:
@@ -227,8 +253,11 @@ def archive(root: Path, topic_id: str, partition: int, batches: Sequence[Batch],
     write_file(directory, at, at + len(batches) - 1, action_table(run))
 
 
-def gather(root: Path, reader: ListReader, needed: dict[int, int]) -> Collected:
-    return asyncio.run(collect(root / "archive", LOG, needed, reader, root / "aside"))
+def gather(
+    root: Path, reader: ListReader, needed: dict[int, int], accept_loss: bool = False
+) -> Collected:
+    rest = Rest(reader, root / "aside", accept_loss)
+    return asyncio.run(collect(root / "archive", LOG, needed, rest))
 
 
 def offsets(files: Sequence[HistoryFile]) -> list[int]:
@@ -269,8 +298,14 @@ def test_history_is_not_taken_from_a_log_that_was_replaced_meanwhile(tmp_path: P
         store = AsyncMemoryRowStore()
         await store.put_progress("t", "g", {0: (1, 5, 0), 1: (1, 5, 0)})
         admin = OneLog("id-1", "id-2")
+
+        async def read_ends(bootstrap: str, starts: Mapping[Place, int]) -> Mapping[Place, int]:
+            return dict.fromkeys(starts, 30)
+
         servers = Servers(
-            open_admin=lambda config: admin, open_reader=lambda config: ListReader(messages(30))
+            open_admin=lambda config: admin,
+            open_reader=lambda config: ListReader(messages(30)),
+            read_ends=read_ends,
         )
         with pytest.raises(StreamError, match=r"got id-2: the broker lost its log meanwhile"):
             await fill_view(BackfillConfig(config), USERS, store, lambda *said: None, servers)
@@ -300,8 +335,14 @@ def test_what_nobody_holds_is_told_and_a_hole_at_the_end_refused(tmp_path: Path)
     found = gather(tmp_path, ListReader(sent, held_from=10), {0: 22, 1: 0})
     assert found.missing == {0: 5}
     assert offsets(found.files[0]) == list(range(5, 22))
-    with pytest.raises(StreamError):
+    gone = "needs offsets 20 to 20 of t/0, which the archive ends before, got a log that begins at"
+    with pytest.raises(StreamError, match=gone):
         gather(tmp_path, ListReader(sent, held_from=21), {0: 22, 1: 0})
+    with pytest.raises(StreamError, match=r"20 to 21 .* got a log without them; .* --accept-loss"):
+        gather(tmp_path, ListReader(sent, held_from=25), {0: 22, 1: 0})
+    found = gather(tmp_path, ListReader(sent, held_from=21), {0: 22, 1: 0}, accept_loss=True)
+    assert found.missing == {0: 6}
+    assert offsets(found.files[0]) == [*range(5, 20), 21]
 
 
 def test_a_broker_that_does_not_answer_holds_everything_still(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from schemas.plan import ViewPlan
 from schemas.succession import Succession
 from store.redis_store import AsyncRedisRowStore
 from streams import growing
 from streams.admin import ensure_topics
 from streams.archive import list_files, next_offset
+from streams.backfill import BackfillConfig, fill_view
 from streams.config import StreamConfig
 from streams.moving import config_of, newest_config
 from streams.producer import ActionProducer
+from streams.source_table import PairStore, lowest_reached
 from tests.streams.support import (
     Stack,
     assert_rows_equal_oracle,
@@ -29,6 +33,7 @@ from tests.streams.support import (
     some_actions,
     wait_until,
 )
+from tests.streams.test_item_worker import assert_item_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -127,3 +132,56 @@ def test_a_move_under_load_with_a_kill(broker: str, valkey: str, tmp_path: Path)
     assert stored(stack.config, stack) == archived(stack, last.topic_id) == ends
     with stack.store() as store:
         assert_rows_equal_oracle(store, stack.view, load.sent)
+
+
+def test_items_and_backfills_across_a_move(broker: str, valkey: str, tmp_path: Path) -> None:
+    """Re-keyed anew into a topic of its own; generations that are filled after the move have what
+    both topics held."""
+    made = make_stack(broker, valkey, tmp_path / "data", partitions=2, roll_ms=300)
+    view = replace(made.view, name="of_item", entity="item", source=made.config.item_topic)
+    stack = replace(made, plan=replace(made.plan, views=(made.view, view)))
+    ensure_topics(broker, stack.config.topics)
+    with ExitStack() as held:
+        others = [held.enter_context(running(kind, stack)) for kind in ("sink", "worker")]
+        items = [held.enter_context(running("items", stack)) for _ in range(2)]
+        with MovingLoad(stack, 0.01) as load:
+            wait_until(lambda: reached(stack.config) > 5, 60)
+            new = config_of(stack.config, grow(stack, 3), 2)
+            wait_until(lambda: new.topic in load.ends, 60)
+            end(stack)
+            items.pop().kill()
+            items.append(held.enter_context(running("items", stack)))
+            wait_until(lambda: reached(new) > 5, 90)
+        ends = load.ends[new.topic]
+        wait_until(lambda: reached(new) >= sum(ends.values()), 90)
+        wait_all(stack, new, ends)
+        filled = [replace(each, generation=2) for each in (made.view, view)]
+        for each in filled:
+            asyncio.run(fill(stack, new, each))
+        assert [each.terminate() for each in (*items, *others)] == [0] * 4
+    with stack.store() as store:
+        for user_view, item_view in ((made.view, view), filled):
+            assert_rows_equal_oracle(store, user_view, load.sent)
+            assert_item_rows(store, item_view, load.sent)
+
+
+def reached(config: StreamConfig) -> int:
+    """Messages of a topic that are in the rows of items."""
+
+    async def look() -> int:
+        async with AsyncRedisRowStore(patient(config.store_url)) as store:
+            tables = PairStore(store, config.item_topic, config.item_group, 1_000)
+            pairs = {p: await tables.load(p) for p in range(config.partitions)}
+        newest = max(
+            (at[0] for pair in pairs.values() for at in pair.table.reached.values()), default=0
+        )
+        return sum(lowest_reached(pairs, p, newest) for p in range(config.partitions))
+
+    return asyncio.run(look())
+
+
+async def fill(stack: Stack, config: StreamConfig, view: ViewPlan) -> None:
+    async with AsyncRedisRowStore(patient(stack.config.store_url)) as store:
+        backfill = BackfillConfig(replace(config, durability="answered"))
+        report = await fill_view(backfill, view, store, lambda *_: None)
+    assert report.missing == 0
