@@ -52,9 +52,11 @@ class History:
         partitions = known.facts[known.logs[self.topics[view.entity]]][1]
         for log, bounds in self._bounds(known, view, place_of(entity, partitions)):
             order = {each: place for place, each in enumerate(self.sources)}
+            # As it is read, log after log: a deletion in one leaves what lies in the next.
+            sent_in_order = sorted(known.truth.items(), key=lambda each: order.get(each[0][0], -1))
             yield {
                 origin: sent
-                for origin, sent in known.truth.items()
+                for origin, sent in sent_in_order
                 if sent[0][view.entity] == entity
                 and origin[2] < self._end(known, order, (log, bounds), origin)
             }

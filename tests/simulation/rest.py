@@ -75,6 +75,7 @@ def happen_next(world: World, dice: Random) -> None:
             continue  # all of it is stored: who reads it ends
         held = {tp for m in alive if m.generation == group.generation for tp in m.places}
         if not alive:
+            world.happen(Event("tick", dice.getrandbits(20)))  # it may wait for one that sleeps
             world.happen(Event("start", place))
             return
         asked = any(member.invited for member in alive)
