@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +54,8 @@ from streams.admin import ensure_topics
 RING: Final = "all_by_hour"
 #: The store may be busy with a worker's rows when it is asked how far that is.
 STORE_TIMEOUT_MS: Final = 30_000
+#: A topic for each load at which freshness is asked for.
+FRESH: Final = "fresh-{}"
 FORMS: Final = ("batched", "single", "distinct")
 
 
@@ -131,7 +132,7 @@ def run(options: Options) -> Report:
                 others.setdefault(name, []).append(run_peer(peer, topic, running, read))
         per_s = float(np.median([rate.per_s for rate in rates["distinct"]]))
         options.say(f"stream: freshness at {LOADS[0].share * per_s:,.0f} actions/s and more …")
-        fresh = _freshness(running, _view(plan, "fresh"), log, sizes, per_s)
+        fresh = _freshness(running, plan, log, sizes, per_s)
         if small:
             options.say("stream: more and more users …")
         scale = by_users(running, small, log[: sizes.by_users], sizes.rounds) if small else None
@@ -179,7 +180,8 @@ def bench_plan(rounds: int) -> Plan:
         accumulators=(*view.accumulators, replace(ring, field=RING, action="*")),
     )
     topics = [f"{form}-{turn}" for turn in range(rounds) for form in FORMS]
-    names = {topic: topic.replace("-", "_") for topic in (*topics, "fresh")}
+    topics += [FRESH.format(turn) for turn in range(len(LOADS))]
+    names = {topic: topic.replace("-", "_") for topic in topics}
     views = tuple(replace(grown, name=name, source=topic) for topic, name in names.items())
     return Plan(1, 0, views, ())
 
@@ -233,31 +235,27 @@ def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None
 
 
 def _freshness(
-    running: Cluster, view: ViewPlan, log: Actions, sizes: Sizes, per_s: float
+    running: Cluster, plan: Plan, log: Actions, sizes: Sizes, per_s: float
 ) -> list[Freshness]:
     """At each of the loads, of so many probes and those of the time before any counts. The worker
-    has a core to itself where there are two."""
-    counts = [
-        sizes.probes + math.ceil(WARM_S * load.share * per_s / MESSAGE_ACTIONS)
-        for load in sizes.loads
-    ]
-    made = iter(probes(view, log, sum(counts)))
+    has a core to itself where there are two. Each load has a topic of its own: the embedded broker
+    needs the more processor for a message the more its partition holds."""
     servers = running.broker, running.store_server
     cores, found = Cores.here(), []
     with (
         held_off(running.store_server),
         cores.others([server.child.pid for server in servers]),
-        running.worker(view.source, core=cores.service),
     ):
-        for load, each in zip(sizes.loads, counts, strict=True):
+        for turn, load in enumerate(sizes.loads):
+            view, at_per_s = _view(plan, FRESH.format(turn)), load.share * per_s
+            made = probes(view, log, sizes.probes + math.ceil(WARM_S * at_per_s / MESSAGE_ACTIONS))
             rewriting = again_and_again if load.rewriting else nothing_rewritten
-            with rewriting(running.store_server) as took_s:
+            with (
+                running.worker(view.source, core=cores.service),
+                rewriting(running.store_server) as took_s,
+            ):
                 measured = measure(
-                    running.broker.address,
-                    view.source,
-                    running.store_url,
-                    list(islice(made, each)),
-                    load.share * per_s,
+                    running.broker.address, view.source, running.store_url, made, at_per_s
                 )
                 found.append(replace(asyncio.run(measured), rewriting_s=took_s))
     return found
