@@ -184,9 +184,9 @@ class Front(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._refused = False
-        self._rest()
         if not self._stays:
             self.transport.close()
+        self._rest()
 
     def _came(self) -> None:
         self._admission.coming -= 1
