@@ -14,14 +14,13 @@ import asyncio
 from typing import Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from predictor.connection import Connection
 from predictor.heads import plain_post
 from predictor.http import WAITED
 from predictor.models import MODELS
 from predictor.protocol import encode_error
-from predictor.service import Service
 from schemas.errors import RequestError
 from store.tcp import since_received_s, tcp_socket
 
@@ -61,8 +60,8 @@ class Replies:
 _REPLIES: Final = Replies()
 
 
-class Front(HttpToolsProtocol):
-    """A connection to an application whose `state.service` is a Service.
+class Front(Connection):
+    """A connection whose requests meet admission.
 
     Requests that it leaves alone (pipelined behind one that is served, `Expect`, other spellings of
     a route, callers that do not read) meet admission in their handlers.
@@ -76,15 +75,12 @@ class Front(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        app: Any = config.app
-        service: Service = app.state.service
-        self._admission = service.ranker.admission
-        self._resting = service.ranker.resting
-        self._metrics = service.observer.metrics
+        self._admission = self.service.ranker.admission
+        self._resting = self.service.ranker.resting
+        self._metrics = self.service.observer.metrics
         self._refused = False  # the request that is coming in
         self._between = True  # requests: the parser has none begun
         self._owed = 0  # bytes of the body of one that was refused unparsed, still to come
-        self._asked_s = 0.0  # when one was refused unparsed, by the loop's clock
         self._stays = True  # the connection, after it
         self._socket: Any = None  # of a TCP connection
 
@@ -130,29 +126,16 @@ class Front(HttpToolsProtocol):
         """The connection waits for its next request. A timer that runs already is not set anew for
         each: at its end it looks whether it was too early."""
         self.server_state.total_requests += 1
-        self._asked_s = self.loop.time()
+        self._since_s = self.loop.time()
         if self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._wait(self.timeout_keep_alive)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Called once the timer has run."""
-        left_s = self._asked_s + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0 and self._asked_s:
-            self._wait(left_s)
-        else:
-            super().timeout_keep_alive_handler()
-
-    def _wait(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
-            seconds, self.timeout_keep_alive_handler
-        )
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._between = False
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
+    def begin(self) -> None:
         """Refuse the request, or begin it."""
         name = _NAMES.get(self.url)
         if name is not None and self._is_next():
@@ -165,11 +148,11 @@ class Front(HttpToolsProtocol):
                 return
             self._admission.coming += 1
             self.scope["state"][WAITED] = waited_s
-            super().on_headers_complete()
+            super().begin()
             # Called behind the task's first step, which meets admission if the body is there.
             self.loop.call_soon(self._came)
             return
-        super().on_headers_complete()
+        super().begin()
 
     def on_body(self, body: bytes) -> None:
         """Of a refused request it is read, so that the next one is found behind it, and dropped."""
@@ -194,10 +177,7 @@ class Front(HttpToolsProtocol):
     def _is_next(self) -> bool:
         """It is a POST whose reply is the next on this connection, and whose body will come."""
         return (
-            self.parser.get_method() == b"POST"
-            and not self.expect_100_continue
-            and not self.parser.should_upgrade()
-            and self._is_free()
+            self.parser.get_method() == b"POST" and not self.expect_100_continue and self._is_free()
         )
 
     def _is_free(self) -> bool:

@@ -12,12 +12,13 @@
 
 Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
 `error` (one line for people) and its parts. 400 the request is wrong, 404 no such route or model,
-405 wrong method, 413 body too large, 415 a compressed body, 503 overloaded or stopping, 500 a
-defect of the service.
+405 wrong method, 408 a body that does not come, 413 body too large, 415 a compressed body, 503
+overloaded or stopping, 500 a defect of the service. What is no HTTP: `predictor.connection`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -183,7 +184,7 @@ async def _counted(
     timeline = Timeline(name, "http", request.headers.get("traceparent", ""))
     timeline.waited_s = request.scope.get("state", {}).get(WAITED, 0.0)
     with Watched(service.observer, timeline) as watched:
-        body = await _body(request, service.limits.body_bytes)
+        body = await _body(request, service.limits)
         watched.begin()
         return await answer(service, body)
 
@@ -196,8 +197,9 @@ async def _write(
     return Response(b"null", media_type=JSON_TYPE)
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body, refused as soon as it is known to be compressed or too large."""
+async def _body(request: Request, limits: Limits) -> bytes:
+    """The body, refused as soon as it is known to be compressed, too large or too slow."""
+    most = limits.body_bytes
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         required = "a body that is not compressed"
@@ -208,11 +210,15 @@ async def _body(request: Request, most: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise _too_large(most, "more")
-            parts.append(part)
+        async with asyncio.timeout(limits.timeout_ms / 1000):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise _too_large(most, "more")
+                parts.append(part)
+    except TimeoutError:
+        required, got = f"all of it in {limits.timeout_ms} ms", f"{size} bytes"
+        raise RequestError("body", required=required, got=got, status=408) from None
     except ClientDisconnect:  # nobody hears this; it is counted as what it is, and no defect
         got = f"{size} bytes, and the caller left"
         raise RequestError("body", required="all of it", got=got, status=CLIENT_LEFT) from None
@@ -229,7 +235,7 @@ def _too_large(most: int, got: str) -> RequestError:
 
 def _error(error: EncoreError, status: int) -> Response:
     headers = {"retry-after": "1"} if status == 503 else {}
-    if status in (413, 415):
+    if status in (408, 413, 415):
         headers["connection"] = "close"  # the rest of the body is not read
     parts = {"error": str(error), **error.parts()}
     return Response(encode_error(parts), status, headers, JSON_TYPE)

@@ -18,8 +18,10 @@ ERRORS: Final[dict[int, str]] = {
     400: "The request is wrong; `where` names the field.",
     404: "No such route, model or version.",
     405: "A known route, another method.",
+    408: "The head or the body did not come in time.",
     413: "The body is larger than `max_body_bytes`.",
     415: "The body is compressed.",
+    431: "The head is too large.",
     500: "A defect of the service.",
     503: "Overloaded, draining, or something required is away; try again after `Retry-After`.",
 }
@@ -68,10 +70,10 @@ def _protocol_paths() -> Json:
 
 
 def _feast_paths() -> Json:
+    read, written = (400, 408, 413, 415), (400, 408, 413, 415, 503)
     online = _post(
-        "getOnlineFeatures", "Features of entities", "OnlineRequest", "OnlineReply", 400, 413, 415
+        "getOnlineFeatures", "Features of entities", "OnlineRequest", "OnlineReply", *read
     )
-    written = (400, 413, 415, 503)
     return {
         "/get-online-features": {"post": online},
         "/push": {"post": _post("push", "Batch rows by push source", "Push", "Null", *written)},
@@ -130,7 +132,7 @@ def _post(operation: str, summary: str, takes: str, gives: str, *errors: int) ->
 
 
 def _infer(operation: str) -> Json:
-    statuses = (400, 404, 413, 415, 503)
+    statuses = (400, 404, 408, 413, 415, 503)
     post = _post(operation, "One request to a model", "InferRequest", "InferReply", *statuses)
     length = {"$ref": "#/components/parameters/jsonLength"}
     raw = {"schema": {"type": "string", "contentMediaType": _BINARY}}

@@ -136,6 +136,7 @@ async def _run(
             uvicorn.Config(
                 create_app(service),
                 http=Front,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
