@@ -25,7 +25,7 @@ import numpy as np
 
 from bench.cores import Cores
 from bench.report import Options, Report
-from bench.rewriting import again_and_again, held_off, nothing_rewritten
+from bench.rewriting import Rewriting, again_and_again, held_off
 from bench.samples import demo_plan
 from bench.stream_fresh import MESSAGE_ACTIONS, WARM_S, Freshness, measure, probes
 from bench.stream_items import TOPIC, item_rate, item_views
@@ -48,7 +48,7 @@ from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.row import decode_rows
 from schemas.status import Status
 from store.redis_store import RedisRowStore
-from store.wire import StoreConfig
+from store.wire import OWN_DISK, Disks, StoreConfig
 from streams.admin import ensure_topics
 
 RING: Final = "all_by_hour"
@@ -61,15 +61,20 @@ FORMS: Final = ("batched", "single", "distinct")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """share: of the rate over distinct users. rewriting: the store rewrites its file all along."""
+    """share: of the rate over distinct users. rewriting: who rewrites the rows' file all along."""
 
     share: float
-    rewriting: bool = False
+    rewriting: Rewriting = "never"
+
+    @property
+    def disks(self) -> Disks:
+        """That keep the rows."""
+        return Disks(own=False, replicas=1) if self.rewriting == "replica" else OWN_DISK
 
 
 #: Freshness is asked for at these shares of the rate over distinct users, half load first: under a
 #: steady load a micro-batch is small and hardly merges a user's actions, as a backlog does.
-LOADS: Final = (Load(0.5), Load(0.5, rewriting=True), Load(1.0), Load(2.0))
+LOADS: Final = (Load(0.5), Load(0.5, "store"), Load(0.5, "replica"), Load(1.0), Load(2.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +254,17 @@ def _freshness(
         for turn, load in enumerate(sizes.loads):
             view, at_per_s = _view(plan, FRESH.format(turn)), load.share * per_s
             made = probes(view, log, sizes.probes + math.ceil(WARM_S * at_per_s / MESSAGE_ACTIONS))
-            rewriting = again_and_again if load.rewriting else nothing_rewritten
+            files = running.directory / f"load-{turn}"
+            files.mkdir()
             with (
-                running.worker(view.source, core=cores.service),
-                rewriting(running.store_server) as took_s,
+                again_and_again(running.store_server, files, load.rewriting) as took_s,
+                running.worker(view.source, core=cores.service, disks=load.disks),
             ):
                 measured = measure(
                     running.broker.address, view.source, running.store_url, made, at_per_s
                 )
-                found.append(replace(asyncio.run(measured), rewriting_s=took_s))
+                fresh = replace(asyncio.run(measured), rewriting=load.rewriting, took_s=took_s)
+                found.append(fresh)
     return found
 
 
@@ -295,11 +302,10 @@ def _keys(
                 )
             )
             for each in loads
-            if not each.rewriting_s
+            if each.rewriting == "never"
         },
-        "fresh_rewriting_p99_ms": next(
-            (float(np.percentile(each.latency_ms, 99)) for each in loads if each.rewriting_s), None
-        ),
+        "fresh_rewriting_p99_ms": _p99_ms(loads, "store"),
+        "fresh_replica_rewriting_p99_ms": _p99_ms(loads, "replica"),
         "rss_growth_mb": median(rates["batched"], "rss_growth_mb"),
         "worker_cpu_us": {
             form: float(np.median([rate.cpu_us["worker"] for rate in rates[form]]))
@@ -307,6 +313,11 @@ def _keys(
         },
         "equal_counts": all(rate.equal for found in others.values() for rate in found),
     }
+
+
+def _p99_ms(loads: list[Freshness], rewriting: Rewriting) -> float | None:
+    found = [each for each in loads if each.rewriting == rewriting]
+    return float(np.percentile(found[0].latency_ms, 99)) if found else None
 
 
 def _ratio(ours: list[Rate], theirs: list[PeerRate]) -> float:
@@ -340,8 +351,8 @@ def _describe(
         report.note("quixstreams could not be installed beside this run: its key is null.")
     for fresh in loads:
         p50, p95, p99 = np.percentile(fresh.latency_ms, (50, 95, 99)).tolist()
-        spells = ", ".join(f"{took_s:.1f}" for took_s in fresh.rewriting_s)
-        beside = f" beside the store's rewriting of its file ({spells} s)" if spells else ""
+        spells = ", ".join(f"{took_s:.1f}" for took_s in fresh.took_s)
+        beside = f" while the {fresh.rewriting} rewrites its file ({spells} s)" if spells else ""
         report.note(
             f"Freshness at {fresh.offered_per_s:,.0f} actions/s{beside}: p50 {p50:,.1f} ms, p95 "
             f"{p95:,.1f} ms, p99 {p99:,.1f} ms of {len(fresh.latency_ms):,} samples; the sender "
@@ -349,7 +360,8 @@ def _describe(
         )
     report.note(
         "Freshness is from the intended send to the row that a read answers, sends are Poisson, "
-        "the worker has a core to itself where there are two; unless told, nothing was rewritten."
+        "the worker has a core to itself where there are two; unless told, nothing was rewritten. "
+        "Where a replica rewrites, it alone keeps a file."
     )
     report.note(
         "These rates are 1/2 and more of the one over distinct users: under a steady load a "

@@ -17,6 +17,7 @@ import numpy as np
 from aiokafka import AIOKafkaProducer
 from numpy.typing import NDArray
 
+from bench.rewriting import Rewriting
 from bench.stream_log import MESSAGE_BYTES, PARTITIONS, Actions
 from schemas.actions import ACTION, encode_batch
 from schemas.ids import partitions_of
@@ -38,14 +39,15 @@ FIRST_USER: Final = 1 << 50
 @dataclass(frozen=True, slots=True)
 class Freshness:
     """latency_ms: (n,) of each probe. offered_per_s: actions offered; late_ms: p99 of how late
-    the sender was, which is part of each latency. rewriting_s: how long the store rewrote its
-    file meanwhile, each time.
+    the sender was, which is part of each latency. rewriting: who rewrote the rows' file
+    meanwhile, and took_s how long, each time.
     """
 
     latency_ms: NDArray[np.float64]
     offered_per_s: float
     late_ms: float
-    rewriting_s: Sequence[float] = ()
+    rewriting: Rewriting = "never"
+    took_s: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)

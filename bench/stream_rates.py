@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from bench.stream_log import PARTITIONS
 from encore.local import Server
 from schemas.errors import LocalError
 from store.redis_store import RedisRowStore
+from store.wire import OWN_DISK, Disks
 
 POLL_S: Final = 0.01
 PATIENCE_S: Final = 60.0
@@ -58,12 +59,15 @@ class Cluster:
         return f"redis://{self.store_server.address}/0"
 
     @contextmanager
-    def worker(self, topic: str, of: str = "users", core: int | None = None) -> Iterator[None]:
+    def worker(
+        self, topic: str, of: str = "users", core: int | None = None, disks: Disks = OWN_DISK
+    ) -> Iterator[None]:
         """A worker on one topic, drained when the block ends. of: users, or items: it re-keys and
-        folds both. core: that it runs on."""
+        folds both. core: that it runs on. disks: that its commits wait for."""
         settings = {
             "of": of,
             "core": core,
+            "disks": astuple(disks),
             "bootstrap": self.broker.address,
             "store_url": self.store_url,
             "data_dir": str(self.directory),

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from store.wire import Disks
 from streams.config import StreamConfig
 from streams.item_worker import run_item_worker
 from streams.worker import run_worker
@@ -28,6 +29,7 @@ def main() -> int:
     for line in sys.stdin:
         values = json.loads(line)
         values["data_dir"] = Path(values["data_dir"])
+        values["disks"] = Disks(*values["disks"])
         run = WORKERS[values.pop("of")]
         code = run(StreamConfig(**values))
         print(json.dumps({"ended": code}), flush=True)

@@ -12,6 +12,7 @@ from catalog.apply import Review
 from catalog.difference import Difference
 from catalog.staging import Staging, end, mark_filled, stage, switch
 from encore.settings import Settings
+from encore.wiring import disks
 from schemas.plan import Plan
 from schemas.staged import Staged
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
@@ -101,8 +102,10 @@ async def _catch_up(config: BackfillConfig, staging: Staging, note: Note, wait_s
 
 
 def _rows(settings: Settings) -> RedisRowStore:
-    return RedisRowStore(StoreConfig(settings.store_url, timeout_ms=STORE_TIMEOUT_MS))
+    config = StoreConfig(settings.store_url, STORE_TIMEOUT_MS, disks=disks(settings))
+    return RedisRowStore(config)
 
 
 def _store(config: BackfillConfig) -> AsyncRedisRowStore:
-    return AsyncRedisRowStore(StoreConfig(config.stream.store_url, timeout_ms=STORE_TIMEOUT_MS))
+    stream = config.stream
+    return AsyncRedisRowStore(StoreConfig(stream.store_url, STORE_TIMEOUT_MS, disks=stream.disks))

@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from aggregation.native.library import path_in_use
 from encore.local import broker_binary, store_binary
 from encore.settings import Settings, masked
 from schemas.errors import EncoreError, LocalError
+
+if TYPE_CHECKING:
+    from store.base import ServerFacts
 
 State = Literal["ok", "warn", "fail", "skip"]
 
@@ -200,15 +203,27 @@ def store(settings: Settings) -> Iterator[Check]:
                 wanted="noeviction",
                 do="CONFIG SET maxmemory-policy noeviction: an evicted row is a wrong feature",
             )
-            yield _is(
-                "store log",
-                "append-only" if facts.appendonly else "no append-only file",
-                wanted="append-only",
-                do="CONFIG SET appendonly yes: rows would be lost on restart",
-            )
+            yield from _kept(facts, settings_or_skip)
             yield plan(rows.get_text, settings.repo)
     except EncoreError as error:
         yield Check("store", "fail", f"{error.where}: {error.got}", "start it, or set store_url")
+
+
+def _kept(facts: ServerFacts, settings: Settings) -> Iterator[Check]:
+    """What the settings wait for is there: the store's own file, or replicas."""
+    wanted = settings.fsynced_by_replicas
+    if settings.fsynced_by_store or not wanted:
+        yield _is(
+            "store log",
+            "append-only" if facts.appendonly else "no append-only file",
+            wanted="append-only",
+            do="CONFIG SET appendonly yes: rows would be lost on restart",
+        )
+    if wanted:
+        found = f"{facts.replicas} replicas are connected"
+        do = f"connect {wanted}, each with appendonly yes: nothing is committed before"
+        enough = facts.replicas >= wanted
+        yield Check("store replicas", "ok" if enough else "fail", found, "" if enough else do)
 
 
 def plan(get_text: Callable[[str], str | None], repo: Path) -> Check:

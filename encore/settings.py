@@ -101,6 +101,16 @@ class Settings(BaseSettings):
         " committed",
     )
 
+    fsynced_by_store: bool = Field(
+        True, description="durability fsynced waits for the disk of the store itself"
+    )
+    fsynced_by_replicas: int = Field(
+        0,
+        ge=0,
+        description="… and for the disks of so many replicas of it, each with an append-only file;"
+        " the store itself need not keep one then",
+    )
+
     stream_core: int | None = Field(
         None,
         ge=0,

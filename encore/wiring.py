@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aggregation.cache.feed import CacheConfig
     from predictor.server import ServeConfig
     from store.redis_store import RedisRowStore
+    from store.wire import Disks
     from streams.config import StreamConfig
 
 
@@ -31,9 +32,17 @@ def stream_config(settings: Settings) -> StreamConfig:
         roll_rows=settings.sink_roll_rows,
         roll_ms=settings.sink_roll_ms,
         durability=settings.durability,
+        disks=disks(settings),
         retention_ms=settings.retention_ms,
         core=settings.stream_core,
     )
+
+
+def disks(settings: Settings) -> Disks:
+    """That `fsynced` waits for. Raises SettingsError where they are nobody's."""
+    from store.wire import Disks
+
+    return Disks(settings.fsynced_by_store, settings.fsynced_by_replicas)
 
 
 def topics(settings: Settings) -> dict[str, int]:

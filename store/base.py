@@ -76,6 +76,7 @@ class ServerFacts:
     server: str  # "valkey 9.1.0"
     maxmemory_policy: str
     appendonly: bool
+    replicas: int  # connected
     loading: bool
     used_memory_bytes: int
     keys: int

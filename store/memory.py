@@ -177,7 +177,7 @@ class MemoryRowStore:
         """As `RowStore.facts`."""
         with self._call():
             used = sum(map(len, self._data.values.values()))
-            return ServerFacts("memory", self._policy, True, False, used, len(self._data.values))
+            return ServerFacts("memory", self._policy, True, 0, False, used, len(self._data.values))
 
     def check_policy(self) -> None:
         """As `RowStore.check_policy`."""

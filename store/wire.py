@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import hiredis
 from redis import exceptions as redis_errors
 
-from schemas.errors import StoreError, StoreTimeout
+from schemas.errors import SettingsError, StoreError, StoreTimeout
 from schemas.names import STORE_MARKER_KEY
 from schemas.row import FENCE_SLICE
 from store.base import Progress, ServerFacts, Write, other_history
@@ -126,11 +126,37 @@ SHAS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class Disks:
+    """Whose disks a confirmation waits for. own: the server's that is written to. replicas: of so
+    many of its replicas, each with an append-only file. Raises SettingsError for nobody's."""
+
+    own: bool = True
+    replicas: int = 0
+
+    def __post_init__(self) -> None:
+        if self.replicas < 0 or not (self.own or self.replicas):
+            raise SettingsError(
+                "fsynced_by_store, fsynced_by_replicas",
+                required="the store's own disk, or those of 1 replica and more",
+                got=f"{str(self.own).lower()}, {self.replicas}",
+                do="set durability to answered for a store that keeps nothing on a disk",
+            )
+
+    def __str__(self) -> str:
+        own = ["the store's disk"] if self.own else []
+        return " and ".join(own + [f"the disks of {self.replicas} replicas"] * (self.replicas > 0))
+
+
+OWN_DISK: Final = Disks()
+
+
+@dataclass(frozen=True, slots=True)
 class StoreConfig:
     """How to reach a store.
 
     timeout_ms: the blocking client waits that long for each socket operation, the async one for a
         whole call, its wait for a free connection included. connections: most in use at once.
+    disks: that `confirm` waits for.
     The defaults are for those who can wait, because a disk that stalls may hold a server up for
     seconds. Who has a deadline names its own.
     """
@@ -139,6 +165,7 @@ class StoreConfig:
     timeout_ms: int = 5_000
     connect_timeout_ms: int = 5_000
     connections: int = 16
+    disks: Disks = OWN_DISK
 
     @property
     def confirm_ms(self) -> int:
@@ -328,7 +355,8 @@ def confirm_commands(config: StoreConfig, history: History) -> tuple[Command, Co
     name: a server that forgot it would answer the wait before a second try had written.
     """
     script = ("EVAL", CONFIRM, 1, STORE_MARKER_KEY, history.marker, history.life)
-    return script, ("WAITAOF", 1, 0, config.confirm_ms)
+    disks = config.disks
+    return script, ("WAITAOF", int(disks.own), disks.replicas, config.confirm_ms)
 
 
 def parse_history(replies: Sequence[Reply], place: str) -> History:
@@ -359,12 +387,14 @@ def check_confirmed(replies: Sequence[Reply], config: StoreConfig, history: Hist
             do="run CONFIG SET appendonly yes (Valkey, or Redis from 7.2 on), or set durability to"
             " answered and know that commits may then pass what a crash leaves",
         )
-    if not isinstance(waited, list) or waited[0] < 1:
+    own, replicas = waited if isinstance(waited, list) else (0, 0)
+    if own < config.disks.own or replicas < config.disks.replicas:
         raise StoreTimeout(
             where,
-            required=f"the disk to confirm within {config.confirm_ms} ms",
-            got=repr(waited),
-            do="see whether appendfsync is everysec or always, and how busy the disk is",
+            required=f"{config.disks} to confirm within {config.confirm_ms} ms",
+            got=f"{own} and {replicas}" if isinstance(waited, list) else repr(waited),
+            do="see whether appendfsync is everysec or always, how busy the disk is, and whether"
+            " every replica is connected and keeps an append-only file",
         )
 
 
@@ -379,6 +409,7 @@ def parse_facts(reply: Reply) -> ServerFacts:
         server=f"{name} {version}",
         maxmemory_policy=info.get("maxmemory_policy", "unknown"),
         appendonly=info.get("aof_enabled") == "1",
+        replicas=int(info.get("connected_slaves", 0)),
         loading=info.get("loading") == "1",
         used_memory_bytes=int(info.get("used_memory", 0)),
         keys=sum(int(space.split(",")[0].removeprefix("keys=")) for space in keyspaces),

@@ -15,6 +15,7 @@ from schemas.names import (
     late_topic,
 )
 from schemas.succession import Life
+from store.wire import OWN_DISK, Disks
 
 #: Appended to the group of the worker: each kind of consumer keeps positions of its own.
 ARCHIVE_GROUP_SUFFIX = ".archive"
@@ -40,6 +41,7 @@ class StreamConfig:
     durability: `fsynced` commits what the store's disk has confirmed; `answered` what the store has
         answered, for a store without an append-only file: a commit may then pass what a crash of
         the store leaves.
+    disks: of the store or its replicas, that `fsynced` waits for.
     retention_ms: how long the topics keep their messages. Rows of views with a TTL leave the store
         a day after the longer of both without a write; 0: nobody says, all rows stay.
     stand_still_ms: a process whose positions do not move for this long ends, if there is something
@@ -66,6 +68,7 @@ class StreamConfig:
     stand_still_ms: int = 120_000
     store_timeout_ms: int = 2_000
     durability: Literal["fsynced", "answered"] = "fsynced"
+    disks: Disks = OWN_DISK
     retention_ms: int = 0
     roll_rows: int = 50_000
     roll_ms: int = 10_000

@@ -43,7 +43,8 @@ class TopicAdmin(Protocol):
 
 def open_redis(config: StreamConfig) -> AsyncRowStore:
     """The row store that the settings name; it connects when it is first asked."""
-    return AsyncRedisRowStore(StoreConfig(config.store_url, timeout_ms=config.store_timeout_ms))
+    timeout_ms, disks = config.store_timeout_ms, config.disks
+    return AsyncRedisRowStore(StoreConfig(config.store_url, timeout_ms, disks=disks))
 
 
 def open_rows(store_url: str) -> RowStore:

@@ -113,7 +113,14 @@ def test_a_store_that_evicts_fails(tmp_path: Path) -> None:
     try:
         ask(server.port, "CONFIG SET maxmemory-policy allkeys-lru", "CONFIG SET appendonly no")
         url = f"redis://{server.address}/0"
-        found = states(doctor.store(Settings(data_dir=tmp_path, repo=tmp_path, store_url=url)))
+        settings = Settings(data_dir=tmp_path, repo=tmp_path, store_url=url)
+        found = states(doctor.store(settings))
+        # Replicas keep the file here, and none is connected.
+        update = {"fsynced_by_store": False, "fsynced_by_replicas": 1}
+        others = states(doctor.store(settings.model_copy(update=update)))
     finally:
         server.child.kill()
     assert found == {"store": "ok", "store eviction": "fail", "store log": "fail", "plan": "fail"}
+    assert others == {name: state for name, state in found.items() if name != "store log"} | {
+        "store replicas": "fail"
+    }

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from schemas.errors import HistoryError, StoreError, StoreTimeout
+from schemas.errors import HistoryError, SettingsError, StoreError, StoreTimeout
 from schemas.stored import RowKeys
 from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
-from store.wire import StoreConfig
+from store.wire import Disks, StoreConfig
 from tests.store.servers import OwnServer, own_server
+from tests.streams.support import wait_until
 
 
 def patient(server: OwnServer) -> StoreConfig:
@@ -102,6 +104,52 @@ def test_without_an_append_only_file_nothing_is_confirmed(server: OwnServer) -> 
         store.begin_history()
         with pytest.raises(StoreError, match=r"confirm: needs WAITAOF, .* appendonly is disabled"):
             store.confirm()
+
+
+def test_the_disk_of_a_replica_confirms_in_place_of_the_store_s_own(
+    server: OwnServer, tmp_path: Path
+) -> None:
+    """The store forks for no file then. What was confirmed, the replica has when it takes over."""
+    server.run("CONFIG", "SET", "appendonly", "no")
+    config = replace(patient(server), disks=Disks(own=False, replicas=1))
+    hasty = replace(config, timeout_ms=2_000)
+    with own_server(tmp_path / "replica") as replica:
+        with RedisRowStore(hasty) as store:
+            store.begin_history()
+            with pytest.raises(StoreTimeout, match=r"of 1 replicas to confirm .* got 0 and 0"):
+                store.confirm()
+        replica.run("REPLICAOF", "127.0.0.1", server.server.port)
+        with RedisRowStore(config) as store:
+            wait_until(lambda: store.facts().replicas == 1)
+            name = store.begin_history()
+            store.put_text("a", "durable")
+            store.confirm()
+        server.kill()
+        replica.kill()
+        replica.restart()
+        with RedisRowStore(patient(replica)) as store:
+            assert store.get_text("a") == "durable"
+            assert store.begin_history() not in ("", name)
+
+
+def test_a_replica_without_a_file_confirms_nothing(server: OwnServer, tmp_path: Path) -> None:
+    with own_server(tmp_path / "replica") as replica:
+        replica.run("CONFIG", "SET", "appendonly", "no")
+        replica.run("REPLICAOF", "127.0.0.1", server.server.port)
+        both = StoreConfig(server.url, timeout_ms=2_000, disks=Disks(replicas=1))
+        with RedisRowStore(both) as store:
+            wait_until(lambda: store.facts().replicas == 1)
+            store.begin_history()
+            with pytest.raises(
+                StoreTimeout, match=r"the store's disk and the disks of 1 replicas .* got 1 and 0"
+            ):
+                store.confirm()
+
+
+@pytest.mark.parametrize("disks", [(False, 0), (True, -1)])
+def test_somebody_s_disk_confirms(disks: tuple[bool, int]) -> None:
+    with pytest.raises(SettingsError, match=r"own disk, or those of 1 replica and more"):
+        Disks(*disks)
 
 
 def test_the_memory_double_goes_back_to_what_was_confirmed() -> None:

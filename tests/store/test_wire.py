@@ -107,11 +107,11 @@ def test_progress_replies() -> None:
 
 def test_facts_of_redis_and_of_an_empty_reply() -> None:
     said = b"# Server\r\nredis_version:7.4.0\r\nmaxmemory_policy:volatile-lru\r\n"
-    said += b"aof_enabled:1\r\nloading:0\r\nused_memory:12\r\n"
+    said += b"aof_enabled:1\r\nloading:0\r\nused_memory:12\r\nconnected_slaves:2\r\n"
     said += b"db0:keys=3,expires=0,avg_ttl=0\r\ndb1:keys=4,expires=0\r\n"
     facts = wire.parse_facts(said)
     assert (facts.server, facts.maxmemory_policy) == ("redis 7.4.0", "volatile-lru")
-    assert (facts.appendonly, facts.loading) == (True, False)
+    assert (facts.appendonly, facts.replicas, facts.loading) == (True, 2, False)
     assert (facts.used_memory_bytes, facts.keys) == (12, 7)
     assert wire.parse_facts(b"").maxmemory_policy == "unknown"
 
@@ -131,5 +131,7 @@ def test_a_server_that_names_no_life_has_no_history() -> None:
 
 def test_a_disk_that_does_not_confirm_in_time() -> None:
     config = StoreConfig("redis://127.0.0.1:1/0")
-    with pytest.raises(StoreTimeout, match=r"the disk to confirm within \d+ ms, got \[0, 0\]"):
+    with pytest.raises(
+        StoreTimeout, match=r"the store's disk to confirm within \d+ ms, got 0 and 0"
+    ):
         wire.check_confirmed([0, [0, 0]], config, History("marker", "life"))

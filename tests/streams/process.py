@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore
+from store.wire import Disks
 from streams.app import ending, run_app
 from streams.config import StreamConfig
 from streams.item_worker import ItemWorker, run_item_worker
@@ -100,7 +101,7 @@ def main(kind: str, settings: str, fault: str) -> int:
     for name in ("data_dir", "spool_dir"):
         if name in values:
             values[name] = Path(values[name])
-    config = StreamConfig(**values)
+    config = StreamConfig(**values | {"disks": Disks(*values["disks"])})
     logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for library in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(library).setLevel("ERROR")

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -338,7 +338,11 @@ def start(kind: str, stack: Stack, fault: str = "") -> Process:
     directory.mkdir(parents=True, exist_ok=True)
     log = stack.config.data_dir / f"{kind}-{time.monotonic_ns()}.log"
     settings = {
-        name: str(value) if isinstance(value, Path) else value
+        name: str(value)
+        if isinstance(value, Path)
+        else value
+        if name != "disks"
+        else astuple(value)
         for name in StreamConfig.__dataclass_fields__
         if (value := getattr(stack.config, name)) is not None
     }
