@@ -282,6 +282,7 @@ def query_of(request: InferRequest, settings: Defaults, call: Call) -> Query:
         received_ms=call.received_ms,
         page_size=_integer(given, "page_size", settings.page_size, settings.limits.page),
         timeout_ms=_timeout_ms(given, settings, call.remaining_ms),
+        caller_id=request.id or "",
     )
 
 

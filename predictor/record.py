@@ -23,6 +23,7 @@ class Query:
 
     candidate_ids: (N,) i64, no duplicates, N at least 1. now_ms: the clock of the features;
     received_ms: the server's. page_size: K. timeout_ms: from the start of serving to its reply.
+    caller_id: the request's id as its caller sent it, empty where it sent none.
     """
 
     request_id: uuid.UUID
@@ -32,6 +33,7 @@ class Query:
     received_ms: int
     page_size: int
     timeout_ms: float
+    caller_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def record_of(entry: LogEntry) -> RankRecord:
         draw_probability=ranking.draw_probability,
         coarse_only_ids=query.candidate_ids[coarse_only],
         coarse_only_scores=ranking.coarse[coarse_only],
+        caller_id=query.caller_id,
     )
 
 

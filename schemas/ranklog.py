@@ -7,6 +7,8 @@ Layout: `schemas/fbs/rank_record.fbs` (file identifier "ERNK"). Symbols:
     Nc      candidates that only the coarse stage saw
     T       tasks, in the order of TASKS
 
+`caller_id` is newer than the rest: records without it are read, and it is empty.
+
 The values are those *before* ID-ization, as records of `value_dtype(plan, service, side)` of
 schemas.values; the codec moves them as bytes, so a record travels without the plan that reads it.
 """
@@ -29,6 +31,7 @@ from schemas.flat import FlatTable
 IDENTIFIER: Final = b"ERNK"
 MAX_CANDIDATES: Final = 1 << 20
 MAX_VALUES_BYTES: Final = 1 << 30
+MAX_CALLER_ID_BYTES: Final = 1 << 10
 
 #: The tasks of the fine network; column order of `task_scores`. Append-only.
 TASKS: Final = ("click", "long_view", "like")
@@ -81,6 +84,7 @@ class RankRecord:
     draw_probability: (Nf,) f32; 1 for ranked candidates, else the chance with which a coarse
         reject got its fine score.
     coarse_only_ids: (Nc,) i64. coarse_only_scores: (Nc,) f32.
+    caller_id: the request's id as its caller sent it, no key; empty where it sent none.
     """
 
     request_hi: int
@@ -108,6 +112,7 @@ class RankRecord:
     draw_probability: NDArray[np.float32]
     coarse_only_ids: NDArray[np.int64]
     coarse_only_scores: NDArray[np.float32]
+    caller_id: str = ""
 
     @property
     def request_id(self) -> uuid.UUID:
@@ -152,6 +157,7 @@ _VECTORS: Final[tuple[tuple[str, np.dtype[Any]], ...]] = (
     ("draw_probability", np.dtype("<f4")),
     ("coarse_only_ids", np.dtype("<i8")),
     ("coarse_only_scores", np.dtype("<f4")),
+    ("caller_id", np.dtype("u1")),
 )
 
 
@@ -161,6 +167,10 @@ _VECTORS: Final[tuple[tuple[str, np.dtype[Any]], ...]] = (
 def encode_record(record: RankRecord) -> bytes:
     """A record as a FlatBuffer. Raises RecordError where its shapes contradict each other."""
     parts = {name: getattr(record, name) for name, _ in _VECTORS}
+    parts["caller_id"] = caller = record.caller_id.encode()
+    if len(caller) > MAX_CALLER_ID_BYTES:
+        most, got = f"at most {MAX_CALLER_ID_BYTES} bytes of UTF-8", str(len(caller))
+        raise RecordError("record.caller_id", required=most, got=got)
     _check_shapes(record, "record")
     size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts.values())
     builder = flatbuffers.Builder(size + 512)
@@ -215,8 +225,9 @@ def decode_record(data: bytes, where: str = "rank record") -> RankRecord:
     vectors: dict[str, Any] = {}
     for field, (name, dtype) in enumerate(_VECTORS, start=len(_SCALARS)):
         most = MAX_VALUES_BYTES if dtype.itemsize == 1 else MAX_CANDIDATES * 255
+        most = MAX_CALLER_ID_BYTES if name == "caller_id" else most
         vector = table.vector(field, dtype, most)
-        if vector is None:
+        if vector is None and name != "caller_id":
             raise RecordError(f"{where}.{name}", required="a vector", got="none")
         vectors[name] = vector
     fine, views, tasks = len(vectors["fine_ids"]), scalars.pop("item_views"), scalars.pop("tasks")
@@ -228,9 +239,19 @@ def decode_record(data: bytes, where: str = "rank record") -> RankRecord:
         vectors[name] = vectors[name].reshape(fine, width)
     for name in ("user_values", "item_values"):
         vectors[name] = vectors[name].tobytes()
+    vectors["caller_id"] = _text(vectors["caller_id"], f"{where}.caller_id")
     record = RankRecord(**scalars, **vectors)
     _check_shapes(record, where)
     return record
+
+
+def _text(utf8: NDArray[np.uint8] | None, where: str) -> str:
+    if utf8 is None:
+        return ""
+    try:
+        return utf8.tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(where, required="UTF-8", got=error.reason) from None
 
 
 def _check_shapes(record: RankRecord, where: str) -> None:

@@ -84,6 +84,7 @@ def request_table(
         {
             "offset": pa.array(offsets),
             "request_id": uuid_column(halves[:, 0], halves[:, 1]),
+            "caller_id": pa.array([record.caller_id or None for record in records], pa.string()),
             **{
                 name: pa.array([getattr(record, name) for record in records], dtype)
                 for name, dtype in _REQUEST_SCALARS.items()

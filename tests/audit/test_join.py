@@ -228,7 +228,8 @@ def test_the_questions_of_the_audit_page_can_be_asked(
     )
     other = ServiceProgram(replace(PROGRAM.plan, services=(fewer,)), "ranking")
     write_records(tmp_path, other, [record(other, [12], 3, 3_000)])
-    write_records(tmp_path, PROGRAM, [record(PROGRAM, [10, 11], 1, 1_000, 1334)], first=1)
+    named = replace(record(PROGRAM, [10, 11], 1, 1_000, 1334), caller_id="home-7")
+    write_records(tmp_path, PROGRAM, [named], first=1)
     acts = [(10, IMPRESSION), (10, CLICK), (11, IMPRESSION), (12, CLICK)]
     write_actions(
         tmp_path, [Act(request_id(3 if i == 12 else 1), i, kind, 3_000) for i, kind in acts]
@@ -243,7 +244,8 @@ def test_the_questions_of_the_audit_page_can_be_asked(
             for question in block[1].split(";")
             if question.strip()
         ]
-    shown, by_place, degraded = answers[3:]
+    shown, by_caller, by_place, degraded = answers[3:]
+    assert [row[::2] for row in by_caller] == [(request_id(1), 1334)]
     assert [row[:1] + row[2:4] for row in shown] == [(1_000, 10, 0), (1_000, 11, 1)]
     assert by_place == [(0, 1, 1.0), (1, 1, 0.0)]
     assert [row[1:] for row in degraded] == [(1, 2)]

@@ -175,6 +175,8 @@ def record_json(record: RankRecord) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
+        if isinstance(value, str):
+            value = value.encode()
         if isinstance(value, bytes):
             value = list(value)
         elif isinstance(value, np.ndarray) and value.dtype.names:

@@ -148,6 +148,15 @@ def test_every_request_is_logged(running: RunningServer) -> None:
     assert page.tolist() == outputs_of(reply)["page_ids"].tolist()
 
 
+def test_a_callers_id_that_is_no_key_is_logged(running: RunningServer) -> None:
+    given = f"home {new_id()} \u2713"
+    reply = running.infer(id=given, parameters=CLOCK).json()
+    assert reply["id"] == given
+    wait_until(lambda: any(r.caller_id == given for r in records(running)))
+    [record] = [r for r in records(running) if r.caller_id == given]
+    assert str(record.request_id) == reply["parameters"]["request_id"]
+
+
 def records(running: RunningServer) -> list[Any]:
     return [
         decode_record(payload)

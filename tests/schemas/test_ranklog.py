@@ -68,6 +68,7 @@ def example() -> RankRecord:
         draw_probability=np.array([1, 0.25], np.float32),
         coarse_only_ids=np.array([99], np.int64),
         coarse_only_scores=np.array([-3], np.float32),
+        caller_id="home-7 \u2713",
     )
 
 
@@ -108,6 +109,7 @@ def records(draw: st.DrawFn) -> RankRecord:
         draw_probability=array("<f4", nf),
         coarse_only_ids=array("<i8", nc),
         coarse_only_scores=array("<f4", nc),
+        caller_id=draw(st.text(max_size=9)),
     )
 
 
@@ -119,6 +121,20 @@ def test_round_trip(record: RankRecord) -> None:
 def test_golden_bytes() -> None:
     assert encode_record(example()) == GOLDEN.read_bytes()
     assert_equal(example(), decode_record(GOLDEN.read_bytes()))
+
+
+def test_a_record_without_a_callers_id_is_read() -> None:
+    """As they were written before there was one."""
+    former = GOLDEN.with_name("rank_record_without_caller_id.bin").read_bytes()
+    assert_equal(dataclasses.replace(example(), caller_id=""), decode_record(former))
+
+
+def test_a_callers_id_is_short_and_text() -> None:
+    with pytest.raises(RecordError, match="caller_id: needs at most 1024 bytes of UTF-8, got 1026"):
+        encode_record(dataclasses.replace(example(), caller_id="\u2713" * 342))
+    data = encode_record(example())
+    with pytest.raises(RecordError, match="caller_id: needs UTF-8"):
+        decode_record(data.replace("\u2713".encode(), b"\xff\xfe\xfd"))
 
 
 def test_flatc_reads_it(tmp_path: Path) -> None:
@@ -136,6 +152,7 @@ def test_flatc_reads_it(tmp_path: Path) -> None:
     assert bytes(read["user_values"]) == b"user values"
     assert read["positions"] == [0, -1]
     assert read["coarse_only_scores"] == [-3.0]
+    assert bytes(read["caller_id"]).decode() == example().caller_id
 
 
 def test_reads_what_flatc_writes(tmp_path: Path) -> None:

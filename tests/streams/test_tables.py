@@ -68,6 +68,7 @@ def test_a_range_without_actions_has_the_same_columns() -> None:
 @pytest.mark.parametrize("coarse", [0, 3])
 def test_values_come_back_bit_for_bit(tasks: int, coarse: int) -> None:
     records = [random_record(seed, fine=seed % 5, coarse=coarse, tasks=tasks) for seed in range(40)]
+    records[7] = replace(records[7], caller_id="home-7")
     offsets = np.arange(1_000, 1_040)
     requests = request_table(COLUMNS, records, offsets)
     candidates = candidate_table(COLUMNS, records, offsets)
@@ -78,6 +79,7 @@ def test_values_come_back_bit_for_bit(tasks: int, coarse: int) -> None:
     assert fine["place"].to_pylist() == [i for r in records for i in range(len(r.fine_ids))]
     assert candidates.num_rows - fine.num_rows == 40 * coarse
     assert requests["request_id"].to_pylist() == [str(r.request_id) for r in records]
+    assert requests["caller_id"].to_pylist() == [None] * 7 + ["home-7"] + [None] * 32
     assert requests["coarse_version"].to_pylist() == [r.coarse_version for r in records]
     scores = np.concatenate([r.final_scores for r in records])
     assert fine["score"].null_count == np.isnan(scores).sum()
