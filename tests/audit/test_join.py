@@ -245,7 +245,7 @@ def test_the_questions_of_the_audit_page_can_be_asked(
             if question.strip()
         ]
     shown, by_caller, by_place, degraded = answers[3:]
-    assert [row[::2] for row in by_caller] == [(request_id(1), 1334)]
+    assert [row[::2] for row in by_caller] == [(str(request_id(1)), 1334)]
     assert [row[:1] + row[2:4] for row in shown] == [(1_000, 10, 0), (1_000, 11, 1)]
     assert by_place == [(0, 1, 1.0), (1, 1, 0.0)]
     assert [row[1:] for row in degraded] == [(1, 2)]
