@@ -17,7 +17,8 @@ from schemas.plan import FeaturePlan, Plan, ServicePlan, ViewPlan
 What = Literal["added", "changed", "removed"]
 
 _STARTS: Final = {
-    "streamed": "starts empty and fills from the worker's position on",
+    "streamed": "starts empty and fills from the worker's position on"
+    " (`encore backfill {name}` fills in its past)",
     "batch": "starts empty until `encore load`",
 }
 
@@ -317,7 +318,8 @@ def _feature_line(change: FeatureChange) -> str:
 
 
 def _view_lines(change: ViewChange, filled: bool) -> list[str]:
-    starts = "filled from history" if filled else _STARTS.get(change.kind, "")
+    empty = _STARTS.get(change.kind, "").format(name=change.name)
+    starts = "filled from history" if filled else empty
     sign, why = _SIGNS[change.what], f": {'; '.join(change.reasons)}" if change.reasons else ""
     if change.what == "removed":
         return [f"  {sign} view {change.name}@{change.before}: its rows are read no more"]

@@ -92,7 +92,7 @@ def stage(
     check_follows(held, plan)
     if review is not None:
         review(found)
-    new = Staged("filling", plan, views, now.used | views, history)
+    new = Staged("filling", plan, views, now.used | views, history, now.foreign)
     set_staged(store, new, version)
     return Staging(new, found, False)
 
@@ -122,8 +122,28 @@ def end(store: RowStore) -> Staged:
     version = version_of(store)
     now = staged(store)
     if now.active:
-        set_staged(store, Staged(used=now.used), version)
+        foreign = now.foreign
+        if now.history and published(store) == now.plan:
+            foreign = foreign | {name: (at, now.history) for name, at in now.views.items()}
+        set_staged(store, Staged(used=now.used, foreign=foreign), version)
     return now
+
+
+def require_history(store: RowStore, names: Collection[str], history: str) -> None:
+    """Raises PlanError where a view that is to be filled from the log alone has rows that were
+    filled from files of before the log, too: what they hold of those would be gone. StoreError."""
+    now, held = staged(store), published(store)
+    if history or now.active or held is None:
+        return
+    for view in held.views:
+        generation, files = now.foreign.get(view.name, (0, ""))
+        if view.name in names and view.generation == generation:
+            raise PlanError(
+                f"{view.name}.history",
+                required=f"--history, which {view.name}@{generation} was filled from, too: {files}",
+                got="none",
+                do="give those files again, or `--without-history` to leave out what they hold",
+            )
 
 
 def _check_history(now: Staged, history: str) -> None:

@@ -35,7 +35,7 @@ def _function(feature: FeaturePlan, ring: AccumulatorPlan) -> str:
         case "window":
             return ring.function
         case "distinct":
-            return f"distinct, exact to {ring.width - 1} a hop,"
+            return f"distinct, exact to {ring.width - 1} a hop and beyond that an estimate,"
         case "decayed_sum":
             return f"{ring.function}, half after {text(feature.half_life_ms)},"
     return feature.kind

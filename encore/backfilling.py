@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from catalog.apply import Review
 from catalog.difference import Difference
-from catalog.staging import Staging, end, mark_filled, stage, switch
+from catalog.staging import Staging, end, mark_filled, require_history, stage, switch
 from encore.settings import Settings
 from encore.wiring import disks
 from schemas.plan import Plan
@@ -28,11 +28,13 @@ STORE_TIMEOUT_MS = 10_000
 @dataclass(frozen=True, slots=True)
 class Options:
     """views: to fill. unchanged: refuse declarations that are not published yet. wait_s: how long
-    generations may stand still while they catch up."""
+    generations may stand still while they catch up. without_history: leave out what views were
+    filled with from before the log."""
 
     views: tuple[str, ...]
     unchanged: bool = False
     wait_s: float = 60.0
+    without_history: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ def run_backfill(
         check_cluster(config.dask)  # before anything is staged
     with _rows(settings) as store:
         store_history = store.begin_history()
+        if not options.without_history:
+            require_history(store, options.views, history)
         staging = stage(settings.repo, store, options.views, review, options.unchanged, history)
         now = staging.staged
         fills: tuple[FillReport, ...] = ()

@@ -27,7 +27,9 @@ class Staged:
     the whole plan that follows the published one, None in state `none`. views: {name: generation}
     of those that are filled. used: {name: the last generation that was ever staged}: also those of
     a filling that was given up, whose numbers no plan may take again. history: names the files of
-    actions from before the log that the rows are filled from, "" where there are none.
+    actions from before the log that the rows are filled from, "" where there are none. foreign:
+    {name: (generation, history)} of the last generation of each view that readers had of such
+    files: the log alone does not give it again.
     """
 
     state: State = "none"
@@ -35,6 +37,7 @@ class Staged:
     views: dict[str, int] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     history: str = ""
+    foreign: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def active(self) -> bool:
@@ -52,6 +55,7 @@ def dump_staged(staged: Staged) -> str:
             "views": staged.views,
             "used": staged.used,
             "history": staged.history,
+            "foreign": staged.foreign,
         },
         indent=2,
         sort_keys=True,
@@ -74,6 +78,10 @@ def load_staged(text: str | None, where: str) -> Staged:
             raise ValueError
         if (held["plan"] is None) != (held["state"] == "none"):
             raise ValueError
+        foreign = {
+            str(name): (int(generation), str(named))
+            for name, (generation, named) in held.get("foreign", {}).items()
+        }
         views, used = (
             {str(k): int(v) for k, v in held[name].items()} for name in ("views", "used")
         )
@@ -85,4 +93,4 @@ def load_staged(text: str | None, where: str) -> Staged:
             do="use the version of encore that staged it, or remove the key and begin again",
         ) from None
     plan = None if held["plan"] is None else load_plan(json.dumps(held["plan"]), f"{where}.plan")
-    return Staged(held["state"], plan, views, used, history)
+    return Staged(held["state"], plan, views, used, history, foreign)

@@ -47,6 +47,10 @@ BeforeOption = Annotated[
     int | None,
     typer.Option(help="Take --history before this time, ms. Default: the first logged action's."),
 ]
+WithoutOption = Annotated[
+    bool,
+    typer.Option("--without-history", help="Leave out what --history once filled them with."),
+]
 LossOption = Annotated[
     bool, typer.Option("--accept-loss", help="Fill without what neither archive nor log holds.")
 ]
@@ -60,6 +64,7 @@ def backfill(
     views: ViewsArgument = None,
     history: HistoryOption = None,
     before_ms: BeforeOption = None,
+    without_history: WithoutOption = False,
     cores: CoresOption = None,
     dask: DaskOption = "",
     memory_mb: MemoryOption = 2_048,
@@ -85,7 +90,8 @@ def backfill(
 
     config = _config(call, cores, dask, memory_mb, tuple(history or ()))
     config = replace(config, before_ms=before_ms, accept_loss=accept_loss)
-    _run(call, config, Options(_views(views), wait_s=wait), retire_models, as_json)
+    options = Options(_views(views), wait_s=wait, without_history=without_history)
+    _run(call, config, options, retire_models, as_json)
 
 
 def rebuild(
@@ -93,6 +99,7 @@ def rebuild(
     views: ViewsArgument = None,
     history: HistoryOption = None,
     before_ms: BeforeOption = None,
+    without_history: WithoutOption = False,
     cores: CoresOption = None,
     dask: DaskOption = "",
     memory_mb: MemoryOption = 2_048,
@@ -103,14 +110,16 @@ def rebuild(
     """Fill views anew as they are declared, after a loss.
 
     As `backfill`, into a new generation, but refuses declarations that are not published. What was
-    filled from --history once has to be given again: neither archive nor log holds it.
+    filled from --history once has to be given again, since neither archive nor log holds it;
+    without it a view that has rows of such files is left as it is.
     """
     from encore.backfilling import Options
 
     call = invocation(context)
     config = _config(call, cores, dask, memory_mb, tuple(history or ()))
     config = replace(config, before_ms=before_ms, accept_loss=accept_loss)
-    _run(call, config, Options(_views(views), unchanged=True, wait_s=wait), False, as_json)
+    options = Options(_views(views), True, wait, without_history)
+    _run(call, config, options, False, as_json)
 
 
 def _views(views: list[str] | None) -> tuple[str, ...]:

@@ -127,7 +127,11 @@ def redrive(
         return
     for offset, why in done.refused.items():
         put(f"{offset} left: {why}")
-    facts = {"put back": len(done.sent), "before": len(done.before), "left": len(done.refused)}
+    facts = {
+        "put back": len(done.sent),
+        "put back before": len(done.before),
+        "left": len(done.refused),
+    }
     put_facts(facts)
 
 

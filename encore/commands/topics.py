@@ -107,7 +107,7 @@ def carry(context: typer.Context, as_json: JsonOption = False) -> None:
     from streams.carrying import carry as carried
 
     done = _with_store(context, lambda store, config: carried(store, config, _now_ms))
-    facts = {"carried": done.sent, "before": done.before, "left": len(done.refused)}
+    facts = {"carried": done.sent, "carried before": done.before, "left": len(done.refused)}
     if as_json:
         put_json({**facts, "refused": done.refused})
         return

@@ -18,7 +18,7 @@ from schemas.plan import FeaturePlan, ViewPlan
 from schemas.row import Rows, decode_rows, empty_rows, encode_rows
 from tests.aggregation.functions import functions_view
 from tests.aggregation.plans import HOUR, MINUTE, activity_view, small_view, users_view
-from tests.aggregation.strategies import SPAN_MS, T0, histories
+from tests.aggregation.strategies import T0, histories, nows
 from tests.oracle.finalise import row_of, value_of
 from tests.oracle.fold import as_dicts, column_of, in_time
 
@@ -47,11 +47,6 @@ def state_after(view: ViewPlan, history: tuple[Any, Any, Any]) -> Rows:
     rows = empty_rows(layout, IDS)
     fold(view, rows, row, actions, sent_ms)
     return decode_rows(layout, encode_rows(layout, rows), IDS)[0]
-
-
-nows = st.one_of(
-    st.integers(T0 - 10_000, T0 + SPAN_MS + 30_000), st.sampled_from([T0, T0 - 1, T0 + 999])
-)
 
 
 @settings(max_examples=300, deadline=None)
@@ -119,6 +114,17 @@ def test_an_hour_of_clicks_falls_while_nothing_happens(minutes: int, clicks: int
     fold(view, rows, np.zeros(3, int), actions, actions["time_ms"])
     features = finalise(view, rows, start + minutes * MINUTE)
     assert features.values["click_1h"].tolist() == [clicks, 0, 0]
+
+
+@pytest.mark.parametrize(("wait_ms", "there"), [(5_999, True), (6_000, True), (6_001, False)])
+def test_a_row_is_there_until_its_time_to_live_has_passed(wait_ms: int, there: bool) -> None:
+    rows = empty_rows(layout_of(MORTAL), IDS)
+    actions = np.zeros(1, ACTION)
+    actions["type"], actions["time_ms"], actions["user"] = ActionType.PLAY, T0, 7
+    actions["known"] = 0x1F
+    fold(MORTAL, rows, np.zeros(1, int), actions, actions["time_ms"])
+    features = finalise(MORTAL, rows, T0 + wait_ms)
+    assert features.lengths["plays_item"][0] == there
 
 
 def test_narrow_features_are_cut_off_not_wrapped() -> None:

@@ -61,6 +61,9 @@ def test_sums_and_squares_stop_at_their_ends_and_say_so() -> None:
     assert sums[0, 0] == SUM_LIMIT == 2**51 - 1
     assert squares.tolist() == [[WORD, SUM_LIMIT]]
     assert ADD["sum"](sums, TileRuns.of(where[:1], where[:1], 1), np.array([0])) == 0
+    just = np.array([[7, SUM_LIMIT - 1]])
+    assert ADD["squares"](just, TileRuns.of(where[:1], where[:1], 1), np.array([1 << 20])) == 0
+    assert just.tolist() == [[7, SUM_LIMIT]], "what just fits is not cut off"
 
 
 MOMENTS = st.lists(

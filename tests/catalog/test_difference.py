@@ -78,7 +78,10 @@ def test_a_window_more_needs_a_generation_and_says_why() -> None:
     assert text[0] == "plan version 1 → 2"
     assert text[1] == "  + feature user_activity.likes_1h"
     assert text[2].startswith("  ~ view user_activity@1 → @2, a new generation: new ring")
-    assert text[2].endswith("; starts empty and fills from the worker's position on")
+    assert text[2].endswith(
+        "; starts empty and fills from the worker's position on"
+        " (`encore backfill user_activity` fills in its past)"
+    )
     assert text[3].startswith(f"  ~ service ranking ({FIRST.service('ranking').fingerprint} → ")
     assert text[4] == "      slots added: user_activity__likes_1h"
 

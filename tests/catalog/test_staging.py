@@ -11,7 +11,7 @@ import pytest
 from catalog.apply import apply, plan_repo
 from catalog.lock import LOCK_NAME, require_lock
 from catalog.publish import publish, published, set_staged, staged, version_of
-from catalog.staging import end, mark_filled, stage, switch
+from catalog.staging import end, mark_filled, require_history, stage, switch
 from schemas.errors import PlanError
 from schemas.staged import Staged
 from store.memory import MemoryRowStore
@@ -68,6 +68,34 @@ def test_an_interrupted_one_goes_on(repo: Path, store: MemoryRowStore) -> None:
     assert resumed.staged.state == "filled"
     switch(repo, store, resumed.staged)
     assert not staged(store).active
+
+
+def test_rows_that_hold_more_than_the_log_are_not_filled_from_the_log_alone(
+    repo: Path, store: MemoryRowStore
+) -> None:
+    """Another feature would else cost the others their past, and nobody would be told."""
+    require_history(store, [VIEW], "")
+    add_window(repo)
+    begun = stage(repo, store, [VIEW], history="2 files (0f)").staged
+    end(store)
+    assert staged(store) == Staged(used={VIEW: 2}), "given up: nobody had those rows"
+    begun = stage(repo, store, [VIEW], history="2 files (0f)").staged
+    require_history(store, [VIEW], "")  # `stage` itself looks at what is under way
+    switch(repo, store, mark_filled(store, begun))
+    assert staged(store).foreign == {VIEW: (3, "2 files (0f)")}
+    with pytest.raises(PlanError) as refused:
+        require_history(store, ["videos", VIEW], "")
+    assert str(refused.value) == (
+        "user_activity.history: needs --history, which user_activity@3 was filled from, too: "
+        "2 files (0f), got none; give those files again, or `--without-history` to leave out what "
+        "they hold"
+    )
+    require_history(store, [VIEW], "3 files (1e)")
+    require_history(store, ["videos"], "")
+    alone = stage(repo, store, [VIEW]).staged
+    assert alone.foreign == {VIEW: (3, "2 files (0f)")}
+    switch(repo, store, mark_filled(store, alone))
+    require_history(store, [VIEW], "")  # of generation 4 the log has all
 
 
 def test_a_generation_is_filled_from_one_history(repo: Path, store: MemoryRowStore) -> None:

@@ -186,6 +186,13 @@ def test_what_is_refused_and_given_up(stack: Running, capsys: pytest.CaptureFixt
     assert [fill["foreign"]["taken"] for fill in again["fills"]] == [1]
     with RedisRowStore(patient(stack.settings.store_url)) as store:
         assert store.read(row_keys(VIEW, 3, [3])) != [None]
+    capsys.readouterr()
+    assert main(["rebuild", VIEW]) == 1
+    assert f"{VIEW}.history: needs --history, which {VIEW}@3" in capsys.readouterr().err
+    assert plan_view(stack, VIEW).generation == 3
+    stack.json("rebuild", VIEW, "--without-history")
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
+        assert store.read(row_keys(VIEW, 4, [3])) == [None]
 
 
 class CrashError(Exception):

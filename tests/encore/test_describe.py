@@ -14,7 +14,8 @@ OF = {
     "std_ms": "std of play.value, 1 h in hops of 5 min",
     "first_place": "min of click.position, 1 d in hops of 1 h",
     "newest": "max of *.time_ms, 1 h in hops of 5 min",
-    "authors": "distinct, exact to 16 a hop, of play.author, 1 d in hops of 1 h",
+    "authors": "distinct, exact to 16 a hop and beyond that an estimate, of play.author, "
+    "1 d in hops of 1 h",
     "decayed_ms": "sum, half after 6 h, of play.value, 1 d in hops of 1 h",
     "decayed_plays": "count, half after 6 h, of play, 1 d in hops of 1 h",
     "last_item": "newest of play.item",

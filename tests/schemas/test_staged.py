@@ -17,7 +17,8 @@ def test_round_trip() -> None:
     assert staged.active
     named = replace(staged, history="2 files")
     assert load_staged(dump_staged(named), "s") == named
-    assert load_staged(dump_staged(Staged(used={"v": 1})), "s") == Staged(used={"v": 1})
+    rested = Staged(used={"v": 1}, foreign={"v": (1, "2 files")})
+    assert load_staged(dump_staged(rested), "s") == rested
 
 
 def test_nothing_is_staged_before_anything_was() -> None:
@@ -36,6 +37,7 @@ def test_nothing_is_staged_before_anything_was() -> None:
         '{"format": 1, "state": "filled", "plan": null, "views": {}, "used": {}}',
         '{"format": 1, "state": "none", "plan": null, "views": [], "used": {}}',
         '{"format": 1, "state": "none", "plan": null, "views": {}, "used": {}, "history": 1}',
+        '{"format": 1, "state": "none", "plan": null, "views": {}, "used": {}, "foreign": 1}',
     ],
 )
 def test_other_texts_are_refused(text: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+import struct
 import threading
 import time
 import uuid
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from schemas.actions import ACTION, ActionType, encode_batch
 from schemas.ids import partitions_of
 from schemas.layout import layout_of
-from schemas.names import PLAN_KEY, row_keys
+from schemas.names import CONTENT_ACTION, HEADER_CONTENT, PLAN_KEY, row_keys
 from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.row import TOMBSTONE_MS, decode_rows, encode_rows, read_fence
 from store.base import RowStore
@@ -200,6 +201,29 @@ def raw_producer(bootstrap: str) -> Iterator[Any]:
         producer.close(timeout=1)
 
 
+def send_bare(
+    producer: Any, config: StreamConfig, actions: NDArray[np.void], sent_ms: int
+) -> dict[int, int]:
+    """A message for each action; {partition: the offset after the last}."""
+    headers = [(HEADER_CONTENT, CONTENT_ACTION)]
+    places = partitions_of(actions["user"], config.partitions).tolist()
+    sent = [
+        producer.send(
+            config.topic,
+            key=b"%d" % int(action["user"]),
+            value=struct.pack("<q", sent_ms) + action.tobytes(),
+            partition=partition,
+            headers=headers,
+        )
+        for action, partition in zip(actions, places, strict=True)
+    ]
+    producer.flush(60)
+    ends: dict[int, int] = {}
+    for confirmed in (future.get(60) for future in sent):
+        ends[confirmed.partition] = confirmed.offset + 1
+    return ends
+
+
 def read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
     """The first `count` records of a topic, in offset order within a partition."""
     return asyncio.run(asyncio.wait_for(_read_topic(bootstrap, topic, partitions, count), 60))
@@ -220,6 +244,8 @@ async def _read_topic(bootstrap: str, topic: str, partitions: int, count: int) -
 
 class Load:
     """Actions of sixty users from a thread, message after message. Use as a context manager.
+
+    Every third time fifty messages of one action each, so that fetched lists hold many.
 
     sent: (actions, sent_ms) of each message. ends: {partition: the offset after the last}; complete
     once the load has ended.
@@ -242,11 +268,17 @@ class Load:
 
     def _run(self) -> None:
         config = self._config
-        with ActionProducer(config.bootstrap, config.topic, config.partitions) as producer:
+        with (
+            ActionProducer(config.bootstrap, config.topic, config.partitions) as producer,
+            raw_producer(config.bootstrap) as raw,
+        ):
             while not self._enough.wait(self._pause_s):
                 part = some_actions(50, 60, len(self.sent))
                 self.sent.append((part, int(part["time_ms"].max())))
-                self.ends |= producer.send(*self.sent[-1])
+                if len(self.sent) % 3:
+                    self.ends |= producer.send(*self.sent[-1])
+                else:
+                    self.ends |= send_bare(raw, config, *self.sent[-1])
 
 
 def send_all(
