@@ -41,7 +41,7 @@ def main(settings: dict[str, Any]) -> int:
         use_changelog_topics=False,
         commit_interval=1.0,
         # The embedded broker answers a first JoinGroup after half of the session's time.
-        consumer_extra_config={"session.timeout.ms": 6_000, "heartbeat.interval.ms": 2_000},
+        consumer_extra_config={"session.timeout.ms": 3_000, "heartbeat.interval.ms": 1_000},
     )
     unpack = struct.Struct("<q8xq").unpack_from  # user, time_ms
     skip, total, body_at = settings["skip"], settings["total"], settings["body_at"]
