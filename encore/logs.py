@@ -19,8 +19,13 @@ from typing import Any, Final, Literal
 
 FORMAT: Final = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
-#: Clients that tell of every connection: heard from `warning` on, unless all is asked for.
-TALKATIVE: Final = ("aiokafka", "faust", "kafka", "mode", "urllib3")
+#: Clients that tell of every connection: heard from `warning` on, unless all is asked for. Faust's
+#: services speak under the modules of their subclasses, where nothing of ours does; a stream that
+#: ends would have their "Stopping..." behind the line that says why.
+TALKATIVE: Final = (
+    *("aiokafka", "faust", "kafka", "mode", "urllib3"),
+    *("streams.app", "streams.transport"),
+)
 _WORD: Final = frozenset(string.ascii_letters + string.digits + "-_.:/")
 Context = Callable[[], Mapping[str, str]]
 

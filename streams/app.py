@@ -244,6 +244,7 @@ class StreamApp:
                     log.info("%s: %s", self._group, moved)
                     code = EXIT_MOVED
                 await self._drain()
+            log.info("%s: drained", self._group)
             # Of a topic that has ended nobody needs the partitions at once.
             app.transport.leaves_group = code == EXIT_OK
         except EncoreError as error:

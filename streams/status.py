@@ -131,7 +131,11 @@ async def wait_settled(
         if not status.lag and not status.unshipped_bytes:
             return status
         if asyncio.get_running_loop().time() >= deadline_s:
-            behind = [f"{line.does} {line.lag}" for line in status.lines if line.lag]
+            behind = [
+                f"{line.does} of {line.topic}/{line.partition} {line.lag}"
+                for line in status.lines
+                if line.lag
+            ]
             raise StreamError(
                 "stream.status",
                 required=f"nothing that lags within {timeout_s:g} s",

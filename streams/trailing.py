@@ -30,6 +30,7 @@ class Trailing(Generic[Place]):
         self._waiting |= upto
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(_heard)
 
     def check(self) -> None:
         """Raises what a call failed with."""
@@ -46,3 +47,9 @@ class Trailing(Generic[Place]):
         while self._waiting:
             upto, self._waiting = self._waiting, {}
             await self._act(upto)
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """A process that ends for another reason asks no more; the event loop need not complain."""
+    if not task.cancelled():
+        task.exception()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from encore.cli import main
 from encore.local import start_broker
-from schemas.names import HEADER_CODE, HEADER_CONTENT, HEADER_REASON, HEADER_SOURCE
+from encore.supervise import Supervisor
+from schemas.names import HEADER_CODE, HEADER_CONTENT, HEADER_REASON, HEADER_SOURCE, PLAN_KEY
+from schemas.plan import dump_plan
+from store.redis_store import RedisRowStore
 from streams.admin import ensure_topics
 from streams.config import StreamConfig
-from tests.streams.support import raw_producer
+from streams.producer import ActionProducer
+from tests.streams.support import T0, own_plan, raw_producer, some_actions, wait_until
 
 LETTERS = {
     b'{"nonsense": 1}': {HEADER_CONTENT: b"action-json"},
@@ -91,3 +97,22 @@ def test_letters(broker_of_its_own: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["stream", "dead", "redrive", "1", "--all"]) == 1
     assert main(["stream", "dead", "show", "7"]) == 1
     assert "actions.dead: needs a letter from 0 to 1, got 7" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_last_line_of_a_log_says_why_it_ended(broker_of_its_own: str, tmp_path: Path) -> None:
+    """Also of a worker that had its partitions: what it is made of says nothing behind that."""
+    url = os.environ["ENCORE_STORE_URL"]
+    actions = some_actions(20, 5)
+    with RedisRowStore(url) as store, Supervisor(tmp_path, {}) as processes:
+        store.put_text(PLAN_KEY, dump_plan(own_plan("actions")))
+        child = processes.start("stream", ["stream"])
+        with ActionProducer(broker_of_its_own, "actions", 4) as producer:
+            producer.send(actions, T0)
+            wait_until(lambda: bool(store.get_progress("actions", "encore")), 60)
+            with redis.Redis.from_url(url) as client:
+                client.flushdb()
+            producer.send(actions, T0)
+        assert child.wait(60) == 1
+        (*_, last) = child.log_tail().split(" | ")
+        assert " ERROR encore.streams: encore: ended: " in last

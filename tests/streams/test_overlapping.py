@@ -195,6 +195,21 @@ def test_after_a_call_that_failed_there_is_no_other() -> None:
     assert calls == 1
 
 
+def test_a_call_that_failed_may_go_unasked(caplog: pytest.LogCaptureFixture) -> None:
+    """The process ends for another reason: its last line is that one, and no traceback."""
+
+    async def run() -> None:
+        async def act(upto: dict[TP, int]) -> None:
+            raise ZeroDivisionError
+
+        Trailing(act).add({HERE: 1})
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    asyncio.run(run())
+    assert caplog.records == []
+
+
 # --- the interpreter ---------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from aggregation.block import SideBlock, SideProgram
 from aggregation.fold import fold
 from aggregation.native.library import Kernels
 from aggregation.native.row_tables import RECORDS
+from schemas.actions import ACTION, ActionType
 from schemas.layout import layout_of
 from schemas.plan import (
     Dtype,
@@ -185,6 +186,25 @@ def test_state_of_any_actions_at_any_time(
     native, plain = sides([view], built)
     assert left_by(native, stored, ids, now_ms) == []
     same(native.block(stored, ids, now_ms), plain.block(stored, ids, now_ms))
+
+
+def test_numbers_of_many_plays(built: Kernels) -> None:
+    """Means, deviations, decayed sums and estimates of values that have little in common."""
+    rng, ids, view = np.random.default_rng(9), np.arange(300), VIEWS[2]
+    actions = np.zeros(6_000, ACTION)
+    actions["time_ms"] = T0 + rng.integers(0, 8_000, len(actions))
+    actions["type"], actions["scene"], actions["known"] = ActionType.PLAY, 1, 0x1F
+    actions["value"] = rng.integers(0, 1 << rng.integers(1, 41, len(actions)))
+    for name in ("item", "author"):
+        actions[name] = rng.integers(0, 40, len(actions))
+    rows = empty_rows(layout_of(view), ids)
+    fold(view, rows, rng.integers(0, len(ids), len(actions)), actions, actions["time_ms"])
+    native, plain = sides([view], built)
+    stored = StoredRows.of(encode_rows(layout_of(view), rows))
+    block = native.block(stored, ids, T0 + 9_000)
+    assert left_by(native, stored, ids, T0 + 9_000) == []
+    assert len(np.unique(block.values["functions__std_ms"])) > 250
+    same(block, plain.block(stored, ids, T0 + 9_000))
 
 
 @pytest.mark.parametrize("wait_ms", [5_999, 6_000, 6_001])
