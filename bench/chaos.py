@@ -1,11 +1,12 @@
 """`python -m bench chaos [--quick] [--kills N] [--seed S]`: exactly once, whatever dies.
 
-Two workers and two item workers fold a load into the demo's views while a seeded deck of events
-strikes: a process killed (SIGKILL); one stopped for longer than its session and then let go on; the
-store killed and its file cut to what was confirmed; the broker restarted without its log (it keeps
-none); all clients cut off from it and let in again, its log as it was; the re-keyed topic lost
-alone; every view filled anew from the archive and switched to, by a process that may be killed,
-stopped and cut off as well. Afterwards every row must equal the oracle bit for bit.
+Two to four workers, by the seed, and two item workers fold a load into the demo's views while a
+seeded deck of events strikes: a process killed (SIGKILL); one stopped for longer than its session
+and then let go on; the store killed and its file cut to what was confirmed; the broker restarted
+without its log (it keeps none); all clients cut off from it and let in again, its log as it was;
+the re-keyed topic lost alone; every view filled anew from the archive and switched to, by a process
+that may be killed, stopped and cut off as well. Afterwards every row must equal the oracle bit for
+bit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from store.redis_store import RedisRowStore
 KILLS: Final = 200
 QUICK_KILLS: Final = 20
 ACTIONS_PER_S: Final = 1_000
-CREW: Final = {"worker-1": "worker", "worker-2": "worker", "items-1": "items", "items-2": "items"}
+ITEM_WORKERS: Final = 2
 
 
 def run(options: Options) -> Report:
@@ -39,9 +40,10 @@ def run(options: Options) -> Report:
         struck_s = time.monotonic() - begun_s
         verdict = judge(made, made.logged)
         verdict.unlogged = unlogged(chaos.load.logged, made.logged)
-    report = Report()
+    report, workers = Report(), workers_of(options.seed)
     report.table(
-        f"{kills} kills in {struck_s:.0f} s, seed {options.seed}",
+        f"{kills} kills of {workers} workers, {ITEM_WORKERS} item workers and what they need,"
+        f" in {struck_s:.0f} s, seed {options.seed}",
         ["event", "times"],
         [*sorted(chaos.done.items()), *sorted((f"ended: {k}", n) for k, n in exits.items())],
     )
@@ -59,6 +61,7 @@ def run(options: Options) -> Report:
     report.line = {
         "kills": kills,
         "seed": options.seed,
+        "workers": workers,
         "actions": verdict.actions,
         "rows": verdict.rows,
         "lost": verdict.lost,
@@ -72,12 +75,23 @@ def run(options: Options) -> Report:
     return report
 
 
+def workers_of(seed: int) -> int:
+    """How many fold users: 2, 3 or 4."""
+    return 2 + seed % 3
+
+
+def crew_of(seed: int) -> dict[str, str]:
+    """Name → kind of the processes."""
+    crew = {f"worker-{number}": "worker" for number in range(1, workers_of(seed) + 1)}
+    return crew | {f"items-{number}": "items" for number in range(1, ITEM_WORKERS + 1)}
+
+
 def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, int]]:
     """Run the deck; returns what was done and how processes ended, the drained ones among them."""
     dice = random.Random(options.seed)
     config = made.config
     with Nursery(config) as nursery:
-        crew = Crew(nursery, dict(CREW))
+        crew = Crew(nursery, crew_of(options.seed))
         crew.start()
         load = Load(config, options.seed, ACTIONS_PER_S)
         load.start()

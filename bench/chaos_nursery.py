@@ -19,11 +19,12 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Final, Self
 
 from bench.chaos_filling import run_filling
+from store.wire import Disks
 from streams.config import StreamConfig
 from streams.item_worker import run_item_worker
 from streams.worker import run_worker
@@ -38,7 +39,8 @@ def main(config_text: str) -> int:
     """Fork on demand until the input ends; then all children end, too."""
     die_with_parent()
     values = json.loads(config_text)
-    config = StreamConfig(**values | {"data_dir": Path(values["data_dir"])})
+    typed = {"data_dir": Path(values["data_dir"]), "disks": Disks(*values["disks"])}
+    config = StreamConfig(**values | typed)
     children: dict[int, str] = {}
     waiting = b""
     while True:
@@ -104,6 +106,7 @@ class Nursery:
     def __init__(self, config: StreamConfig) -> None:
         names = [field.name for field in fields(config)]
         values = {name: getattr(config, name) for name in names if name != "spool_dir"}
+        values["disks"] = astuple(config.disks)
         command = [sys.executable, "-m", "bench.chaos_nursery", json.dumps(values, default=str)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.chaos import judge, run
+from bench.chaos import crew_of, judge, run
 from bench.chaos_check import unlogged
 from bench.chaos_events import deck
 from bench.chaos_world import T0, chaos_plan, draw_actions, world
@@ -38,12 +38,18 @@ def test_a_deck_holds_some_of_everything() -> None:
     assert deck(1, random.Random(1)) == ["store"]
 
 
+def test_seeds_take_two_to_four_workers() -> None:
+    crews = [Counter(crew_of(seed).values()) for seed in range(3)]
+    assert crews == [{"worker": workers, "items": 2} for workers in (2, 3, 4)]
+
+
 @pytest.mark.slow
 def test_every_row_survives_one_of_each() -> None:
     said: list[str] = []
     line = run(Options(True, said.append, kills=7, seed=7)).line
     assert (line["lost"], line["doubled"], line["unequal_rows"]) == (0, 0, 0), said
     assert (line["kills"], line["unlogged"], line["filled"]) == (7, 0, 1)
+    assert line["workers"] == 3
     assert line["connections_cut"] > 0
     assert line["rows"] > 500
 
