@@ -22,7 +22,7 @@ from predictor.generation import Generations, ServingGeneration, warm
 from predictor.package import Model, current_version, load_package
 from predictor.spec import KINDS, Kind
 from predictor.verify import verify_in_process
-from schemas.errors import EncoreError, PackageError, PlanError
+from schemas.errors import EncoreError, PackageError, PlanError, StoreError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
 from schemas.plan import Plan, load_plan
 from store.base import AsyncRowStore
@@ -35,7 +35,8 @@ _TELL_S: Final = 10.0  # between two lines about a plan that waits
 class WatchConfig:
     """packages: the directory, None serves no models. poll_s: pause between looks.
     verify_timeout_s: bound of one package's check. retry_s: pause before a refused package is
-    looked at again: it may have been repaired in place, or the machine was too busy. items_wait_s:
+    looked at again: it may have been repaired in place, or the machine was too busy; so is a plan
+    that could not be compiled for another reason than what it says. items_wait_s:
     a plan waits for the item cache of its own, where the one before is being read, until nothing
     was added to it for so long."""
 
@@ -84,6 +85,7 @@ class Watcher:
         self._seen: dict[Kind, tuple[str, str]] = {}  # kind -> (fingerprint, version) looked at
         self._retry_at: dict[Kind, float] = {}  # on the loop's clock
         self._seen_plan: str | None = None  # the publication that was looked at last
+        self._failed: tuple[str, float] | None = None  # one that failed, and when it is tried again
         self._next: _Next | None = None
 
     def news(self) -> dict[str, str]:
@@ -125,11 +127,16 @@ class Watcher:
         publication = await self._store.get_text(PLAN_VERSION_KEY)
         if publication is None or publication == self._seen_plan:
             return
+        now_s = asyncio.get_running_loop().time()
+        if self._failed is not None and self._failed[0] == publication and now_s < self._failed[1]:
+            return
         try:
             following = await self._following(publication)
             if following is not None and not await self._items_ready(following):
                 return
-            if following is not None:
+            if following is None:
+                self.refusals.pop("plan", None)  # what serves was published again
+            else:
                 generation = self.generations.use_plan(following.plan, following.program)
                 log.info(
                     "plan %d serves as generation %d", following.plan.version, generation.number
@@ -137,6 +144,12 @@ class Watcher:
                 self._accept("plan")
         except PlanError as error:
             self._refuse("plan", error)
+        except StoreError:
+            raise
+        except Exception as error:
+            self._failed = publication, now_s + self._config.retry_s
+            self._note("plan", f"{type(error).__name__}: {error}")
+            raise
         self._seen_plan, self._next, self.waiting = publication, None, ""
 
     async def _following(self, publication: str) -> _Next | None:
@@ -224,11 +237,15 @@ class Watcher:
 
     def _refuse(self, what: str, error: EncoreError) -> None:
         """Report a refusal, once until there is another."""
-        if self.refusals.get(what) == str(error):
-            return
-        self.refused += 1
-        self.refusals[what] = str(error)
-        log.error("refused, and what served before goes on: %s", error)
+        if self._note(what, str(error)):
+            log.error("refused, and what served before goes on: %s", error)
+
+    def _note(self, what: str, reason: str) -> bool:
+        """Whether that is news."""
+        news = self.refusals.get(what) != reason
+        self.refused += news
+        self.refusals[what] = reason
+        return news
 
     def _accept(self, what: str) -> None:
         self.swaps += 1

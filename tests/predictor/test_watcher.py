@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from predictor.verify import verify_in_process
 from predictor.watcher import WatchConfig, Watcher
 from schemas.errors import StoreError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
-from schemas.plan import dump_plan
+from schemas.plan import Plan, dump_plan
 from store.memory import AsyncMemoryRowStore
 from tests.aggregation.cache.worlds import go_live, reader_of, writer_in
 from tests.predictor.support import ITEMS, NOW_MS, PLAN, publish
@@ -145,6 +146,43 @@ def test_a_plan_is_followed_whatever_its_version_in_a_new_store() -> None:
         assert generations.current.plan == second
         await watcher.look()
         assert generations.current.number == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_plan_that_fails_is_not_compiled_at_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again after a pause, and another one at once."""
+    compiled: list[int] = []
+    program_of = Generations.program_of
+
+    def fails(self: Generations, plan: Plan) -> ServiceProgram:
+        compiled.append(plan.version)
+        if plan.version == 2:
+            raise ZeroDivisionError("of this machine, now")
+        return program_of(self, plan)
+
+    monkeypatch.setattr(Generations, "program_of", fails)
+    second, third = (replace(PLAN, version=version) for version in (2, 3))
+
+    async def scenario() -> None:
+        store, generations = AsyncMemoryRowStore(), Generations(replace(PLAN, version=1), "ranking")
+        for retry_s, looks in ((1e6, 1), (0.0, 3)):
+            watcher = Watcher(generations, store, WatchConfig(None, retry_s=retry_s))
+            await store.put_text(PLAN_KEY, dump_plan(second))
+            await store.put_text(PLAN_VERSION_KEY, "2")
+            compiled.clear()
+            for _ in range(3):
+                with suppress(ZeroDivisionError):
+                    await watcher.look()
+            assert compiled == [2] * looks
+            assert watcher.refusals == {"plan": "ZeroDivisionError: of this machine, now"}
+            assert watcher.refused == 1
+            assert generations.current.plan.version != 2
+            await store.put_text(PLAN_KEY, dump_plan(third))
+            await store.put_text(PLAN_VERSION_KEY, "3")
+            await watcher.look()
+            assert generations.current.plan == third
+            assert not watcher.refusals
 
     asyncio.run(scenario())
 
