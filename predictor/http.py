@@ -35,7 +35,7 @@ from predictor.limits import Limits
 from predictor.models import check_version, served_model
 from predictor.openapi import document
 from predictor.protocol import JSON_LENGTH_HEADER, encode_error, encode_reply, parse_infer
-from predictor.push import PushedRows, parse_push, parse_write, write_pushed
+from predictor.push import Pushed, parse_push, parse_write, write_pushed
 from predictor.service import Service, defect
 from predictor.timeline import Timeline
 from predictor.watch import CLIENT_LEFT, Watched
@@ -190,7 +190,7 @@ async def _counted(
 
 
 async def _write(
-    parse: Callable[[bytes, Plan, Limits], list[PushedRows]], service: Service, body: bytes
+    parse: Callable[[bytes, Plan, Limits], list[Pushed]], service: Service, body: bytes
 ) -> Response:
     plan = service.ranker.generations.current.plan
     await write_pushed(service.store, parse(body, plan, service.limits), service.timeout_ms)

@@ -7,13 +7,16 @@
 `df` holds one list a column: the view's join keys, its timestamp (ISO 8601, UTC unless it says
 otherwise) and features; a feature that is not given is null, and `created` is not looked at. A
 pushed row replaces one that is not newer. Answered after the store has the rows; after an error
-some may be there, and the same push again finishes the work.
+some may be there, and the same push again finishes the work. A request that is wrong writes none.
+
+Rows are made and written a few at a time, on the event loop that serves requests: between two such
+parts whoever else has something to do there has a turn, and the inference thread the interpreter.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -50,18 +53,34 @@ _WRITE_KEYS: Final = frozenset(
 _TIME: Final = "event_timestamp"  # what Feast's remote store calls the view's timestamp field
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _IGNORED: Final = frozenset(("created",))
+#: Made, and written, together: less than a millisecond of the event loop each.
+_VALUES_AT_ONCE: Final = 1_024
+#: Between two that are made: beside a loop that goes on at once the inference thread waits for
+#: the interpreter after each of its operations. Where parts are written the store takes its time.
+_PAUSE_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class PushedRows:
-    """Rows of one batch view, ready to be written."""
+class Pushed:
+    """Columns for one batch view, all known, of one length; values are still to be checked.
+
+    columns: name -> n values.
+    """
 
     view: ViewPlan
-    rows: Rows
+    columns: Mapping[str, list[Any]]
+
+    def parts(self) -> Iterator[Rows]:
+        """Its rows in order, a few at a time. Raises RequestError (400) for a wrong value."""
+        n = len(next(iter(self.columns.values())))
+        step = max(1, _VALUES_AT_ONCE // len(self.columns))
+        for start in range(0, n, step):
+            some = {name: held[start : start + step] for name, held in self.columns.items()}
+            yield _rows(self.view, some)
 
 
-def parse_push(body: bytes, plan: Plan, limits: Limits) -> list[PushedRows]:
-    """A push: rows of each view of the push source. Raises RequestError (400)."""
+def parse_push(body: bytes, plan: Plan, limits: Limits) -> list[Pushed]:
+    """A push: columns for each view of the push source. Raises RequestError (400)."""
     fields = parse_object(body, _PUSH_KEYS)
     name = as_text(fields.get("push_source_name"), "push_source_name", limits)
     to = fields.get("to", "online")
@@ -82,8 +101,8 @@ def parse_push(body: bytes, plan: Plan, limits: Limits) -> list[PushedRows]:
     return [_pushed(view, fields.get("df"), limits) for view in views]
 
 
-def parse_write(body: bytes, plan: Plan, limits: Limits) -> list[PushedRows]:
-    """Rows of one view, by its name. Raises RequestError (400)."""
+def parse_write(body: bytes, plan: Plan, limits: Limits) -> list[Pushed]:
+    """Columns for one view, by its name. Raises RequestError (400)."""
     fields = parse_object(body, _WRITE_KEYS)
     name = as_text(fields.get("feature_view_name"), "feature_view_name", limits)
     try:
@@ -93,12 +112,20 @@ def parse_write(body: bytes, plan: Plan, limits: Limits) -> list[PushedRows]:
     return [_pushed(view, fields.get("df"), limits)]
 
 
-async def write_pushed(store: AsyncRowStore, pushed: list[PushedRows], timeout_ms: float) -> None:
-    """Writes the rows; newer stored rows stay. Raises RequestError (503) for a store that fails."""
+async def write_pushed(store: AsyncRowStore, pushed: list[Pushed], timeout_ms: float) -> None:
+    """Writes the rows once all are made; newer stored rows stay.
+
+    Raises RequestError: 400 for a wrong value, 503 for a store that fails.
+    """
+    parts: list[tuple[ViewPlan, Rows]] = []
+    for each in pushed:
+        for rows in each.parts():
+            parts.append((each.view, rows))
+            await asyncio.sleep(_PAUSE_S)
     try:
         async with asyncio.timeout(timeout_ms / 1000):
-            for each in pushed:
-                await _write(store, each)
+            for view, rows in parts:
+                await _write(store, view, rows)
     except (TimeoutError, StoreError) as error:
         got = str(error) or f"none in {timeout_ms:g} ms"
         raise RequestError(
@@ -106,35 +133,39 @@ async def write_pushed(store: AsyncRowStore, pushed: list[PushedRows], timeout_m
         ) from None
 
 
-async def _write(store: AsyncRowStore, pushed: PushedRows) -> None:
-    waiting = waiting_rows(pushed.view, pushed.rows)
+async def _write(store: AsyncRowStore, view: ViewPlan, rows: Rows) -> None:
+    waiting = waiting_rows(view, rows)
     for _ in range(ATTEMPTS):
-        planned = plan_writes(
-            pushed.view, waiting, await store.read(waiting_keys(pushed.view, waiting))
-        )
+        planned = plan_writes(view, waiting, await store.read(waiting_keys(view, waiting)))
         if not planned.writes:
             return
         lost = planned.lost(await store.compare_and_set(list(planned.writes.values())))
         if not lost:
             return
         waiting = {entity: waiting[entity] for entity in lost}
-    raise still_changing(pushed.view, len(waiting))
+    raise still_changing(view, len(waiting))
 
 
-def _pushed(view: ViewPlan, value: object, limits: Limits) -> PushedRows:
-    """`df` as rows of the view."""
+def _pushed(view: ViewPlan, value: object, limits: Limits) -> Pushed:
+    """`df` as columns for the view."""
     try:
         require_batch(view)
     except PlanError as error:
         raise RequestError(view.name, required=error.required, got=error.got, do=error.do) from None
-    columns = _columns(view, value, limits)
+    return Pushed(view, _columns(view, value, limits))
+
+
+def _rows(view: ViewPlan, columns: Mapping[str, list[Any]]) -> Rows:
+    """Columns as rows of the view, n."""
+    for key in view.join_keys:
+        check_key(view, key, columns[key], f"df.{key}")
     ids: list[tuple[Any, ...]] = list(zip(*(columns[key] for key in view.join_keys), strict=True))
     rows = empty_rows(layout_of(view), np.array([key_id(each) for each in ids], np.int64))
     time_ms = _times(columns.get(view.timestamp_field) or columns[_TIME])  # (n,)
     rows.offset[:] = time_ms
     rows.newest_ms[:] = time_ms
     fill(view, rows, columns)
-    return PushedRows(view, rows)
+    return rows
 
 
 def _columns(view: ViewPlan, value: object, limits: Limits) -> Mapping[str, list[Any]]:
@@ -156,8 +187,6 @@ def _columns(view: ViewPlan, value: object, limits: Limits) -> Mapping[str, list
     if len(lengths) > 1 or not 0 < lengths[0] <= limits.candidates:
         required = f"columns of one length, 1 to {limits.candidates}"
         raise RequestError("df", required=required, got=", ".join(map(str, lengths)))
-    for key in view.join_keys:
-        check_key(view, key, columns[key], f"df.{key}")
     return columns
 
 

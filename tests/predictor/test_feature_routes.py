@@ -12,9 +12,10 @@ import httpx
 import numpy as np
 import pytest
 
+from aggregation.online import OnlineView
 from predictor.features import parse_features
 from predictor.limits import Limits
-from predictor.push import parse_push, write_pushed
+from predictor.push import Pushed, parse_push, write_pushed
 from schemas.errors import RequestError, StoreError
 from schemas.layout import layout_of
 from schemas.names import row_keys
@@ -328,9 +329,56 @@ def test_the_name_of_a_view_is_a_push_source_too() -> None:
         PLAN,
         Limits(),
     )
-    assert (pushed.view.name, pushed.rows.entity_ids.tolist()) == ("songs", [1])
+    (rows,) = pushed.parts()
+    assert (pushed.view.name, rows.entity_ids.tolist()) == ("songs", [1])
     with pytest.raises(RequestError, match="needs a JSON object, got an empty body"):
         parse_push(b"", PLAN, Limits())
+
+
+def test_a_large_push_gives_others_their_turn() -> None:
+    """Of an entity's rows in several parts the newest rests, of equal times the last; where any row
+    is wrong none is written."""
+    n, days = 5_000, ("2026-01-01", "2026-01-03", "2026-01-02", "2026-01-03")
+    df: dict[str, list[Any]] = {
+        "song_id": [*range(n - 4), *[3] * 4],
+        "event_timestamp": ["2026-01-02"] * (n - 4) + list(days),
+        "fans": [*range(n)],
+    }
+    view = OnlineView(PLAN.view("songs"), ["fans"])
+    keys = view.keys([3])
+
+    async def go() -> None:
+        store, turns = AsyncMemoryRowStore(), 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(other())
+        wrong = {**df, "fans": [*range(n - 1), "many"]}
+        with pytest.raises(RequestError, match=r"df\.fans: needs integers, got a string"):
+            await write_pushed(store, _parsed(wrong), 60_000)
+        assert not any(await store.read(keys))
+        pushed = _parsed(df)
+        assert turns > 3
+        turns = 0
+        await write_pushed(store, pushed, 60_000)
+        beside.cancel()
+        parts = len([*pushed[0].parts()])
+        assert parts > 3
+        assert turns >= parts
+        rows = view.rows(await store.read(keys), [3], 0)
+        assert rows.values["fans"] == [n - 1]
+        assert sum(row is not None for row in await store.read(view.keys(range(n)))) == n - 4
+
+    asyncio.run(go())
+
+
+def _parsed(df: dict[str, Any]) -> list[Pushed]:
+    body = json.dumps({"push_source_name": "songs", "df": df}).encode()
+    return parse_push(body, PLAN, Limits())
 
 
 class LosingStore(AsyncMemoryRowStore):
