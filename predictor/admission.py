@@ -62,6 +62,11 @@ class Refused:
     standing: int = 0
     loop: int = 0
 
+    @property
+    def total(self) -> int:
+        """For any reason."""
+        return sum(astuple(self))
+
 
 def no_lag() -> float:
     """Of a loop that nobody looks at."""
@@ -101,6 +106,16 @@ class Admission:
         the wait, too: as much as comes in while one is read."""
         config = self.config
         return max(config.target_s, config.at_least * self._typical_s) + self._reading_s
+
+    @property
+    def at_once(self) -> int:
+        """So many requests keep the inference thread busy without a queue that is worth the name:
+        half of what may stand for long, and as many as come in while one's rows are read."""
+        config = self.config
+        if not self._typical_s:
+            return math.ceil(config.at_least)
+        busy_s = max(config.target_s / 2, config.at_least * self._typical_s) + self._reading_s
+        return min(math.ceil(busy_s / self._typical_s), config.in_flight)
 
     def refusal(self, left_s: float = math.inf, waited_s: float = 0.0) -> RequestError | None:
         """Refuse whoever comes now (503), if that is known before looking at its request.
@@ -161,7 +176,7 @@ class Admission:
     def used_by_loop(self, thread_s: float) -> None:
         """The processor's time of the event loop's thread until now; to be told often. Refusals are
         no part of what serving takes, so times with refusals teach nothing."""
-        refused = sum(astuple(self.refused))
+        refused = self.refused.total
         before_s, served, as_before = self._noted
         self._noted = thread_s, self._served, refused
         if self._served > served and refused == as_before and thread_s > before_s:

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from predictor import grpc_messages as messages
+from predictor.grpc_accepts import new_server
 from predictor.grpc_codec import (
     decode_message,
     metadata_message,
@@ -36,9 +37,6 @@ from schemas.errors import EncoreError, LocalError, RequestError
 log: Final = logging.getLogger(__name__)
 #: A message up to so many times the limit is read, to be refused with its reason.
 _REFUSABLE: Final = 4
-#: Calls of a method that wait to be seen by the event loop: from the first bound on some, from the
-#: second on all further ones are reset by the library, outside of Python (the caller: CANCELLED).
-_UNSEEN: Final = (16, 32)
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
@@ -62,17 +60,15 @@ class GrpcServer:
 
         Raises LocalError where the address is taken.
         """
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", int(share_port)),
-                ("grpc.max_receive_message_length", _REFUSABLE * service.limits.body_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.server.max_pending_requests", _UNSEEN[0]),
-                ("grpc.server.max_pending_requests_hard_limit", _UNSEEN[1]),
-            ]
-        )
+        options = [
+            ("grpc.so_reuseport", int(share_port)),
+            ("grpc.max_receive_message_length", _REFUSABLE * service.limits.body_bytes),
+            ("grpc.max_send_message_length", -1),
+        ]
+        self._server = new_server(options, service.ranker.admission)
         calls = _Calls(service)
-        # Registered, it has a queue of its own: health checks do not wait behind overload.
+        # Registered, it has a queue and an intake of its own: health checks do not wait behind
+        # overload.
         self._server.add_registered_method_handlers(messages.SERVICE, calls.served())
         self._server.add_generic_rpc_handlers(
             (

@@ -286,3 +286,18 @@ def test_reading_rows_is_no_queue() -> None:
             stack.enter_context(door.admitted(COST_S, 9.0))
         clock.now_s += 0.4
         check(door)
+
+
+def test_so_many_at_once_keep_the_inference_thread_busy() -> None:
+    door, _ = admission()
+    assert door.at_once == 3  # nothing is known yet: `at_least`
+    for _ in range(200):
+        with door.admitted(0.001, 9.0):
+            pass
+    assert door.at_once in (10, 11)  # half of the 20 ms that may stand
+    for _ in range(200):
+        door.took_to_read(0.0495)
+    assert door.at_once in (59, 60, 61)  # most of them wait for their rows
+    for _ in range(200):
+        door.took_to_read(9.0)
+    assert door.at_once == 256

@@ -17,7 +17,9 @@ import pytest
 import predictor.grpc_messages as messages
 from predictor.client import Asked, AsyncRankingClient
 from predictor.generation import Generations
+from predictor.grpc_accepts import UNSEEN
 from predictor.grpc_codec import error_parts
+from predictor.grpc_intake import IntakeConfig
 from predictor.grpc_server import GrpcServer
 from predictor.limits import Limits
 from predictor.metrics import Metrics
@@ -26,8 +28,8 @@ from schemas.errors import RequestError
 from tests.predictor.support import PLAN, DictStore
 
 Talk = Callable[[grpc.aio.Channel, Any], Awaitable[None]]
-#: Calls that the library was asked for already, when the event loop stopped.
-ASKED_FOR = 2
+#: Calls that the library was asked for already, when the event loop stopped; and one by one.
+ASKED_FOR = IntakeConfig().wide + 2
 NOISE = b"\xff\xff\xff"  # no message: whoever looks at it refuses it as such
 
 
@@ -93,15 +95,15 @@ def test_a_full_service_answers_who_looks_after_it() -> None:
 
 
 def test_calls_behind_a_long_queue_of_unseen_ones_are_reset() -> None:
-    """While the event loop does nothing at all, so that it can only be the library: 16 wait in any
-    case, some more by chance, none beyond 32."""
+    """While the event loop does nothing at all, so that it can only be the library: 8 wait in any
+    case, some more by chance, none beyond 16."""
 
     async def talk(_: grpc.aio.Channel, admission: Any) -> None:
         with grpc.insecure_channel(address[0]) as channel:
             infer: Any = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
             calls = [infer.future(NOISE, timeout=90) for _ in range(400)]
             deadline_s = time.monotonic() + 60
-            while sum(each.done() for each in calls) < 400 - 32 - ASKED_FOR:
+            while sum(each.done() for each in calls) < 400 - UNSEEN[1] - ASKED_FOR:
                 assert time.monotonic() < deadline_s
                 time.sleep(0.01)
             reset = {each.code() for each in calls if each.done()}
@@ -110,7 +112,7 @@ def test_calls_behind_a_long_queue_of_unseen_ones_are_reset() -> None:
                 await asyncio.sleep(0.01)
             found = Counter(each.code() for each in calls)
             assert set(found) == {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-            assert 16 <= found[grpc.StatusCode.RESOURCE_EXHAUSTED] <= 32 + ASKED_FOR
+            assert UNSEEN[0] <= found[grpc.StatusCode.RESOURCE_EXHAUSTED] <= UNSEEN[1] + ASKED_FOR
 
     address: list[str] = []
     called(talk, address)
@@ -122,7 +124,7 @@ def test_a_client_takes_a_reset_for_a_refusal_and_may_ask_again() -> None:
 
     async def ask() -> None:
         async with AsyncRankingClient(address[0]) as client:
-            asked = [client.rank(1, [2], Asked(timeout_ms=90_000)) for _ in range(300)]
+            asked = [client.rank(1, [2], Asked(timeout_ms=90_000)) for _ in range(400)]
             for each in asyncio.as_completed(asked):
                 with pytest.raises(RequestError) as caught:
                     await each
@@ -137,7 +139,7 @@ def test_a_client_takes_a_reset_for_a_refusal_and_may_ask_again() -> None:
             time.sleep(0.01)
         assert {each.got for each in found} == {"one that reset it among many others"}
         await asyncio.to_thread(asking.join)
-        assert len(found) == 300
+        assert len(found) == 400
         assert {each.required for each in found} >= {"at most 256 requests at once"}
         told = {(each.where, each.status, each.do) for each in found}
         assert told == {("request", 503, "try again later, or add a server")}
