@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from predictor.rank import AggregateReply, RankConfig, Ranker
 from predictor.record import Query
 from schemas.status import Status
 from schemas.stored import StoredRows
-from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, DictStore, world
+from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from store.wire import StoreConfig
+from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, DictStore, put_world, world
 
 PROGRAM = ServiceProgram(PLAN, "ranking")
 STORED = world()
@@ -44,7 +48,7 @@ def cache(tmp_path: Path) -> ItemCache:
     return ItemCache(tmp_path, max_age_ms=600_000)
 
 
-def rows(asked: Asked) -> StoredRows:
+def rows_of(asked: Asked) -> StoredRows:
     return StoredRows.of([STORED.get(key) for key in names(asked)])
 
 
@@ -66,7 +70,51 @@ def test_only_the_user_and_what_is_not_cached_is_read(cache: ItemCache) -> None:
     assert asked.item_ids.tolist() == list(ITEMS[:2])
     assert len(names(asked)) == len(PROGRAM.user_views) + 2 * len(PROGRAM.item_views)
     assert len(names(plain)) == len(PROGRAM.keys(QUERY.user_id, CANDIDATES))
-    assert_same(asked.assemble(rows(asked)), plain.assemble(rows(plain)))
+    assert_same(asked.assemble(rows_of(asked)), plain.assemble(rows_of(plain)))
+
+
+def test_what_is_not_cached_comes_with_the_user_in_one_round_trip(
+    cache: ItemCache, rows: RedisRowStore, predictor_url: str
+) -> None:
+    """As the store counts it."""
+    put_world(rows)
+
+    async def served() -> AggregateReply:
+        async with AsyncRedisRowStore(StoreConfig(predictor_url, timeout_ms=30_000)) as store:
+            await store.ping()
+            ranker = Ranker(store, Generations(PLAN, "ranking"), None, RankConfig(), cache)
+            rows._ask(("CONFIG", "RESETSTAT"), "test")
+            reply = await ranker.aggregate(replace(QUERY, timeout_ms=60_000.0))
+            ranker.close()
+        return reply
+
+    reply, calls = asyncio.run(served()), str(rows._ask(("INFO", "commandstats"), "test"))
+    asked = dict(re.findall(r"cmdstat_(\w+):calls=(\d+)", calls))
+    assert {name: n for name, n in asked.items() if "get" in name} == {"mget": "1"}
+    assert not reply.degraded
+    assert cache.counts.missed == 2
+    plain = ask(PROGRAM, QUERY, None)
+    assert_same(reply.assembled, plain.assemble(rows_of(plain)))
+
+
+def test_what_a_request_saw_stays_as_it_was(cache: ItemCache, tmp_path: Path) -> None:
+    """Until its record is encoded: whatever is served or cached after it."""
+    asked = ask(PROGRAM, QUERY, cache)
+    seen = asked.assemble(rows_of(asked))
+    kept = deepcopy(seen)
+    codec = ItemCodec(PROGRAM)
+    memory = CacheMemory.open(cache_path(tmp_path, codec), codec, writable=True)
+    assert memory is not None
+    nothing = [None] * (len(PROGRAM.item_views) * len(CANDIDATES[2:]))
+    CacheWriter(memory).put(CANDIDATES[2:], nothing, NOW_MS)
+    for turn in range(20):
+        other = replace(QUERY, user_id=USERS[turn % 3], candidate_ids=CANDIDATES[turn:][::-1])
+        later = ask(PROGRAM, other, cache)
+        assert not np.shares_memory(seen.item_values, later.assemble(rows_of(later)).item_values)
+    assert_same(seen, kept)
+    assert seen.user_status.tolist() == kept.user_status.tolist()
+    gone = ask(PROGRAM, QUERY, cache)
+    assert (gone.assemble(rows_of(gone)).item_status[2:] == Status.NOT_FOUND).all()
 
 
 def test_items_are_served_although_the_store_is_not(cache: ItemCache) -> None:

@@ -391,7 +391,10 @@ def number_rows(ids: np.ndarray, number: int) -> list[bytes | None]:
 
 @pytest.mark.parametrize("native", [False, True], ids=["numpy", "native"])
 def test_no_row_is_ever_half_of_another(tmp_path: Path, built: Kernels, native: bool) -> None:
-    """A process writes without a pause; every row that is read has one number throughout."""
+    """A process writes without a pause; every row that is read has one number throughout.
+
+    Who does not look at the sequence numbers takes values of one row with the bytes of another.
+    """
     program = ServiceProgram(DEMO.plan, "ranking", lambda: built if native else None)
     process = subprocess.Popen(
         [sys.executable, "-c", HAMMER, str(tmp_path)],
@@ -404,8 +407,19 @@ def test_no_row_is_ever_half_of_another(tmp_path: Path, built: Kernels, native: 
         assert process.stdout.readline() == b"ready\n"
         cache, ids = reader_of(tmp_path), np.arange(500)
         numbers: set[int] = set()
+        mixed, codec = 0, ItemCodec(program)
+        memory = CacheMemory.open(cache_path(tmp_path, codec), codec)
+        assert memory is not None
+
+        def unguarded() -> int:
+            fences = memory.records["fences"]["offset"][:500, 0].copy()  # (500,)
+            trailers = codec.trailers(memory.rows[:500].copy(), 0)  # (500, TRAILER_BYTES)
+            offsets = np.ascontiguousarray(trailers[:, -20:-12]).view("<i8")[:, 0]
+            return int(np.count_nonzero(offsets != fences))
 
         def hammered() -> bool:
+            nonlocal mixed
+            mixed += unguarded()
             found = cache.look_up(program, ids, T0)
             assert found is not None
             kept = np.setdiff1d(ids, found.missing)
@@ -416,7 +430,7 @@ def test_no_row_is_ever_half_of_another(tmp_path: Path, built: Kernels, native: 
                 assert (values == fences).all()
             assert found.records["newest_ms"][kept].tolist() == fences.tolist()
             numbers.update(fences.tolist())
-            return len(numbers) > 40 and cache.counts.retried > 0
+            return len(numbers) > 40 and cache.counts.retried > 0 and mixed > 0
 
         wait_until(hammered)
         assert cache.counts.hits > 0
