@@ -8,7 +8,7 @@
     POST /push, /write-to-online-store               write batch rows, as Feast's server does
     GET  /health                                     as /v2/health/ready
     GET  /metrics                                    Prometheus
-    GET  /openapi.json                               all of this for other programs
+    GET  /openapi.json, /docs                        all of this for other programs, for people
 
 Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
 `error` (one line for people) and its parts. 400 the request is wrong, 404 no such route or model,
@@ -34,6 +34,7 @@ from predictor.features import parse_features, read_features
 from predictor.limits import Limits
 from predictor.models import check_version, served_model
 from predictor.openapi import document
+from predictor.openapi_page import page
 from predictor.protocol import JSON_LENGTH_HEADER, encode_error, encode_reply, parse_infer
 from predictor.push import Pushed, parse_push, parse_write, write_pushed
 from predictor.service import Service, defect
@@ -69,6 +70,7 @@ def create_app(service: Service) -> FastAPI:
     app.get("/health")(ready)
     app.get("/metrics")(metrics)
     app.get("/openapi.json")(openapi)
+    app.get("/docs")(docs)
     app.exception_handler(EncoreError)(_on_encore_error)
     app.exception_handler(HTTPException)(_on_http_error)
     app.exception_handler(Exception)(_on_defect)
@@ -160,6 +162,11 @@ async def write_to_online_store(request: Request) -> Response:
 async def openapi(request: Request) -> Response:
     """The OpenAPI document."""
     return _json(document(_service(request).version))
+
+
+async def docs(request: Request) -> Response:
+    """The same for people."""
+    return Response(page(_service(request).version), media_type="text/html")
 
 
 async def metrics(request: Request) -> Response:

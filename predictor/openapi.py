@@ -1,7 +1,7 @@
 """The ranking service over HTTP as an OpenAPI 3.1 document.
 
-Served at `/openapi.json` and published as `contracts/openapi.json`. It says what holds for any
-plan; the tensors of a running one are in `GET /v2/models/{name}`.
+Served at `/openapi.json`, as a page at `/docs`, and published as `contracts/openapi.json`. It says
+what holds for any plan; the tensors of a running one are in `GET /v2/models/{name}`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def _protocol_paths() -> Json:
         "/v2/health/ready": {"get": _ready("serverReady", "A plan is served, no drain", "Ready")},
         "/metrics": {"get": _metrics()},
         "/openapi.json": {"get": _get("openapi", "This document", "Any")},
+        "/docs": {"get": _page()},
     }
     for path, names in (("", ("name",)), ("/versions/{version}", ("name", "version"))):
         at, suffix = f"/v2/models/{{name}}{path}", "Version" if path else ""
@@ -116,6 +117,15 @@ def _metrics() -> Json:
         "operationId": "metrics",
         "summary": "Prometheus; of one of several serving processes not here",
         "responses": {"200": {"description": "Metrics", "content": text}, **_errors(404)},
+    }
+
+
+def _page() -> Json:
+    text = {"text/html": {"schema": {"type": "string"}}}
+    return {
+        "operationId": "docs",
+        "summary": "This document for people",
+        "responses": {"200": {"description": "A page", "content": text}, **_errors()},
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,32 @@ from tests.test_docs import table
 
 DOCUMENT = document("0.1.0")
 SCHEMAS = DOCUMENT["components"]["schemas"]
+
+
+class HTMLBalance(HTMLParser):
+    """Tags that are open, or closed though they are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[str] = []
+
+    @classmethod
+    def of(cls, text: str) -> list[str]:
+        found = cls()
+        found.feed(text)
+        return found.left
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag != "meta":
+            self.left.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.left[-1:] == [tag]:
+            self.left.pop()
+        else:
+            self.left.append(f"/{tag}")
+
+
 KINDS: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
@@ -105,11 +133,27 @@ def test_every_reference_leads_somewhere() -> None:
     assert len(set(operations)) == len(operations)
 
 
+def test_the_page_tells_all_of_it(running: RunningServer) -> None:
+    """And takes nothing from elsewhere."""
+    reply = running.client.get("/docs")
+    assert reply.headers["content-type"].startswith("text/html")
+    for path in DOCUMENT["paths"]:
+        assert path in reply.text
+    anchors = re.findall(r'id="(\w+)"', reply.text)
+    assert anchors == list(SCHEMAS)
+    links = set(re.findall(r'(?:href|src)="([^"]+)"', reply.text))
+    assert links <= {"/openapi.json", *(f"#{name}" for name in anchors)}
+    assert "#InferRequest" in links
+    assert "<script" not in reply.text
+    assert not set(HTMLBalance.of(reply.text))
+
+
 def test_it_is_served(running: RunningServer) -> None:
     assert running.client.get("/openapi.json").json() == json.loads(json.dumps(DOCUMENT))
 
 
-GETS = [path for path, each in DOCUMENT["paths"].items() if "get" in each and path != "/metrics"]
+TEXTS = ("/metrics", "/docs")
+GETS = [path for path, each in DOCUMENT["paths"].items() if "get" in each and path not in TEXTS]
 
 
 @pytest.mark.parametrize("path", GETS)
