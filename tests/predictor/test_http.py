@@ -199,7 +199,7 @@ def test_metrics(running: RunningServer) -> None:
     [
         ("GET", "/", 404),
         ("GET", "/v2/", 404),
-        ("GET", "/docs", 404),
+        ("GET", "/redoc", 404),
         ("GET", "/v2/models/best", 404),
         ("GET", "/v2/models/best/ready", 404),
         ("POST", "/v2/models/best/infer", 404),
