@@ -334,7 +334,7 @@ MUTANTS: Final = (
     Mutant("a filling ends at the floor", filling, "_bounds", fill_to_the_end, 10),
     Mutant("filled rows end before the floor", origins, "_fences", fence_at_the_floor, 5),
     Mutant("a filling deletes, too", filling, "fold_in_order", forget_deletions, 17),
-    Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 205),
+    Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 612),
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
     Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 36),

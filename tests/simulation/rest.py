@@ -75,8 +75,8 @@ def happen_next(world: World, dice: Random) -> None:
             continue  # all of it is stored: who reads it ends
         held = {tp for m in alive if m.generation == group.generation for tp in m.places}
         if not alive:
-            world.happen(Event("tick", dice.getrandbits(20)))  # it may wait for one that sleeps
             world.happen(Event("start", place))
+            rest_a_while(world, dice)  # it may wait for one that sleeps, or has nothing to read
             return
         asked = any(member.invited for member in alive)
         if (
@@ -92,6 +92,11 @@ def happen_next(world: World, dice: Random) -> None:
     found = world.moves.succession
     if world.moves.operator is None and len(found.open) < len(found.topics):
         world.happen(Event("end", 0))
+    rest_a_while(world, dice)
+
+
+def rest_a_while(world: World, dice: Random) -> None:
+    """Time passes, and who waits looks around."""
     world.happen(Event("tick", dice.getrandbits(20)))
     for _ in range(4):
         world.happen(Event("idle", dice.getrandbits(30)))
