@@ -23,6 +23,7 @@ from schemas.names import (
     floors_keys,
     gaps_keys,
     generation_group,
+    losses_keys,
     parse_row_key,
     progress_key,
     row_pattern,
@@ -204,11 +205,12 @@ def _count_marks(store: RedisKeySpace, config: StreamConfig, key: Key) -> int:
 
 def _marks(store: RedisKeySpace, config: StreamConfig, key: Key) -> list[str]:
     """Every key under which a generation's floors and positions may lie, of any topic."""
-    return [name for each in every_config(store, config) for name in _marks_in(each, key)]
+    found = (name for each in every_config(store, config) for name in _marks_in(each, key))
+    return list(dict.fromkeys(found))
 
 
 def _marks_in(config: StreamConfig, key: Key) -> list[str]:
-    keys: list[str] = []
+    keys = list(losses_keys(*key))
     readers: Collection[tuple[str, str]] = (
         (config.topic, config.group),
         (config.item_topic, config.item_group),

@@ -83,6 +83,17 @@ def gaps_keys(topic: str, group: str, view: str, generation: int) -> tuple[str, 
     return key, f"{key}:version"
 
 
+def losses_keys(view: str, generation: int) -> tuple[str, str]:
+    """JSON [[topic, topic id, partition, first, next], …]: messages without which a generation was
+    filled, since nobody holds them and that was accepted; and that text's version.
+
+    >>> losses_keys("user_activity", 2)[0]
+    'encore:losses:{user_activity@2}'
+    """
+    key = f"encore:losses:{{{view}@{generation}}}"
+    return key, f"{key}:version"
+
+
 def epoch_key(topic: str) -> str:
     """Hash {topic id: epoch}: the number the store gave to each broker-assigned topic id."""
     return f"encore:epoch:{topic}"

@@ -1,11 +1,13 @@
 """Parquet files named by the offsets they cover.
 
     <root>/topic_id=<uuid>/partition=<p>/<first:020d>-<last:020d>.parquet
+    <root>/topic_id=<uuid>/partition=<p>/<first:020d>-<last:020d>.lost.parquet
 
 Both offsets are inclusive. A file is complete once it has its name: it is written beside, fsynced,
 and renamed, and the directory is fsynced, before its offsets are acknowledged. No two files of a
 root cover one offset: a writer begins where the files end (`next_offset`), whatever the broker
-believes to be committed.
+believes to be committed. Offsets that the topic dropped before they were archived, which somebody
+accepted, have a file without rows that says so by its name.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ from schemas.errors import StreamError
 
 SUFFIX: Final = ".parquet"
 UNFINISHED: Final = ".unfinished"
-_NAME: Final = re.compile(r"(\d{20})-(\d{20})\.parquet")
+LOST: Final = ".lost"
+_NAME: Final = re.compile(r"(\d{20})-(\d{20})(\.lost)?\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetFile:
-    """One file and the offsets it covers, both inclusive."""
+    """One file and the offsets it covers, both inclusive. lost: nothing of them is in it."""
 
     path: Path
     first: int
     last: int
+    lost: bool = False
 
 
 def partition_dir(root: Path, topic_id: str, partition: int) -> Path:
@@ -41,13 +45,13 @@ def partition_dir(root: Path, topic_id: str, partition: int) -> Path:
     return root / f"topic_id={topic_id}" / f"partition={partition}"
 
 
-def file_name(first: int, last: int) -> str:
+def file_name(first: int, last: int, lost: bool = False) -> str:
     """A file's name; names sort as their offsets do.
 
     >>> file_name(7, 12)
     '00000000000000000007-00000000000000000012.parquet'
     """
-    return f"{first:020d}-{last:020d}{SUFFIX}"
+    return f"{first:020d}-{last:020d}{LOST if lost else ''}{SUFFIX}"
 
 
 def list_files(directory: Path) -> list[OffsetFile]:
@@ -58,7 +62,7 @@ def list_files(directory: Path) -> list[OffsetFile]:
     for path in directory.iterdir():
         match = _NAME.fullmatch(path.name)
         if match:
-            found.append(OffsetFile(path, int(match[1]), int(match[2])))
+            found.append(OffsetFile(path, int(match[1]), int(match[2]), match[3] is not None))
     return sorted(found, key=lambda file: file.first)
 
 
@@ -86,10 +90,12 @@ def remove_unfinished(root: Path) -> int:
     return len(leftovers)
 
 
-def write_file(directory: Path, first: int, last: int, table: pa.Table) -> Path:
+def write_file(
+    directory: Path, first: int, last: int, table: pa.Table, *, lost: bool = False
+) -> Path:
     """Write a table durably under its offsets' name. Raises StreamError where the name is taken."""
     _make_directory(directory)
-    path = directory / file_name(first, last)
+    path = directory / file_name(first, last, lost)
     if path.exists():
         raise StreamError(str(path), required="a name that is free", got="an existing file")
     unfinished = path.with_suffix(path.suffix + UNFINISHED)

@@ -17,7 +17,7 @@ from schemas.names import PLAN_KEY
 from schemas.plan import Plan, dump_plan, load_plan
 from schemas.ranklog import RankRecord, decode_record
 from store.base import AsyncRowStore
-from streams.action_table import action_table, rekeyed_table
+from streams.action_table import ACTION_SCHEMA, REKEYED_SCHEMA, action_table, rekeyed_table
 from streams.archive import (
     list_files,
     next_offset,
@@ -64,6 +64,10 @@ class TopicArchive(Protocol):
         """Make parts of one kind and consecutive offsets durable. Blocking."""
         ...
 
+    def lose(self, partition: int, first: int, last: int) -> None:
+        """Say durably that these offsets, both inclusive, were gone before they came. Blocking."""
+        ...
+
 
 class ActionArchive:
     """Actions, one row each. Refused messages are the worker's to dead-letter."""
@@ -90,6 +94,11 @@ class ActionArchive:
         runs: list[ActionRun] = [part.content for part in parts]
         directory = partition_dir(self._root, self._topic_id, partition)
         write_file(directory, parts[0].first, parts[-1].last, action_table(join_runs(runs)))
+
+    def lose(self, partition: int, first: int, last: int) -> None:
+        """As `TopicArchive.lose`."""
+        directory = partition_dir(self._root, self._topic_id, partition)
+        write_file(directory, first, last, ACTION_SCHEMA.empty_table(), lost=True)
 
 
 class RekeyedArchive:
@@ -123,6 +132,11 @@ class RekeyedArchive:
         directory = partition_dir(self._root, self._topic_id, partition)
         table = rekeyed_table(run_of(partition, messages, every))
         write_file(directory, parts[0].first, parts[-1].last, table)
+
+    def lose(self, partition: int, first: int, last: int) -> None:
+        """As `TopicArchive.lose`."""
+        directory = partition_dir(self._root, self._topic_id, partition)
+        write_file(directory, first, last, REKEYED_SCHEMA.empty_table(), lost=True)
 
 
 class RankArchive:
@@ -184,6 +198,12 @@ class RankArchive:
             tables = (_no_records(), _no_records())
         for root, table in zip((self._candidates, self._requests), tables, strict=True):
             write_file(partition_dir(root, self._topic_id, partition), first, last, table)
+
+    def lose(self, partition: int, first: int, last: int) -> None:
+        """As `TopicArchive.lose`."""
+        for root in (self._candidates, self._requests):
+            directory = partition_dir(root, self._topic_id, partition)
+            write_file(directory, first, last, _no_records(), lost=True)
 
     # --- plans ------------------------------------------------------------------------------
 

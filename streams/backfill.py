@@ -32,6 +32,8 @@ from streams.foreign import ForeignCounts, first_logged_ms, take_foreign
 from streams.gaps import recorded_gaps
 from streams.generations import recorded_floors
 from streams.history import HistoryFile
+from streams.item_holes import ItemHoles
+from streams.losses import Loss, record_losses
 from streams.moving import check_settled, read_succession
 from streams.origins import (
     Log,
@@ -74,7 +76,8 @@ class BackfillConfig:
 @dataclass(slots=True)
 class FillReport:
     """What filling one view did. seconds: of folding and writing. missing: messages that nobody
-    holds any more. read: messages that only the log held."""
+    holds any more, `lost` among them, whose loss was accepted. read: messages that only the log
+    held."""
 
     view: str
     generation: int
@@ -84,6 +87,7 @@ class FillReport:
     read: int
     counts: FillCounts = field(default_factory=FillCounts)
     foreign: ForeignCounts = field(default_factory=ForeignCounts)
+    lost: tuple[Loss, ...] = ()
 
 
 async def fill_view(
@@ -104,6 +108,7 @@ async def fill_view(
     began = await store.begin_history()
     check_history(store_history, began, f"store of {view.name}@{view.generation}")
     origin, found = await _history(config, view, store, servers, aside / "log")
+    await record_losses(store, view, found.lost)
     history = list(dict.fromkeys(file for files in found.files.values() for file in files))
     before_ms = config.before_ms
     if config.foreign and before_ms is None:
@@ -132,8 +137,8 @@ async def fill_view(
     seconds = time.monotonic() - began_s
     await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
     note(f"fill {view.name}", rows, rows, f"{counts.rows + counts.there:,} rows")
-    missing = sum(found.missing.values())
-    return FillReport(view.name, view.generation, rows, seconds, missing, found.read, counts, taken)
+    told = found.messages_missing, found.read, counts, taken, tuple(sorted(found.lost))
+    return FillReport(view.name, view.generation, rows, seconds, *told)
 
 
 async def _history(
@@ -158,7 +163,9 @@ async def _history(
             origin = await user_origin(store, stream, view, source, beyond)
         else:
             await wait_for_lost_log(store, stream, (source, target), read_ends)
-            origin = await item_origin(store, stream, view, (source, target))
+            holes = ItemHoles(store, stream, source, target, reader, read_ends)
+            beyond_items = await holes.beyond()
+            origin = await item_origin(store, stream, view, (source, target), beyond_items)
         needed = {
             p: max((ends.get(p, 0) for ends in origin.bounds.values()), default=0)
             for p in range(stream.partitions)

@@ -11,7 +11,7 @@ the sink, and a topic that was never archived can be filled from as long as it h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from streams.action_table import action_table
 from streams.archive import OffsetFile, list_files, next_offset, partition_dir, write_file
 from streams.history import WHOLE, HistoryFile
 from streams.log_reader import LogReader, first_held
+from streams.losses import Loss
 from streams.messages import ActionRun, decode_records, join_runs
 from streams.origins import Log
 
@@ -32,12 +33,18 @@ FILE_ACTIONS: Final = 200_000
 @dataclass(slots=True)
 class Collected:
     """files: {partition of the source log: what may hold actions of its users}. missing:
-    {partition: how many offsets neither archive nor log holds}. read: messages that
-    only the log held."""
+    {partition: offsets before the archive began that neither it nor the log holds}. read: messages
+    that only the log held. lost: what else nobody holds; accepted."""
 
     files: dict[int, list[HistoryFile]] = field(default_factory=dict)
     missing: dict[int, int] = field(default_factory=dict)
     read: int = 0
+    lost: set[Loss] = field(default_factory=set)
+
+    @property
+    def messages_missing(self) -> int:
+        """Of the partitions' logs all that nobody holds."""
+        return sum(self.missing.values()) + sum(loss.messages for loss in self.lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,29 @@ class Rest:
     reader: LogReader
     aside: Path
     accept_loss: bool = False
+
+    def kept(
+        self, log: Log, partition: int, files: Sequence[OffsetFile], found: Collected
+    ) -> list[OffsetFile]:
+        """Those that hold what they are named by. What others say is lost goes into `found`.
+        Raises StreamError unless that is accepted."""
+        for file in files:
+            if file.lost:
+                loss = Loss(log.topic, log.topic_id, partition, file.first, file.last + 1)
+                self.lose(loss, found, "which the archive should hold", "a file that says: lost")
+        return [file for file in files if not file.lost]
+
+    def lose(self, loss: Loss, found: Collected, lacks: str, got: str) -> None:
+        """Go on without. Raises StreamError unless that is accepted."""
+        if not self.accept_loss:
+            raise StreamError(
+                f"history of {loss.topic}/{loss.partition}",
+                required=f"{loss}, {lacks}",
+                got=got,
+                do="bring the archive of the machine whose `encore sink` has them, or go on"
+                " without: `encore backfill` or `encore rebuild` again, with --accept-loss",
+            )
+        found.lost.add(loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +110,7 @@ async def collect(
         files = [
             _whole(file)
             for directory in (_all_earlier(root, log) if ended else _earlier(root, log, partition))
-            for file in list_files(directory)
+            for file in rest.kept(*_place(log, directory), list_files(directory), found)
         ]
         files += before_it
         files += await _present(root, reading, partition, before)
@@ -97,6 +127,12 @@ async def _ended(root: Path, topic: Before, rest: Rest, found: Collected) -> lis
         tail = await reading.tail(partition, next_offset(held) or 0, end)
         files += [replace(file, log_partition=WHOLE) for file in tail]
     return files
+
+
+def _place(log: Log, directory: Path) -> tuple[Log, int]:
+    """The log and partition that a directory of the archive is of. log: of the same topic."""
+    topic_id, partition = (each.partition("=")[2] for each in directory.parts[-2:])
+    return replace(log, topic_id=topic_id), int(partition)
 
 
 def _earlier(root: Path, log: Log, partition: int) -> list[Path]:
@@ -135,53 +171,70 @@ class _Reading:
 
     async def tail(self, partition: int, end: int, before: int) -> list[HistoryFile]:
         """Offsets [end, before), which lie behind the archive's end. Raises StreamError where the
-        log begins behind that, unless the loss is accepted."""
-        try:
-            return await self.files(partition, end, before)
-        except NotHeldError as error:
-            reader, topic = self.rest.reader, self.log.topic
-            first = await first_held(reader, topic, partition, before)
-            lost = f"offsets {end} to {first - 1} of {topic}/{partition}"
-            if not self.rest.accept_loss:
-                raise StreamError(
-                    f"history of {topic}/{partition}",
-                    required=f"{lost}, which the archive ends before",
-                    got=f"a log that begins at {first}" if first < before else "a log without them",
-                    do="bring the archive of the machine whose `encore sink` has them, or go on"
-                    " without: `encore backfill` or `encore rebuild` again, with --accept-loss",
-                ) from error
-            self.found.missing[partition] = self.found.missing.get(partition, 0) + first - end
-            return await self.files(partition, first, before)
+        log does not hold some of them, unless the loss is accepted."""
 
-    async def files(self, partition: int, first: int, before: int) -> list[HistoryFile]:
-        """Offsets [first, before) of a partition, from the log into files of their own."""
+        def lose(first: int, after: int) -> None:
+            got = f"a log that begins at {after}" if after < before else "a log without them"
+            loss = Loss(self.log.topic, self.log.topic_id, partition, first, after)
+            self.rest.lose(loss, self.found, "which the archive ends before", got)
+
+        return await self.files(partition, end, before, lose)
+
+    async def files(
+        self, partition: int, first: int, before: int, lose: Callable[[int, int], None]
+    ) -> list[HistoryFile]:
+        """Offsets [first, before) of a partition, from the log into files of their own. lose: told
+        of each span [first, next) that the log does not hold."""
+        files: list[HistoryFile] = []
+        at = first
+        while at < before:
+            held, at = await self._held(partition, at, before)
+            files += held
+            if at < before:
+                topic = self.log.topic
+                after = await first_held(self.rest.reader, topic, partition, before, at)
+                lose(at, after)
+                at = after
+        return files
+
+    async def _held(self, partition: int, first: int, before: int) -> tuple[list[HistoryFile], int]:
+        """Files of what the log holds from `first` on, and the offset up to which it does."""
         files: list[HistoryFile] = []
         runs: list[ActionRun] = []
         at = begun = first
-        while at < before:
-            records = await self.rest.reader.read(self.log.topic, partition, at, before)
-            runs.append(decode_records(records, self.of)[0])
-            self.found.read += len(records)
-            at = int(records[-1].offset) + 1
-            if at == before or sum(len(run) for run in runs) >= FILE_ACTIONS:
+        ends = False
+        while at < before and not ends:
+            try:
+                records = await self.rest.reader.read(self.log.topic, partition, at, before)
+            except NotHeldError:
+                ends = True
+            else:
+                runs.append(decode_records(records, self.of)[0])
+                self.found.read += len(records)
+                at = int(records[-1].offset) + 1
+            ends = ends or at == before
+            if runs and (ends or sum(len(run) for run in runs) >= FILE_ACTIONS):
                 run = join_runs(runs)
                 target = self.aside / f"partition={partition}"
                 path = write_file(target, begun, at - 1, action_table(run))
                 files.append(HistoryFile(str(path), len(run), partition))
                 runs, begun = [], at
-        return files
+        return files, at
 
 
 async def _present(root: Path, reading: _Reading, partition: int, before: int) -> list[HistoryFile]:
     """The files of the present log's [0, before), gaps read from the log."""
     held = list_files(partition_dir(root, reading.log.topic_id, partition))
     end = next_offset(held) or 0
-    first = min(held[0].first, before) if held else 0
-    try:
-        head = await reading.files(partition, 0, first)
-    except NotHeldError:  # before the archive began, and no longer in the log
-        head, reading.found.missing[partition] = [], first
-    files = [_of_log(file, partition) for file in held if file.first < before]
+    found, begins = reading.found, min(held[0].first, before) if held else 0
+
+    def miss(first: int, after: int) -> None:  # before the archive began, no longer in the log
+        found.missing[partition] = found.missing.get(partition, 0) + after - first
+
+    head = await reading.files(partition, 0, begins, miss)
+    below = [replace(f, last=min(f.last, before - 1)) for f in held if f.first < before]
+    kept = reading.rest.kept(reading.log, partition, below, found)
+    files = [_of_log(file, partition) for file in kept]
     return [*head, *files, *await reading.tail(partition, end, before)]
 
 

@@ -25,7 +25,7 @@ from streams.generations import NOTHING, Key, Offsets, record_floors
 from streams.item_messages import decode_rekeyed_records, run_of
 from streams.servers import Servers
 from streams.source import Source
-from streams.source_table import Pair, PairStore, SourceTable
+from streams.source_table import Pair, PairStore, SourceTable, reached_in
 
 Place = tuple[Key, int]  # generation, partition
 
@@ -63,6 +63,17 @@ class ItemGenerations:
             if view.key in pair.folded or alike:
                 level.append(view)
         return tuple(level)
+
+    async def given(self, source: int, epoch: int) -> Offsets:
+        """By re-keyed partition: up to which offset of a source partition all generations that are
+        folded have everything, by the pairs that they began with. More than the stream gave them
+        only where they were filled over a hole (`streams.item_holes`). epoch: of the source's log.
+        Raises StoreError, StreamError."""
+        partitions, views = range(self._config.partitions), tuple(self._views.values())
+        places = [(view, p) for p in partitions for view in views]
+        loaded = await asyncio.gather(*(self._pairs_of(view).load(p) for view, p in places))
+        own = [reached_in(pair, source, epoch) for pair in loaded]
+        return {p: min(own[p * len(views) :][: len(views)], default=0) for p in partitions}
 
     async def change(self, views: Sequence[ViewPlan], pairs: Mapping[int, Pair]) -> None:
         """Fold these from now on. pairs: of all assigned partitions, all before them stored."""

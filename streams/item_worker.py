@@ -11,7 +11,8 @@ ahead of the one that is saved.
 A row's fence is the offset of the newest re-keyed message applied to it, so a batch that is read
 again after a crash changes nothing; source offsets that were re-keyed twice are dropped by the
 table, which is as old as the position that is read from. Where the log is lost before they are read
-again, the notes tell what rows may have (`streams.refolding`). A missing message ends the process.
+again, the notes tell what rows may have (`streams.refolding`). A missing message ends the process,
+unless all generations were filled with what it held (`streams.item_holes`).
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from typing import Final
 
+import numpy as np
 from faust.types import TP
+from numpy.typing import NDArray
 
+from schemas.errors import NotHeldError
 from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.config import StreamConfig
 from streams.durability import open_confirmations, tell_of_a_wipe
@@ -36,13 +40,13 @@ from streams.gaps import Gap, record_gaps
 from streams.heartbeat import Heartbeat
 from streams.item_generations import ItemGenerations
 from streams.item_marks import ItemMarks
-from streams.item_messages import decode_rekeyed_records, run_of
+from streams.item_messages import RekeyedMessage, decode_rekeyed_records, run_of
 from streams.messages import ActionRun, DeadLetter, join_runs
 from streams.moving import Place, find_place, items_done
 from streams.overlap import ended
-from streams.positions import Positions
+from streams.positions import OVER_ITEMS, OVER_REKEYED, Positions
 from streams.refolding import Refolding, in_lost_log, unmakeable
-from streams.rekey import Rekeyer
+from streams.rekey import Rekeyer, rekey_group
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
@@ -53,6 +57,8 @@ from streams.transport import Marks
 log = logging.getLogger("encore.streams")
 
 REPORT_EVERY_S: Final = 10.0
+#: How long a process goes on folding after re-keying has come to a hole in the source.
+HOLE_S: Final = 5.0
 
 #: The next offset of a re-keyed partition, and the table that speaks up to there.
 Reach = tuple[int, SourceTable]
@@ -97,7 +103,7 @@ class ItemWorker:
         self._read: dict[int, SourceTable] = {}  # ahead of them: of what came by
         self._storing = Storing(self._save)
         self._dropped = 0
-        self._reported_s = self._servers.clock_s()
+        self._reported_s = self._whole_s = self._servers.clock_s()
 
     # --- life -------------------------------------------------------------------------------
 
@@ -122,10 +128,9 @@ class ItemWorker:
         # Also confirms the logs' numbers: a store that forgot one would give it to another log.
         self._confirmations = await open_confirmations(self._store, marks, config)
         group = rekey_group(config.item_group, self._target.epoch)
-        self._sent = Positions(self._store, config.topic, group, self._source.epoch)
-        self._folded = Positions(
-            self._store, config.item_topic, config.item_group, self._target.epoch
-        )
+        self._sent = Positions(self._store, config.topic, group, self._source.epoch, OVER_ITEMS)
+        target = config.item_topic, config.item_group
+        self._folded = Positions(self._store, *target, self._target.epoch, OVER_REKEYED)
         self._rekeyer = Rekeyer(
             self._source,
             self._target,
@@ -149,7 +154,6 @@ class ItemWorker:
             self._aside.send_late,
             config.patience_ms,
         )
-        target = config.item_topic, config.item_group
         self._item_marks = ItemMarks(self._store, target, self._servers)
         self._beats = {
             config.topic: Heartbeat(
@@ -243,7 +247,9 @@ class ItemWorker:
         await self._follow()
         rekeying = asyncio.ensure_future(
             self._rekeyer.handle(
-                [each for each in lists if each.tp.topic == self._config.topic], self._send
+                [each for each in lists if each.tp.topic == self._config.topic],
+                self._send,
+                self._given,
             )
         )
         try:
@@ -256,10 +262,20 @@ class ItemWorker:
     async def _now_and_then(self) -> None:
         """What is told beside the work; pairs speak of what is in its rows."""
         await self._item_marks.tell(self._generations.standing(self._pairs))
+        self._look_for_holes()
         await self._place.look_now_and_then(self._sent.all_ended())
         for beat in self._beats.values():
             await beat.now_and_then()
         self._report()
+
+    def _look_for_holes(self) -> None:
+        """Raises NotHeldError some time after re-keying stopped at a hole: what is in the re-keyed
+        log is folded meanwhile."""
+        now_s = self._servers.clock_s()
+        if not self._rekeyer.stands_at_a_hole:
+            self._whole_s = now_s
+        elif now_s - self._whole_s >= HOLE_S:
+            self._rekeyer.check()
 
     async def _fold(self, lists: list[Fetched]) -> None:
         """The log is looked at once for all: they were fetched before."""
@@ -270,7 +286,7 @@ class ItemWorker:
         same_log = asyncio.ensure_future(self._target.check())
         noted: list[asyncio.Task[None]] = []
         try:
-            for batch in self._batches(lists):
+            async for batch in self._batches(lists):
                 into = self._folder, self._aside
                 part = join_runs(batch.runs), batch.dead
                 noted.append(asyncio.create_task(self._note(batch, same_log)))
@@ -287,7 +303,7 @@ class ItemWorker:
         touched = {int(run.partition[0]) for run in batch.runs if len(run)}
         await asyncio.gather(*(self._tables.save(p, self._pairs[p]) for p in touched))
 
-    def _batches(self, lists: Iterable[Fetched]) -> Iterator[Batch]:
+    async def _batches(self, lists: Iterable[Fetched]) -> AsyncIterator[Batch]:
         """Admitted lists, grouped up to `batch_actions`."""
         batch = Batch()
         for fetched in lists:
@@ -300,7 +316,7 @@ class ItemWorker:
             table = self._read[fetched.tp.partition]
             for message in messages:
                 check_epochs(message.batch, self._source.epoch, message.where)
-            accepted = [table.admit(message.batch, message.where) for message in messages]
+            accepted = [await self._admit(fetched.tp.partition, message) for message in messages]
             self._dropped += sum(int((~mask).sum()) for mask in accepted)
             run = run_of(fetched.tp.partition, messages, accepted).run
             self._aside.tally.of(fetched.tp.partition).actions += len(run)
@@ -313,6 +329,21 @@ class ItemWorker:
                 batch = Batch()
         if batch.ends:
             yield batch
+
+    async def _admit(self, partition: int, message: RekeyedMessage) -> NDArray[np.bool_]:
+        """Over a gap if all generations were given what lies in it."""
+        table = self._read[partition]
+        try:
+            return table.admit(message.batch, message.where)
+        except NotHeldError:
+            for source, epoch, _ in table.gaps(message.batch):
+                given = await self._generations.given(source, epoch)
+                table.raise_to(source, epoch, given[partition])
+            return table.admit(message.batch, message.where)
+
+    async def _given(self, source: int) -> int:
+        """As `streams.rekey.Given`, of the present log."""
+        return min((await self._generations.given(source, self._source.epoch)).values())
 
     async def _save(self, upto: Mapping[TP, Reach]) -> None:
         """Each partition's table with the position up to which it speaks."""
@@ -375,8 +406,3 @@ class ItemWorker:
             self._dropped,
             self._aside.dead_letters,
         )
-
-
-def rekey_group(group: str, target_epoch: int) -> str:
-    """Under which the positions of re-keying into one log are kept: a new log begins anew."""
-    return f"{group}.rekey.{target_epoch}"

@@ -35,20 +35,30 @@ class LogReader(Protocol):
         ...
 
 
-async def first_held(reader: LogReader, topic: str, partition: int, before: int) -> int:
-    """The first offset that the log still holds, `before` where it holds none below that.
+async def first_held(
+    reader: LogReader, topic: str, partition: int, before: int, begin: int = 0
+) -> int:
+    """The first offset from `begin` on that the log holds, `before` where it holds none below that.
 
     By bisection, so that a broker's own list of offsets is not asked. Raises StreamError.
     """
-    low, high = 0, before
+    low, high = begin, before
     while low < high:
-        middle = (low + high) // 2 if low else 0  # most logs hold all
-        try:
-            await reader.read(topic, partition, middle, middle + 1)
+        middle = (low + high) // 2 if low > begin else begin  # most logs hold all
+        if await is_held(reader, topic, partition, middle):
             high = middle
-        except NotHeldError:
+        else:
             low = middle + 1
     return low
+
+
+async def is_held(reader: LogReader, topic: str, partition: int, offset: int) -> bool:
+    """Whether the log, which ends behind it, holds that offset. Raises StreamError."""
+    try:
+        await reader.read(topic, partition, offset, offset + 1)
+    except NotHeldError:
+        return False
+    return True
 
 
 class KafkaLogReader:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from schemas.errors import NotHeldError, StreamError
+from schemas.errors import StreamError
 from schemas.names import generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
@@ -26,7 +26,7 @@ from streams.admin import TopicFacts
 from streams.config import StreamConfig
 from streams.ends import Place
 from streams.generations import record_floors
-from streams.log_reader import LogReader
+from streams.log_reader import LogReader, is_held
 from streams.servers import TopicAdmin
 from streams.source import Source
 from streams.source_table import Pair, PairStore, SourceTable
@@ -99,19 +99,21 @@ async def beyond_holes(
     ends, found = await read_ends(stands), dict[int, int]()
     for (topic, partition), at in stands.items():
         end = ends[topic, partition]
-        try:
-            if at < end:
-                await reader.read(topic, partition, at, at + 1)
-        except NotHeldError:
+        if at < end and not await is_held(reader, topic, partition, at):
             found[partition] = end
     return found
 
 
 async def item_origin(
-    store: AsyncRowStore, config: StreamConfig, view: ViewPlan, logs: tuple[Log, Log]
+    store: AsyncRowStore,
+    config: StreamConfig,
+    view: ViewPlan,
+    logs: tuple[Log, Log],
+    beyond: Mapping[int, Mapping[int, int]] | None = None,
 ) -> Origin:
     """Floors at the saved pairs of the item worker. logs: source, re-keyed. The pair of each floor
-    is kept for the generation: catching up goes on from it. Raises StoreError, StreamError.
+    is kept for the generation: catching up goes on from it. beyond: of source partitions with a
+    hole, up to where all lies below a floor (`streams.item_holes`). Raises StoreError, StreamError.
     """
     source, target = logs
     topic, group = config.item_topic, config.item_group
@@ -124,6 +126,8 @@ async def item_origin(
         if pair.version == 0:
             held = await _not_ahead(theirs, config, partition, target)
             pair = _start(held, source, target)
+            for log_partition, at in (beyond or {}).get(partition, {}).items():
+                pair.table.raise_to(log_partition, source.epoch, at)
             await ours.save(partition, pair)
         _check_begun(view, pair, source)
         pairs[partition] = pair

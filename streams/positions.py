@@ -10,17 +10,24 @@ seen, and no position passes it, so whoever reads again meets it again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
-from schemas.errors import StoreError, StreamError
+from schemas.errors import NotHeldError, StoreError, StreamError
 from schemas.names import CONTENT_END, HEADER_CONTENT
 from store.base import AsyncRowStore
 from streams.app import Fetched
 from streams.patience import patiently
 
-END_HEADER = (HEADER_CONTENT, CONTENT_END)
+END_HEADER: Final = (HEADER_CONTENT, CONTENT_END)
+
+_SEE: Final = "(docs/operations.md, A topic dropped what was not read)"
+OVER_USERS: Final = f"`encore rebuild` of all user views gets a worker over that {_SEE}"
+OVER_ITEMS: Final = f"`encore rebuild` of all item views gets an item worker over that {_SEE}"
+OVER_REKEYED: Final = f"delete that topic, it is made anew from the source {_SEE}"
+OVER_ARCHIVE: Final = f"`encore sink --accept-loss` goes on without them {_SEE}"
 
 
 def end_among(records: Sequence[ConsumerRecord]) -> int | None:
@@ -32,11 +39,16 @@ def end_among(records: Sequence[ConsumerRecord]) -> int | None:
 
 
 class Positions:
-    """Positions of one group in one log of a topic: the log that `epoch` is the number of."""
+    """Positions of one group in one log of a topic: the log that `epoch` is the number of.
 
-    def __init__(self, store: AsyncRowStore, topic: str, group: str, epoch: int) -> None:
+    over: what to do about messages that the topic dropped before they came by.
+    """
+
+    def __init__(
+        self, store: AsyncRowStore, topic: str, group: str, epoch: int, over: str = OVER_USERS
+    ) -> None:
         self._store, self._topic, self._group = store, topic, group
-        self._epoch = epoch
+        self._epoch, self._over = epoch, over
         self._assigned: tuple[int, ...] = ()
         self._next: dict[int, int] = {}
         self._watermark_ms: dict[int, int] = {}
@@ -73,8 +85,26 @@ class Positions:
         first = int(fetched.records[0].offset)
         return first < self._next.get(fetched.tp.partition, first)
 
+    def hole(self, fetched: Fetched) -> tuple[int, int] | None:
+        """The first offsets [first, next) that are missing before or in a list that came, and would
+        be skipped for ever. None where none are."""
+        records, first = fetched.records, int(fetched.records[0].offset)
+        at = self._next.get(fetched.tp.partition, first)
+        whole = first <= at and fetched.next_offset - first == len(records)
+        if whole or fetched.tp.partition in self._ended:
+            return None
+        for record in records:
+            if record.offset > at:
+                return at, int(record.offset)
+            at = max(at, int(record.offset) + 1)
+        return None
+
+    def skip(self, tp: TP, upto: int) -> None:
+        """What lies before that offset is not waited for any more."""
+        self._next[tp.partition] = upto
+
     def unseen(self, fetched: Fetched) -> tuple[ConsumerRecord, ...]:
-        """The records that did not come by yet. Raises StreamError where some are missing.
+        """The records that did not come by yet. Raises NotHeldError where some are missing.
 
         A list that repeats what came (a rebalance) is cut; one that begins behind the next offset,
         or has a hole, would skip actions for ever. Of one that holds the partition's end, what lies
@@ -85,14 +115,19 @@ class Positions:
         records = fetched.records
         first, count = int(records[0].offset), len(records)
         expected = self._next.get(fetched.tp.partition, first)
-        if first > expected or fetched.next_offset - first != count:
-            raise StreamError(
+        hole = self.hole(fetched)
+        if hole is not None:
+            begin, after = hole
+            raise NotHeldError(
                 f"{fetched.tp.topic}/{fetched.tp.partition}",
                 required=f"offset {expected} next, without a hole",
-                got=f"{count} records from {first} to {fetched.next_offset - 1}",
-                do="start it again; if the topic dropped them, docs/exactness.md says what to do:"
-                " `encore rebuild` of all user views gets a worker over that",
+                got=f"{count} records from {first} to {fetched.next_offset - 1}: {after - begin}"
+                f" messages are missing, offsets {begin} to {after - 1}",
+                do=f"start it again; if the topic dropped them: {self._over}",
             )
+        if fetched.next_offset - first != count:  # only in what came by before
+            records = tuple(record for record in records if record.offset >= expected)
+            first, count = max(first, expected), len(records)
         end = end_among(records)
         if end is not None:
             self._ended.add(fetched.tp.partition)

@@ -14,8 +14,9 @@ that, the source is re-keyed again from the first offset it still holds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 from numpy.typing import NDArray
 
+from schemas.errors import NotHeldError
 from schemas.ids import partitions_of
 from schemas.names import HEADER_LOG
 from schemas.rekeyed import SOURCE, SOURCE_RANGE, RekeyedBatch, encode_rekeyed
@@ -35,9 +37,14 @@ from streams.positions import Positions
 from streams.source import Source
 from streams.trailing import Trailing
 
+log = logging.getLogger("encore.streams")
+
 #: A round ends when its source messages have this many bytes: a re-keyed message stays below the
 #: megabyte that brokers take unless told otherwise.
 ROUND_BYTES: Final = 512 * 1024
+
+#: Source partition → the offset before which all rows have everything, whatever is re-keyed.
+Given = Callable[[int], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +112,17 @@ class Rekeyer:
         self._positions, self._confirmations = positions
         self._patience_ms = patience_ms
         self._marking = Trailing(self._mark)
+        self._hole: NotHeldError | None = None
         self.tally = Tally()
         self.actions = 0
 
-    async def handle(self, lists: list[Fetched], send: Sender) -> None:
-        """Returns once all is in the re-keyed topic; the positions in the source trail behind."""
-        fresh = [(each.tp, self._positions.unseen(each)) for each in lists]
+    async def handle(self, lists: list[Fetched], send: Sender, given: Given) -> None:
+        """Returns once all is in the re-keyed topic; the positions in the source trail behind.
+
+        Of a partition with a hole what lies before it, and what lies behind where all rows were
+        given what is missing; else `check` raises what is to be done.
+        """
+        fresh = [(each.tp, records) for each in lists for records in await self._fresh(each, given)]
         for part in rounds_of([(tp, records) for tp, records in fresh if records]):
             # Fetched before this look at the log, so they are of this one: their epoch is right.
             same_log = asyncio.ensure_future(self._source.check())
@@ -120,9 +132,33 @@ class Rekeyer:
                 await ended(same_log)
             self._marking.add(part.ends)
 
+    async def _fresh(self, fetched: Fetched, given: Given) -> list[tuple[ConsumerRecord, ...]]:
+        parts: list[tuple[ConsumerRecord, ...]] = []
+        while (hole := self._positions.hole(fetched)) is not None:
+            head = tuple(record for record in fetched.records if record.offset < hole[0])
+            if head:
+                parts.append(self._positions.unseen(replace(fetched, records=head)))
+            fetched = replace(fetched, records=fetched.records[len(head) :])
+            if await given(fetched.tp.partition) < hole[1]:
+                break
+            log.warning("%s: offsets %d to %d were dropped; all rows have them", fetched.tp, *hole)
+            self._positions.skip(fetched.tp, hole[1])
+        try:
+            parts.append(self._positions.unseen(fetched))
+        except NotHeldError as error:
+            self._hole = self._hole or error
+        return parts
+
+    @property
+    def stands_at_a_hole(self) -> bool:
+        """Of some partition nothing more is re-keyed."""
+        return self._hole is not None
+
     def check(self) -> None:
-        """Raises what storing a position failed with."""
+        """Raises what storing a position failed with, and NotHeldError for a hole in the source."""
         self._marking.check()
+        if self._hole is not None:
+            raise self._hole
 
     async def settle(self) -> None:
         """Return once the positions of all that was sent are stored. Raises StreamError."""
@@ -154,6 +190,11 @@ class Rekeyer:
                 self._positions.saw(int(run.partition[0]), int(run.sent_ms.max()))
                 self.tally.of(int(run.partition[0])).actions += len(run)
         self.actions += sum(len(run) for run in runs)
+
+
+def rekey_group(group: str, target_epoch: int) -> str:
+    """Under which the positions of re-keying into one log are kept: a new log begins anew."""
+    return f"{group}.rekey.{target_epoch}"
 
 
 def _key(batch: RekeyedBatch) -> bytes | None:

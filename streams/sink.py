@@ -15,13 +15,18 @@ records that cannot be read go to the rank log's own dead-letter topic. A record
 sent twice is archived twice: readers tell by request id (`audit.join`).
 
 Each written range moves the progress mark of `StreamConfig.archive_group` in the store.
+
+What a topic dropped before it came ends the sink, until somebody accepts the loss: then a file
+without rows says so of these offsets (`streams.losses`), and what lies behind them is archived.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from faust.types import TP
@@ -32,9 +37,10 @@ from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.archives import ActionArchive, Held, RankArchive, RekeyedArchive, TopicArchive
 from streams.config import StreamConfig
 from streams.heartbeat import Heartbeat, Tally
+from streams.log_reader import is_held
 from streams.messages import DeadLetter
 from streams.moving import LOOK_S, check_no_other, find_all
-from streams.positions import Positions
+from streams.positions import OVER_ARCHIVE, Positions
 from streams.servers import REAL_SERVERS, Servers
 from streams.source import Source
 from streams.transport import Marks
@@ -45,15 +51,18 @@ log = logging.getLogger("encore.streams")
 FETCH_WAIT_MS: Final = 100
 
 
-def run_sink(config: StreamConfig) -> int:
-    """Run the sink until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain."""
+def run_sink(config: StreamConfig, accept_loss: bool = False) -> int:
+    """Run the sink until SIGTERM or SIGINT. Blocking. Returns the exit code, 0 after a drain.
+
+    accept_loss: go on without what the topics dropped before it was archived.
+    """
     config = replace(config, fetch_wait_ms=max(config.fetch_wait_ms, FETCH_WAIT_MS))
 
     async def next_app() -> StreamApp:
         every = await find_all(config, REAL_SERVERS)
         newest = every[-1]
         topics = [name for each in every for name in (each.topic, each.item_topic)]
-        sink = Sink(newest, earlier=every[:-1])
+        sink = Sink(newest, earlier=every[:-1], accept_loss=accept_loss)
         group = newest.members(newest.archive_group)
         return StreamApp(newest, group, (*topics, newest.rank_topic), sink)
 
@@ -92,15 +101,18 @@ class Topic:
 
 class Sink:
     """A `streams.app.Handler` that archives. config: of the newest topic that may be read; earlier:
-    of those before it, whose archives may still lack something and lie beside the newest one's."""
+    of those before it, whose archives may still lack something and lie beside the newest one's.
+    accept_loss: archive as lost what a topic does not hold any more."""
 
     def __init__(
         self,
         config: StreamConfig,
         servers: Servers = REAL_SERVERS,
         earlier: tuple[StreamConfig, ...] = (),
+        accept_loss: bool = False,
     ) -> None:
         self._config, self._servers, self._earlier = config, servers, earlier
+        self._accept_loss = accept_loss
         self._looked_s = servers.clock_s()
         self._topics: dict[str, Topic] = {}
         self._buffers: dict[TP, Buffer] = {}
@@ -125,7 +137,9 @@ class Sink:
             source = await Source.open(
                 self._admin, facts[name], self._store, config.patience_ms, self._servers.clock_s
             )
-            positions = Positions(self._store, name, config.archive_group, source.epoch)
+            positions = Positions(
+                self._store, name, config.archive_group, source.epoch, OVER_ARCHIVE
+            )
             place = name, config.archive_group
             beat = Heartbeat(self._store, place, Tally(), self._servers)
             archive = self._archive(source, partitions)
@@ -179,19 +193,54 @@ class Sink:
             topic = self._topics[fetched.tp.topic]
             if topic.positions.goes_back(fetched):
                 await topic.source.check()
-            records = topic.positions.unseen(fetched)
-            if not records:
-                continue
-            parts, dead = await topic.archive.take(records)
-            await self._send_dead(fetched.tp.topic, dead)
-            counts = topic.beat.tally.of(fetched.tp.partition)
-            counts.actions += sum(part.rows for part in parts)
-            counts.dead += len(dead)
-            for part in parts:
-                await self._hold(fetched.tp, part)
+            while (hole := await self._accepted(topic, fetched)) is not None:
+                before = [record for record in fetched.records if record.offset < hole[0]]
+                if before:
+                    await self._take(topic, replace(fetched, records=tuple(before)))
+                await self._lose(topic, fetched.tp, hole)
+                fetched = replace(fetched, records=fetched.records[len(before) :])
+            await self._take(topic, fetched)
         await self._write_old()
         for topic in self._topics.values():
             await topic.beat.now_and_then()
+
+    async def _take(self, topic: Topic, fetched: Fetched) -> None:
+        records = topic.positions.unseen(fetched)
+        if not records:
+            return
+        parts, dead = await topic.archive.take(records)
+        await self._send_dead(fetched.tp.topic, dead)
+        counts = topic.beat.tally.of(fetched.tp.partition)
+        counts.actions += sum(part.rows for part in parts)
+        counts.dead += len(dead)
+        for part in parts:
+            await self._hold(fetched.tp, part)
+
+    async def _accepted(self, topic: Topic, fetched: Fetched) -> tuple[int, int] | None:
+        """The next offsets [first, next) to go on without. Not where the log does hold an end of
+        them: then it is this process that skipped them."""
+        hole = topic.positions.hole(fetched) if self._accept_loss else None
+        if hole is None:
+            return None
+        reader, tp = self._servers.open_reader(self._config), fetched.tp
+        try:
+            ends = {hole[0], hole[1] - 1}
+            held = [await is_held(reader, tp.topic, tp.partition, at) for at in ends]
+        finally:
+            await reader.close()
+        return None if any(held) else hole
+
+    async def _lose(self, topic: Topic, tp: TP, hole: tuple[int, int]) -> None:
+        """Archive these offsets as lost."""
+        first, after = hole
+        if tp in self._buffers:
+            await self._write(tp)
+        log.error(
+            "archived as lost, as was accepted: %d messages, offsets %d to %d of %s/%d",
+            *(after - first, first, after - 1, tp.topic, tp.partition),
+        )
+        await self._keep(tp, after, partial(topic.archive.lose, tp.partition, first, after - 1))
+        topic.positions.skip(tp, after)
 
     async def _hold(self, tp: TP, part: Held) -> None:
         if tp in self._buffers and not self._buffers[tp].fits(part):
@@ -212,9 +261,16 @@ class Sink:
     async def _write(self, tp: TP) -> None:
         """Make a buffer durable, then acknowledge it."""
         buffer, topic = self._buffers.pop(tp), self._topics[tp.topic]
+        topic.positions.saw(tp.partition, max(part.time_ms for part in buffer.parts))
+        write = partial(topic.archive.write, tp.partition, buffer.parts)
+        await self._keep(tp, buffer.parts[-1].last + 1, write)
+
+    async def _keep(self, tp: TP, upto: int, write: Callable[[], None]) -> None:
+        """Write all before that offset of the log that there is, then acknowledge it."""
+        topic = self._topics[tp.topic]
         await topic.source.check()
         try:
-            await asyncio.to_thread(topic.archive.write, tp.partition, buffer.parts)
+            await asyncio.to_thread(write)
         except OSError as error:
             raise StreamError(
                 f"archive of {tp.topic}/{tp.partition}",
@@ -222,10 +278,8 @@ class Sink:
                 got=str(error),
                 do="make room, then restart the sink: nothing was acknowledged",
             ) from error
-        topic.positions.saw(tp.partition, max(part.time_ms for part in buffer.parts))
-        upto = {tp: buffer.parts[-1].last + 1}
-        await topic.positions.store(upto, self._config.patience_ms)
-        self._marks.advance(tp, upto[tp])
+        await topic.positions.store({tp: upto}, self._config.patience_ms)
+        self._marks.advance(tp, upto)
 
     async def _send_dead(self, topic: str, dead: list[DeadLetter]) -> None:
         for letter in dead:

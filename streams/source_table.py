@@ -20,18 +20,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import StoreError, StreamError
+from schemas.errors import NotHeldError, StoreError, StreamError
 from schemas.names import source_table_key, source_table_version_key
 from schemas.rekeyed import RekeyedBatch
 from store.base import AsyncRowStore
 from streams.patience import patiently
+from streams.positions import OVER_ITEMS
 
 Reached = tuple[int, int]  # epoch of the source's log, next offset
 #: What a re-keyed message covers: of the source (partition, epoch, first offset, next offset).
@@ -55,32 +56,47 @@ class SourceTable:
         """(a,) bool: the actions that are beyond the table, which then covers the message.
 
         A source partition that the table does not know, or knows in an earlier epoch, is taken from
-        where the message begins. Raises StreamError for a gap: what lies in it would be lost.
+        where the message begins. Raises NotHeldError for a gap: what lies in it would be lost; the
+        table is as it was then.
         """
         accepted = np.zeros(len(batch.actions), bool)  # (a,)
-        sources = batch.sources
+        sources, reached, sent_ms = batch.sources, dict(self.reached), dict(self.sent_ms)
         for partition, first, after, epoch in zip(
             *(batch.covers[name].tolist() for name in ("partition", "first", "next", "epoch")),
             strict=True,
         ):
-            known_epoch, known = self.reached.get(partition, (0, 0))
+            known_epoch, known = reached.get(partition, (0, 0))
             if epoch < known_epoch:
                 continue
             if epoch > known_epoch:
                 known = first
             if first > known:
-                raise StreamError(
+                raise NotHeldError(
                     where,
                     required=f"source offset {known} of partition {partition} next",
-                    got=f"the range [{first}, {after})",
-                    do="messages are missing: rebuild the item views from the archive",
+                    got=f"the range [{first}, {after}): {first - known} messages are missing",
+                    do=f"start it again; if the source dropped them: {OVER_ITEMS}",
                 )
             own = (sources["partition"] == partition) & (sources["offset"] >= known)
             accepted |= own
-            self.reached[partition] = epoch, max(known, after)
+            reached[partition] = epoch, max(known, after)
             if batch.sent_ms:
-                self.sent_ms[partition] = max(self.sent_ms.get(partition, 0), batch.sent_ms)
+                sent_ms[partition] = max(sent_ms.get(partition, 0), batch.sent_ms)
+        self.reached, self.sent_ms = reached, sent_ms
         return accepted
+
+    def raise_to(self, partition: int, epoch: int, offset: int) -> None:
+        """What lies before that offset of a source partition is in the rows by other ways."""
+        known = self.reached.get(partition, (0, 0))
+        self.reached[partition] = max(known, (epoch, offset))
+
+    def gaps(self, batch: RekeyedBatch) -> Iterator[tuple[int, int, int]]:
+        """Of what the message covers, (source partition, epoch, first offset) that comes too
+        late."""
+        for partition, epoch, first, _ in covers_of(batch):
+            known_epoch, known = self.reached.get(partition, (0, 0))
+            if epoch == known_epoch and first > known:
+                yield partition, epoch, first
 
     def copy(self) -> SourceTable:
         """As it is now, whatever is admitted later."""
@@ -246,8 +262,10 @@ def check_epochs(batch: RekeyedBatch, newest: int, where: str) -> None:
 
 def lowest_reached(pairs: Mapping[int, Pair], source_partition: int, epoch: int) -> int:
     """Up to which source offset every re-keyed partition is folded, 0 in another epoch."""
-    ends = []
-    for pair in pairs.values():
-        at_epoch, at = pair.table.reached.get(source_partition, (0, 0))
-        ends.append(at if at_epoch == epoch else 0)
-    return min(ends, default=0)
+    return min((reached_in(pair, source_partition, epoch) for pair in pairs.values()), default=0)
+
+
+def reached_in(pair: Pair, source_partition: int, epoch: int) -> int:
+    """Up to which offset of a source partition it is folded, 0 in another epoch."""
+    at_epoch, at = pair.table.reached.get(source_partition, (0, 0))
+    return at if at_epoch == epoch else 0

@@ -22,8 +22,9 @@ from streams.config import StreamConfig
 from streams.ends import Place, read_ends
 from streams.gaps import Lack, known_gaps
 from streams.heartbeat import FRESH_MS, Counts, parse_beat
-from streams.item_worker import rekey_group
+from streams.losses import Accepted, accepted_losses
 from streams.moving import Ended, config_of, items_done, read_succession, users_done
+from streams.rekey import rekey_group
 from streams.ship import shipped_to
 from streams.source_table import PairStore
 
@@ -63,12 +64,14 @@ class Line:
 class StreamStatus:
     """lines: of the topics that exist. aside: messages in each dead-letter and late topic.
     unshipped_bytes: of the rank log in this machine's spool that are not in Kafka yet. lacks: what
-    generations that are folded now lack for good."""
+    generations that are folded now lack for good. accepted: what they and this machine's archive
+    are without, by --accept-loss."""
 
     lines: tuple[Line, ...]
     aside: dict[str, int]
     unshipped_bytes: int
     lacks: tuple[Lack, ...] = ()
+    accepted: tuple[Accepted, ...] = ()
 
     @property
     def lag(self) -> int:
@@ -115,7 +118,9 @@ async def read_status(config: StreamConfig, store: AsyncRowStore, now_ms: int) -
     counts = {name: ends[name, 0] for name in aside}
     lacks = [lack for each, _ in read for lack in await known_gaps(store, each)]
     spools = (config.spool, *worker_directories(config.spool))
-    return StreamStatus(tuple(lines), counts, sum(map(unshipped_bytes, spools)), tuple(lacks))
+    accepted = await accepted_losses(store, _archives(config))
+    unshipped = sum(map(unshipped_bytes, spools))
+    return StreamStatus(tuple(lines), counts, unshipped, tuple(lacks), accepted)
 
 
 async def wait_settled(
@@ -161,6 +166,12 @@ def _facts(config: StreamConfig) -> dict[str, TopicFacts]:
     with Admin(config.bootstrap) as admin:
         found = [admin.describe(name) for name in config.topics]
     return {facts.name: facts for facts in found if facts is not None and facts.partitions}
+
+
+def _archives(config: StreamConfig) -> list[tuple[str, Path]]:
+    names = [root_topic(name) for name in (config.topic, config.item_topic)]
+    found = [(name, config.archive_dir / name) for name in names]
+    return [*found, (config.rank_topic, config.archive_dir / config.rank_topic / "requests")]
 
 
 def _aside(config: StreamConfig) -> list[str]:

@@ -97,6 +97,10 @@ def _status_data(found: StreamStatus) -> dict[str, object]:
         "aside": found.aside,
         "unshipped_bytes": found.unshipped_bytes,
         "lacks": [asdict(lack) | {"do": lack.do} for lack in found.lacks],
+        "accepted": [
+            {"whose": each.whose, **asdict(each.loss), "messages": each.loss.messages}
+            for each in found.accepted
+        ],
     }
 
 
@@ -124,8 +128,8 @@ def _put_status(found: StreamStatus) -> None:
     put("")
     aside = {name: f"{count} messages" for name, count in found.aside.items() if count}
     put_facts({**aside, "spool": f"{found.unshipped_bytes} bytes not in Kafka yet"})
-    for lack in found.lacks:
-        put(str(lack))
+    for line in (*found.lacks, *found.accepted):
+        put(str(line))
 
 
 @stream_group.command("metrics")
@@ -161,7 +165,13 @@ def items(context: typer.Context) -> None:
     raise typer.Exit(ending(run_item_worker(config)))
 
 
-def sink(context: typer.Context) -> None:
+def sink(
+    context: typer.Context,
+    accept_loss: Annotated[
+        bool,
+        typer.Option("--accept-loss", help="Go on without what a topic dropped; archived as lost."),
+    ] = False,
+) -> None:
     """Archive actions, re-keyed too, and rank log from Kafka to Parquet.
 
     Writes below data_dir/archive, one file a range of offsets; a file is complete once it has its
@@ -171,7 +181,7 @@ def sink(context: typer.Context) -> None:
     from streams.app import ending
     from streams.sink import run_sink
 
-    raise typer.Exit(ending(run_sink(config)))
+    raise typer.Exit(ending(run_sink(config, accept_loss)))
 
 
 def ship(context: typer.Context) -> None:

@@ -209,6 +209,10 @@ async def go_on_at_the_mark(self: Generations, views: Any, marks: Any) -> Any:
     return marks
 
 
+def take_more_than_was_given(self: SourceTable, partition: int, epoch: int, offset: int) -> None:
+    self.reached[partition] = max(self.reached.get(partition, (0, 0)), (epoch, offset + 2))
+
+
 def take_all_of_the_stream(self: Generations) -> Any:
     return {key: self._recorded[key] for key in self._views}
 
@@ -251,6 +255,12 @@ A_LOST_LOG_IS_FOLDED_TO_ITS_END: Final = Mutant(
 NOTES_COME_BEFORE_ROWS: Final = Mutant("notes come before rows", ItemWorker, "_note", note_nothing)
 GO_ON_AT_THE_MARK: Final = Mutant(
     "what all generations were given need not be read", Generations, "starts", go_on_at_the_mark
+)
+TABLES_TAKE_WHAT_WAS_GIVEN: Final = Mutant(
+    "tables take for folded what all generations were given",
+    SourceTable,
+    "raise_to",
+    take_more_than_was_given,
 )
 ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
     "rows ahead of a lost log are refused", Pair, "enter", forget_where_it_ended
@@ -311,9 +321,9 @@ MUTANTS: Final = (
     Mutant("marks never move back", memory, "merge_progress", overwrite_marks, 30),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered, 6),
     Mutant("nothing is written once the log is another", Source, "check", never_check, 23),
-    Mutant("a process stays in one history", server, "check_history", trust_any_history, 7),
+    Mutant("a process stays in one history", server, "check_history", trust_any_history, 37),
     Mutant("what the table has is dropped", SourceTable, "admit", admit_everything, 1),
-    Mutant("a table is saved as at its position", SourceTable, "copy", share_the_table, 264),
+    Mutant("a table is saved as at its position", SourceTable, "copy", share_the_table, 289),
     Mutant("a message is for one log", item_messages, "record_headers", forget_which_log, 36),
     Mutant(
         "a table names the version it read",
@@ -337,7 +347,7 @@ MUTANTS: Final = (
     Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 612),
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
-    Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 36),
+    Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 43),
     Mutant("who reads a topic has looked at those before", Place, "check", never_check, 71),
     Mutant("nothing behind an end is read", positions, "end_among", see_no_end),
     Mutant("the first end record counts", growing, "_first_end", find_no_end, 1),

@@ -51,7 +51,7 @@ Origin = tuple[str, int, int, int]
 #: What a row holds.
 Held = Mapping[Origin, Sent]
 #: What goes back when the store does.
-STORED: Final = ("held", "left", "epochs", "pairs", "marks", "stands")
+STORED: Final = ("held", "left", "epochs", "pairs", "marks", "stands", "given")
 Known = dict[str, dict[Any, Any]]
 PARTITIONS: Final = 2
 RETENTION_MS: Final = 86_400_000
@@ -95,6 +95,8 @@ class Reference:
     left: dict[str, frozenset[Origin]] = field(default_factory=dict)  # key → held when it expired
     marks: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # by group
     stands: dict[tuple[int, int], int] = field(default_factory=dict)  # (partition, epoch) → mark
+    # (view, generation, re-keyed partition) → its source table when it began
+    given: dict[tuple[str, int, int], Mapping[int, tuple[int, int]]] = field(default_factory=dict)
     history: History = field(default_factory=History)
     staged: set[tuple[str, int]] = field(default_factory=set)  # generations that ever were
     logs: dict[str, str] = field(default_factory=dict)  # topic → the id it has now
@@ -239,6 +241,8 @@ class Reference:
             at = int(rest.partition(":")[2])
             if at in floors_in(self, view, topic):  # before, it is the floor
                 self.require_stored(view, at, pair.epoch, pair.next_offset)
+            else:
+                self.given[*view.key, at] = dict(pair.table.reached)
             return
         partition = int(whose)
         if pair.next_offset < self.pairs.get((partition, pair.epoch), 0):
@@ -373,10 +377,16 @@ class Reference:
         return [self._log_of(view.source, epoch)] * self.count_of(view, epoch)
 
     def _admitted(self, view: ViewPlan, partition: int, epoch: int) -> set[Origin]:
-        """What the source table had of earlier re-keyed logs when they ended."""
+        """What the source table had of earlier re-keyed logs when they ended, and what of its
+        source the generation was filled with."""
         if view.entity == "user":
             return set()
-        return {
+        given = {
+            (self._log_of(self.topic, number), source): at
+            for source, (number, at) in self.given.get((*view.key, partition), {}).items()
+        }
+        arrived = self.partitions[self._log_of(view.source, epoch), partition].origins
+        return {each for each in arrived if each[2] < given.get(each[:2], 0)} | {
             origin
             for (place, earlier), upto in self.pairs.items()
             if place == partition and earlier < epoch

@@ -68,6 +68,7 @@ def happen_next(world: World, dice: Random) -> None:
     for kind in ("step", "learn", "hand", "fetch"):
         if world.happen(Event(kind, dice.getrandbits(30))):
             return
+    began = False
     for place, group in enumerate(world.groups):
         alive = group.alive()
         lags = _users_lag if len(group.topics) == 1 else _items_lag
@@ -75,9 +76,8 @@ def happen_next(world: World, dice: Random) -> None:
             continue  # all of it is stored: who reads it ends
         held = {tp for m in alive if m.generation == group.generation for tp in m.places}
         if not alive:
-            world.happen(Event("start", place))
-            rest_a_while(world, dice)  # it may wait for one that sleeps, or has nothing to read
-            return
+            began = world.happen(Event("start", place))
+            continue
         asked = any(member.invited for member in alive)
         if (
             held != set(group.places)
@@ -85,6 +85,9 @@ def happen_next(world: World, dice: Random) -> None:
             and world.happen(Event("rebalance", place + len(world.groups) * dice.getrandbits(20)))
         ):
             return
+    if began:
+        rest_a_while(world, dice)  # they may wait for one that sleeps, or has nothing to read
+        return
     if world.fillings.refused:
         world.happen(Event("give_up", 0))
     elif world.fillings.operator is None and world.fillings.staged().active:

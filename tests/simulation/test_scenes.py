@@ -14,6 +14,7 @@ from streams.item_worker import ItemWorker
 from tests.oracle.fold import in_time
 from tests.simulation.loop import SimulationError
 from tests.simulation.mutants import (
+    A_FILLING_BEGINS_AT_THE_HOLE,
     A_FILLING_IS_OF_ONE_HISTORY,
     A_FILLING_IS_OF_ONE_SOURCE,
     A_LOST_LOG_GETS_NO_NUMBER,
@@ -21,6 +22,7 @@ from tests.simulation.mutants import (
     GO_ON_AT_THE_MARK,
     NOTES_COME_BEFORE_ROWS,
     ROWS_AHEAD_ARE_REFUSED,
+    TABLES_TAKE_WHAT_WAS_GIVEN,
     WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
     WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE,
     WHAT_LAGS_TAKES_NOTHING,
@@ -399,6 +401,60 @@ def test_what_the_topic_dropped_comes_back_from_the_archive(world: World, broken
         assert (there == ends) is not broken
     if not broken:
         judge(world, "user")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_items_get_over_what_their_source_dropped(world: World, seed: int, lost: bool) -> None:
+    """Item workers are killed anywhere, and nobody reads for long. Where the re-keyed log is lost,
+    too, it begins anew behind what the tables know."""
+    over_a_hole(world, seed, lost)
+    told = [each for each in world.reasons if each.startswith("g.items") and "are missing" in each]
+    assert told or seed % 2, "workers end at the hole"
+    assert [view.generation for view in world.reference.current("item")] == [2]
+
+
+@pytest.mark.parametrize("broken", [A_FILLING_BEGINS_AT_THE_HOLE, TABLES_TAKE_WHAT_WAS_GIVEN])
+def test_over_a_hole_each_action_of_items_counts_once(broken: Mutant) -> None:
+    with broken.applied(), pytest.raises(SimulationError, match="i@2"):
+        for seed in range(40):
+            world = World(REAL)
+            try:
+                over_a_hole(world, seed, lost=False)
+            finally:
+                world.close()
+
+
+def over_a_hole(world: World, seed: int, lost: bool) -> None:
+    """Until all is stored."""
+    drop_what_nobody_read(world, Random(seed), lost)
+    for _ in range(0 if seed % 2 else 60):
+        happen_next(world, Random(1))
+    assert world.happen(Event("backfill", 1))
+    assert come_to_rest(world)
+    produce(world, 8)
+    assert come_to_rest(world)
+    judge(world, "user item")
+
+
+def drop_what_nobody_read(world: World, dice: Random, lost: bool) -> None:
+    produce(world, 6)
+    assert come_to_rest(world)
+    produce(world, 6)
+    for _ in range(dice.randrange(120)):
+        happen_next(world, dice)
+    while world.members(lambda member: True):
+        assert world.happen(Event("kill", 0))
+    world.loop.pending.clear()
+    produce(world, 12)
+    if lost:
+        assert world.happen(Event("lose", 1))
+    log = world.broker.logs[CONFIG.topic]
+    for partition in range(CONFIG.partitions):
+        upto = log.end(partition) - dice.randrange(3)
+        world.fillings.archived(log, partition, upto)
+        log.first[partition] = world.reference.expired[log.topic_id, partition] = upto
+    produce(world, 6)
 
 
 def users_go_on(world: World) -> None:

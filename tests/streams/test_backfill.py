@@ -13,7 +13,7 @@ from aiokafka.structs import ConsumerRecord
 from schemas.errors import HistoryError, NotHeldError, StreamError
 from schemas.names import generation_group, row_keys
 from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
-from streams.action_table import action_table
+from streams.action_table import ACTION_SCHEMA, action_table
 from streams.admin import TopicFacts
 from streams.archive import partition_dir, write_file
 from streams.backfill import BackfillConfig, fill_view, lacking, tasks_of, wait_caught_up
@@ -25,6 +25,7 @@ from streams.filling import FillTask, fill
 from streams.folding import Folder, physical_ttl_ms
 from streams.generations import Generations, record_floors, recorded_floors
 from streams.history import WHOLE, HistoryFile, read_chunks
+from streams.losses import Loss
 from streams.origins import (
     Log,
     Origin,
@@ -341,8 +342,25 @@ def test_what_nobody_holds_is_told_and_a_hole_at_the_end_refused(tmp_path: Path)
     with pytest.raises(StreamError, match=r"20 to 21 .* got a log without them; .* --accept-loss"):
         gather(tmp_path, ListReader(sent, held_from=25), {0: 22, 1: 0})
     found = gather(tmp_path, ListReader(sent, held_from=21), {0: 22, 1: 0}, accept_loss=True)
-    assert found.missing == {0: 6}
+    assert (found.missing, found.lost) == ({0: 5}, {Loss("t", "id-2", 0, 20, 21)})
+    assert found.messages_missing == 6
     assert offsets(found.files[0]) == [*range(5, 20), 21]
+
+
+def test_what_the_archive_says_is_lost_is_refused_unless_accepted(tmp_path: Path) -> None:
+    """Of the present log, and of one before it."""
+    sent, root = messages(30), tmp_path / "archive"
+    for topic_id in ("id-1", "id-2"):
+        archive(root, topic_id, 0, sent[0][:5], 0)
+        directory = partition_dir(root, topic_id, 0)
+        write_file(directory, 5, 9, ACTION_SCHEMA.empty_table(), lost=True)
+        archive(root, topic_id, 0, sent[0][10:20], 10)
+    reader = ListReader(sent, held_from=20)
+    with pytest.raises(StreamError, match="offsets 5 to 9 of t/0, which the archive should hold"):
+        gather(tmp_path, reader, {0: 20, 1: 0})
+    found = gather(tmp_path, reader, {0: 8, 1: 0}, accept_loss=True)
+    assert found.lost == {Loss("t", "id-1", 0, 5, 10), Loss("t", "id-2", 0, 5, 8)}
+    assert found.messages_missing == 8
 
 
 def test_a_broker_that_does_not_answer_holds_everything_still(tmp_path: Path) -> None:
