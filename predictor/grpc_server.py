@@ -5,6 +5,7 @@ request is made by the same code. A call's deadline bounds the request as the pa
 does. Every refusal carries its parts as a `google.rpc.ErrorInfo` in `grpc-status-details-bin`:
 
     400 INVALID_ARGUMENT     404 NOT_FOUND     413 RESOURCE_EXHAUSTED     500 INTERNAL
+    404 UNIMPLEMENTED where it is the method that is not there
     503 RESOURCE_EXHAUSTED where the service has too much to do, else UNAVAILABLE
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -74,6 +75,7 @@ class GrpcServer:
             (
                 grpc.method_handlers_generic_handler(messages.SERVICE, calls.inference()),
                 grpc.method_handlers_generic_handler(messages.HEALTH_SERVICE, calls.health()),
+                _Unknown((*calls.served(), *calls.inference())),
             )
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -201,6 +203,29 @@ class _Calls:
             raise RequestError("service", required=required, got=got, status=404)
         name = "SERVING" if self._service.ready else "NOT_SERVING"
         return messages.HealthCheckResponse(status=statuses.Value(name))
+
+
+class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Refuses every method that nobody before it has, as all else is refused."""
+
+    def __init__(self, served: Iterable[str]) -> None:
+        """served: the methods of GRPCInferenceService."""
+        self._served = sorted(served)
+
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler:
+        """Of whatever kind the method is: nothing is read of the call."""
+        error = RequestError(
+            "method",
+            required=f"/{messages.SERVICE}/ and {', '.join(self._served)}, or"
+            f" /{messages.HEALTH_SERVICE}/Check",
+            got=str(handler_call_details.method)[:100],
+            status=404,
+        )
+
+        async def refuse(_: object, context: Context) -> bytes:
+            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, error)
+
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def code_of(error: RequestError) -> grpc.StatusCode:

@@ -77,7 +77,11 @@ def refused(channel: grpc.Channel, request: Any, code: Any, method: str = "Model
     """The `where` of a refusal, whose status has all parts."""
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, method, request)
-    error: Any = caught.value
+    return parts_of(caught.value, code)["where"]
+
+
+def parts_of(error: Any, code: Any) -> dict[str, str]:
+    """All parts of a refusal with that status."""
     assert error.code() is code, error.details()
     trailers = {each.key: each.value for each in error.trailing_metadata()}
     parts = error_parts(trailers[messages.STATUS_TRAILER])
@@ -86,7 +90,7 @@ def refused(channel: grpc.Channel, request: Any, code: Any, method: str = "Model
     assert parts["error"] == error.details()
     assert parts["error"].startswith(f"{parts['where']}: needs {parts['required']}")
     assert len(parts["error"]) < 1000
-    return parts["where"]
+    return parts
 
 
 # --- the protocol ---------------------------------------------------------------------------
@@ -251,6 +255,20 @@ def test_models_and_versions_that_are_not_there(channel: grpc.Channel) -> None:
         assert refused(channel, kind(name="best"), CODES.NOT_FOUND, method) == "model"
         asked = kind(name="rank", version="1")
         assert refused(channel, asked, CODES.NOT_FOUND, method) == "version"
+
+
+@pytest.mark.parametrize(
+    "method", [f"/{messages.SERVICE}/RepositoryIndex", "/other.Service/ModelInfer", "/"]
+)
+@pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
+def test_methods_that_are_not_there(channel: grpc.Channel, method: str, kind: str) -> None:
+    """tritonclient has some of them, and streams others."""
+    ask = getattr(channel, kind)(method)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(ask(iter([b"1"]), timeout=60)) if kind == "stream_stream" else ask(b"1", timeout=60)
+    parts = parts_of(caught.value, CODES.UNIMPLEMENTED)
+    assert (parts["where"], parts["got"]) == ("method", method)
+    assert "ModelInfer" in parts["required"]
 
 
 def test_a_message_that_is_too_large(channel: grpc.Channel) -> None:
