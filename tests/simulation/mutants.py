@@ -50,6 +50,7 @@ Allow = Callable[[], Awaitable[None]]
 Task = asyncio.Task[None]
 begin: Final = Folder.begin
 enter: Final = lanes.Lanes.enter
+admit: Final = SourceTable.admit
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ async def finish_in_any_order(
 
 
 def admit_everything(self: SourceTable, batch: Any, where: str) -> Any:
-    return np.ones(len(batch.actions), bool)
+    return np.ones_like(admit(self, batch, where))
 
 
 def share_the_table(self: SourceTable) -> SourceTable:
@@ -322,7 +323,7 @@ MUTANTS: Final = (
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered, 6),
     Mutant("nothing is written once the log is another", Source, "check", never_check, 23),
     Mutant("a process stays in one history", server, "check_history", trust_any_history, 37),
-    Mutant("what the table has is dropped", SourceTable, "admit", admit_everything, 1),
+    Mutant("what the table has is dropped", SourceTable, "admit", admit_everything, 13),
     Mutant("a table is saved as at its position", SourceTable, "copy", share_the_table, 289),
     Mutant("a message is for one log", item_messages, "record_headers", forget_which_log, 36),
     Mutant(
