@@ -78,12 +78,21 @@ def new_server(
     """
     absent = missing(library)
     if not absent:
-        return AcceptingServer(options, admission)
+        try:
+            return AcceptingServer(_new_core(options, library), admission)
+        except TypeError as error:  # it is made of something else
+            absent = [f"AioServer of six arguments ({error})"]
     log.warning(
         "grpcio %s lacks %s: calls are asked for one by one, and bursts of more than %d reset",
         *(grpc.__version__, ", ".join(absent), UNSEEN_ONE_BY_ONE[0]),
     )
     return grpc.aio.server(options=[*options, *_bounds(UNSEEN_ONE_BY_ONE)])
+
+
+def _new_core(options: Sequence[Option], library: Any) -> Any:
+    core = type("Core", (library.AioServer,), {"_make_request_call_future": _next_call})
+    loop = asyncio.get_running_loop()
+    return core(loop, None, (), None, (*options, *_bounds(UNSEEN)), None)
 
 
 def _bounds(unseen: tuple[int, int]) -> list[Option]:
@@ -96,10 +105,9 @@ def _bounds(unseen: tuple[int, int]) -> list[Option]:
 class AcceptingServer:
     """What is used of `grpc.aio.Server` here, under the same names."""
 
-    def __init__(self, options: Sequence[Option], admission: Admission) -> None:
-        core = type("Core", (cygrpc.AioServer,), {"_make_request_call_future": _next_call})
-        loop = asyncio.get_running_loop()
-        self._core: Any = core(loop, None, (), None, (*options, *_bounds(UNSEEN)), None)
+    def __init__(self, core: Any, admission: Admission) -> None:
+        """core: its AioServer, of which registered methods are left to this class."""
+        self._core = core
         self._admission = admission
         self._accepts: list[Accepts] = []
 

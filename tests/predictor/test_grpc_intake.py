@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 
 import predictor.grpc_messages as messages
 from predictor.admission import Admission
@@ -250,14 +251,34 @@ def test_what_a_library_lacks_is_told() -> None:
     assert {"_handle_rpc", "_schedule_rpc_coro"} <= set(missing(changed))
 
 
-def test_a_library_that_lacks_it_is_asked_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+class LargerServer:
+    """As of a release whose servers are made of one thing more."""
+
+    def __init__(self, *arguments: Any, further: bool) -> None: ...
+
+    def _make_request_call_future(self, method_bytes: bytes) -> None: ...
+
+    def _request_registered_call(self, method: bytes) -> None: ...
+
+
+LARGER = SimpleNamespace(**vars(cygrpc) | {"AioServer": LargerServer})
+
+
+@pytest.mark.parametrize(
+    ("library", "lacks"),
+    [(SimpleNamespace(), "AioServer,"), (LARGER, "AioServer of six arguments (")],
+    ids=["names", "arguments"],
+)
+def test_a_library_that_lacks_it_is_asked_one_by_one(
+    library: Any, lacks: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def talk(server: Any, address: str) -> None:
         assert not isinstance(server, AcceptingServer)
         assert await echo(address, UNSEEN_ONE_BY_ONE[0]) == {CODES.OK: UNSEEN_ONE_BY_ONE[0]}
 
-    served(talk, library=SimpleNamespace())
+    served(talk, library=library)
     (record,) = caplog.records
-    assert "lacks AioServer," in record.getMessage()
+    assert f"lacks {lacks}" in record.getMessage()
 
 
 def test_a_call_that_cannot_be_asked_for_is_told(caplog: pytest.LogCaptureFixture) -> None:
