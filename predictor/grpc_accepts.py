@@ -111,6 +111,12 @@ class AcceptingServer:
         self._admission = admission
         self._accepts: list[Accepts] = []
 
+    @property
+    def narrow(self) -> bool:
+        """Few calls are asked for: the service is overloaded, and the library resets what is more
+        than wait for that."""
+        return any(each.narrow for each in self._accepts)
+
     def add_registered_method_handlers(self, service: str, handlers: Handlers) -> None:
         """Methods whose calls are asked for by how busy the service is."""
         named = {f"/{service}/{method}": handler for method, handler in handlers.items()}
@@ -166,6 +172,11 @@ class Accepts:
         self._asked: set[asyncio.Task[None]] = set()
         self._unanswered: set[asyncio.Task[None]] = set()
         self._looks = False
+
+    @property
+    def narrow(self) -> bool:
+        """As `Intake.narrow`."""
+        return self._intake.narrow
 
     def start(self) -> None:
         """Ask for the first calls. The server was started, in the running loop."""

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from predictor import grpc_messages as messages
-from predictor.grpc_accepts import new_server
+from predictor.grpc_accepts import AcceptingServer, new_server
 from predictor.grpc_codec import (
     decode_message,
     metadata_message,
@@ -88,6 +88,11 @@ class GrpcServer:
                 got="one that is taken, or not of this machine",
                 do="choose another grpc_port, or stop the server that has it",
             ) from None
+
+    @property
+    def narrow(self) -> bool:
+        """Few calls are asked for, as `AcceptingServer.narrow`; False where they always are."""
+        return isinstance(self._server, AcceptingServer) and self._server.narrow
 
     async def start(self) -> None:
         """Take calls."""

@@ -92,6 +92,14 @@ class Readings:
             lambda: int(bool(watcher.waiting)),
         )
 
+    def grpc(self, narrow: Callable[[], bool]) -> None:
+        """narrow: as `GrpcServer.narrow`."""
+        self.one(
+            "encore_grpc_narrow",
+            "1 while few calls are asked for: in an overload, in which the library resets the rest",
+            lambda: int(narrow()),
+        )
+
     def items(self, cache: ItemCache) -> None:
         """The item cache, as far as this process reads it."""
         counts = cache.counts

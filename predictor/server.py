@@ -203,6 +203,8 @@ class _Grpc:
             self._server = GrpcServer(
                 service, config.host, config.grpc_port, share_port=config.share_ports
             )
+            server = self._server
+            service.observer.metrics.readings.grpc(lambda: server.narrow)
         self._stops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -19,6 +19,7 @@ from encore.local import free_port, start_broker
 from encore.settings import Settings
 from encore.stream_metrics import tell
 from predictor.freshness import FreshnessConfig
+from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.server import ServeConfig, serving
 from predictor.spool import SpoolConfig
@@ -72,6 +73,9 @@ def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
             freshness=FreshnessConfig("encore", "encore-items", 1, 0, poll_s=0.01),
         )
         async with serving(config) as running:
+            server = GrpcServer(running, "127.0.0.1", 0)
+            running.observer.metrics.readings.grpc(lambda: server.narrow)
+            await server.start()
             transport = httpx.ASGITransport(app=create_app(running))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 await client.post("/v2/models/rank/infer", json=body())
@@ -81,7 +85,8 @@ def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
                     while "encore_view_watermark_seconds{" not in text:
                         await asyncio.sleep(0.02)
                         text = (await client.get("/metrics")).text
-                return text
+            await server.stop(0)
+            return text
 
     return asyncio.run(go())
 

@@ -181,7 +181,8 @@ def test_in_an_overload_few_are_asked_for() -> None:
     admission = Admission()
     most = admission.at_once + UNSEEN[1]
 
-    async def talk(_: Any, address: str) -> None:
+    async def talk(server: Any, address: str) -> None:
+        assert not server.narrow
         seen, deadline_s = 400, time.monotonic() + 60
         with grpc.insecure_channel(address) as channel:
             infer: Any = channel.unary_unary(INFER)
@@ -196,6 +197,10 @@ def test_in_an_overload_few_are_asked_for() -> None:
                 found = Counter(each.code() for each in calls)
                 assert set(found) == {CODES.OK, CODES.CANCELLED}
                 seen = found[CODES.OK]
+            admission.refused.standing += 1
+            while not server.narrow:  # a call is taken, and looked after
+                assert time.monotonic() < deadline_s
+                await asyncio.to_thread(infer, b"x", timeout=90)
         assert seen >= UNSEEN[0]
 
     served(talk, admission)
