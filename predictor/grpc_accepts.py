@@ -131,6 +131,8 @@ class AcceptingServer:
     def add_insecure_port(self, address: str) -> int:
         """The port. Raises RuntimeError where the address is taken."""
         port: int = self._core.add_insecure_port(address.encode())
+        if not port:
+            raise RuntimeError(f"{address} is taken")
         return port
 
     async def start(self) -> None:

@@ -161,7 +161,8 @@ def cases(draw: st.DrawFn) -> Case:
         ratios["rate"] = (draw(st.sampled_from(numbers)), numbers[-1], prior, weight)
     skew_ms, future_ms = draw(st.sampled_from([0, 1_200, 2_500])), draw(st.sampled_from([0, 900]))
     lateness = Lateness(milliseconds(skew_ms), milliseconds(future_ms))
-    longest_ms = max(each.window_ms for each in drawn)  # which a TTL must not cut
+    # Which a TTL must not cut; `last` has how far it looks back for its number.
+    longest_ms = max(each.number if each.function == "last" else each.window_ms for each in drawn)
     ttl_ms = draw(st.sampled_from([0, max(6_000, longest_ms)]))
     return Case(declared, ratios, lateness, ttl_ms)
 

@@ -230,6 +230,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "publish.check_may_publish",
         "publish.check_not_staged",
     ),
+    "test_staging.py::test_rows_that_hold_more_than_the_log_are_not_filled_from_the_log_alone": (
+        "staging.require_history",
+    ),
     "test_staging.py::test_unchanged_declarations_take_a_new_generation": ("staging.stage",),
     "test_staging.py::test_what_cannot_be_staged": ("staging._checked", "staging._held"),
     "test_staging.py::test_what_is_not_filled_is_not_switched_to": ("staging.switch",),

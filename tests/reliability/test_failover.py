@@ -48,8 +48,10 @@ def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
     with Redis(port=store.port) as client:
         client.config_set("appendonly", "no")
         client.config_set("repl-diskless-sync-delay", "0")
-    with Redis(port=replica.port) as client:
-        client.replicaof("127.0.0.1", store.port)
+    with Redis(port=replica.port) as second, Redis(port=store.port) as client:
+        second.replicaof("127.0.0.1", store.port)
+        client.set("first", "")
+        wait_until(lambda: client.execute_command("WAITAOF", 0, 1, 1_000)[1] == 1)
     yield store, replica
     for server in servers:
         server.child.kill()
