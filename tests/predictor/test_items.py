@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from schemas.stored import StoredRows
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, DictStore, put_world, world
+from tests.store.servers import OwnServer, own_server
 
 PROGRAM = ServiceProgram(PLAN, "ranking")
 STORED = world()
@@ -74,23 +75,27 @@ def test_only_the_user_and_what_is_not_cached_is_read(cache: ItemCache) -> None:
 
 
 def test_what_is_not_cached_comes_with_the_user_in_one_round_trip(
-    cache: ItemCache, rows: RedisRowStore, predictor_url: str
+    cache: ItemCache, tmp_path: Path
 ) -> None:
-    """As the store counts it."""
-    put_world(rows)
+    """As a store counts it that nobody else asks."""
 
-    async def served() -> AggregateReply:
-        async with AsyncRedisRowStore(StoreConfig(predictor_url, timeout_ms=30_000)) as store:
+    async def served(own: OwnServer) -> AggregateReply:
+        async with AsyncRedisRowStore(StoreConfig(own.url, timeout_ms=30_000)) as store:
             await store.ping()
             ranker = Ranker(store, Generations(PLAN, "ranking"), None, RankConfig(), cache)
-            rows._ask(("CONFIG", "RESETSTAT"), "test")
+            own.run("CONFIG", "RESETSTAT")
             reply = await ranker.aggregate(replace(QUERY, timeout_ms=60_000.0))
             ranker.close()
         return reply
 
-    reply, calls = asyncio.run(served()), str(rows._ask(("INFO", "commandstats"), "test"))
-    asked = dict(re.findall(r"cmdstat_(\w+):calls=(\d+)", calls))
-    assert {name: n for name, n in asked.items() if "get" in name} == {"mget": "1"}
+    with own_server(tmp_path / "store") as own:
+        with RedisRowStore(own.url) as rows:
+            put_world(rows)
+        reply = asyncio.run(served(own))
+        asked: Any = own.run("INFO", "commandstats")
+    assert {name: each["calls"] for name, each in asked.items() if "get" in name} == {
+        "cmdstat_mget": 1
+    }
     assert not reply.degraded
     assert cache.counts.missed == 2
     plain = ask(PROGRAM, QUERY, None)
