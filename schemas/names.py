@@ -155,7 +155,7 @@ def by_item_topic(topic: str) -> str:
     return topic + BY_ITEM_SUFFIX
 
 
-_SUCCESSOR = re.compile(r"(.+?)(?:\.[0-9]+)?(\.by-item)?")
+_SUCCESSOR = re.compile(r"(.+?)(?:\.([0-9]+))?(\.by-item)?")
 
 
 def successor_topic(topic: str, number: int) -> str:
@@ -175,7 +175,17 @@ def root_topic(topic: str) -> str:
     ('actions', 'actions.by-item', 'rank-log')
     """
     found = _SUCCESSOR.fullmatch(topic)
-    return topic if found is None else found[1] + (found[2] or "")
+    return topic if found is None else found[1] + (found[3] or "")
+
+
+def topic_number(topic: str) -> int:
+    """The inverse of `successor_topic`: the place of a topic among those with its root, from 1.
+
+    >>> topic_number("actions"), topic_number("actions.2"), topic_number("actions.12.by-item")
+    (1, 2, 12)
+    """
+    found = _SUCCESSOR.fullmatch(topic)
+    return 1 if found is None else int(found[2] or 1)
 
 
 def dead_letter_topic(topic: str) -> str:

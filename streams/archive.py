@@ -2,6 +2,7 @@
 
     <root>/topic_id=<uuid>/partition=<p>/<first:020d>-<last:020d>.parquet
     <root>/topic_id=<uuid>/partition=<p>/<first:020d>-<last:020d>.lost.parquet
+    <root>/topic_id=<uuid>/_topic    the name of the topic whose log it is, as text
 
 Both offsets are inclusive. A file is complete once it has its name: it is written beside, fsynced,
 and renamed, and the directory is fsynced, before its offsets are acknowledged. No two files of a
@@ -27,6 +28,7 @@ from schemas.errors import StreamError
 SUFFIX: Final = ".parquet"
 UNFINISHED: Final = ".unfinished"
 LOST: Final = ".lost"
+TOPIC: Final = "_topic"
 _NAME: Final = re.compile(r"(\d{20})-(\d{20})(\.lost)?\.parquet")
 
 
@@ -43,6 +45,17 @@ class OffsetFile:
 def partition_dir(root: Path, topic_id: str, partition: int) -> Path:
     """Where the files of one partition of one log lie."""
     return root / f"topic_id={topic_id}" / f"partition={partition}"
+
+
+def name_log(root: Path, topic_id: str, topic: str) -> None:
+    """Say durably which topic's log this is: a topic and its successors share a root."""
+    write_text(root / f"topic_id={topic_id}" / TOPIC, topic)
+
+
+def topic_of_log(root: Path, topic_id: str) -> str | None:
+    """What `name_log` said, None where nobody did."""
+    path = root / f"topic_id={topic_id}" / TOPIC
+    return path.read_text() if path.is_file() else None
 
 
 def file_name(first: int, last: int, lost: bool = False) -> str:

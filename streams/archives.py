@@ -20,6 +20,7 @@ from store.base import AsyncRowStore
 from streams.action_table import ACTION_SCHEMA, REKEYED_SCHEMA, action_table, rekeyed_table
 from streams.archive import (
     list_files,
+    name_log,
     next_offset,
     partition_dir,
     remove_unfinished,
@@ -70,10 +71,14 @@ class TopicArchive(Protocol):
 
 
 class ActionArchive:
-    """Actions, one row each. Refused messages are the worker's to dead-letter."""
+    """Actions, one row each. Refused messages are the worker's to dead-letter.
 
-    def __init__(self, root: Path, topic_id: str, partitions: int) -> None:
-        self._root, self._topic_id, self._partitions = root, topic_id, partitions
+    Each log is named by its topic before it has files: logs of earlier topics are earlier history.
+    """
+
+    def __init__(self, root: Path, log: tuple[str, str], partitions: int) -> None:
+        """log: name and id of the topic."""
+        self._root, (self._topic, self._topic_id), self._partitions = root, log, partitions
         remove_unfinished(root)
 
     def end(self, partition: int) -> int | None:
@@ -92,13 +97,17 @@ class ActionArchive:
     def write(self, partition: int, parts: Sequence[Held]) -> None:
         """As `TopicArchive.write`."""
         runs: list[ActionRun] = [part.content for part in parts]
-        directory = partition_dir(self._root, self._topic_id, partition)
+        directory = self._directory(partition)
         write_file(directory, parts[0].first, parts[-1].last, action_table(join_runs(runs)))
 
     def lose(self, partition: int, first: int, last: int) -> None:
         """As `TopicArchive.lose`."""
-        directory = partition_dir(self._root, self._topic_id, partition)
+        directory = self._directory(partition)
         write_file(directory, first, last, ACTION_SCHEMA.empty_table(), lost=True)
+
+    def _directory(self, partition: int) -> Path:
+        name_log(self._root, self._topic_id, self._topic)
+        return partition_dir(self._root, self._topic_id, partition)
 
 
 class RekeyedArchive:

@@ -1,11 +1,16 @@
 """The history of a topic: which files hold it, and what the archive lacks read from the log.
 
-    <data_dir>/archive/<topic>/topic_id=…/      every log there was; the present one up to its end
+    <data_dir>/archive/<topic>/topic_id=…/      every log there was; the present one up to its end,
+                                                and in `_topic` which topic's it is
     <data_dir>/backfill/<name>/log/partition=…  what only the log holds yet, while a backfill runs
 
 An earlier log of the topic is history as a whole. Of the present one each partition is needed up to
 some offset: what the archive does not hold of it is read from the log itself, so nobody waits for
 the sink, and a topic that was never archived can be filled from as long as it holds its messages.
+
+Earlier logs come in the order in which the stream reads them, on which deletions depend: topic
+after topic, though apps write to the next one while the last is still read, and of each topic log
+after log.
 """
 
 from __future__ import annotations
@@ -19,8 +24,16 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from schemas.errors import NotHeldError, StreamError
+from schemas.names import topic_number
 from streams.action_table import action_table
-from streams.archive import OffsetFile, list_files, next_offset, partition_dir, write_file
+from streams.archive import (
+    OffsetFile,
+    list_files,
+    next_offset,
+    partition_dir,
+    topic_of_log,
+    write_file,
+)
 from streams.history import WHOLE, HistoryFile
 from streams.log_reader import LogReader, first_held
 from streams.losses import Loss
@@ -97,25 +110,60 @@ async def collect(
 ) -> Collected:
     """The history of `log.topic` up to the offsets `needed` of its present log.
 
-    root: the topic's archive. needed: one offset for each partition. ended: the topics before; they
-    had other partitions, so any partition of an earlier log may hold actions of any user. Raises
-    StreamError for an archive with holes, or a part behind its end that the log does not hold.
+    root: the topic's archive. needed: one offset for each partition. ended: the topics before,
+    where the broker still has them. They had other partitions, so once there were any, any
+    partition of an earlier log may hold actions of any user. Raises StreamError for an archive with
+    holes, or a part behind its end that the log does not hold.
     """
     shutil.rmtree(rest.aside, ignore_errors=True)
     found = Collected()
-    ends = [await _ended(root, each, rest, found) for each in ended]
-    before_it = [file for files in ends for file in files]
+    moved = topic_number(log.topic) > 1
+    every = await _all_earlier(root, log, rest, found, ended) if moved else []
     reading = _Reading(rest, rest.aside, log, len(needed), found)
     for partition, before in sorted(needed.items()):
-        files = [
-            _whole(file)
-            for directory in (_all_earlier(root, log) if ended else _earlier(root, log, partition))
-            for file in rest.kept(*_place(log, directory), list_files(directory), found)
-        ]
-        files += before_it
-        files += await _present(root, reading, partition, before)
-        found.files[partition] = files
+        own = [] if moved else _wholes(log, _earlier(root, log, partition), rest, found)
+        present = await _present(root, reading, partition, before)
+        found.files[partition] = [*every, *own, *present]
     return found
+
+
+async def _all_earlier(
+    root: Path, log: Log, rest: Rest, found: Collected, ended: Sequence[Before]
+) -> list[HistoryFile]:
+    """All of all other logs, in the order in which the stream reads them."""
+    ends = {each.log.topic_id: each for each in ended}
+    held = {path.name.partition("=")[2]: path for path in root.glob("topic_id=*")}
+    files: list[HistoryFile] = []
+    order = {each: _order(root, each, ends) for each in {*held, *ends} - {log.topic_id}}
+    for topic_id in sorted(order, key=lambda each: order[each]):
+        directories = sorted(held[topic_id].glob("partition=*")) if topic_id in held else []
+        files += _wholes(log, directories, rest, found)
+        if topic_id in ends:
+            files += await _ended(root, ends[topic_id], rest, found)
+    return files
+
+
+def _order(root: Path, topic_id: str, ends: Mapping[str, Before]) -> tuple[int, bool, int, str]:
+    """Sorts logs as they are read. One that nobody named is of an archive that is older than the
+    names, or was brought without: before all others, as it began. The log with a topic's end is
+    that topic's last."""
+    if topic_id in ends:
+        return topic_number(ends[topic_id].log.topic), True, 0, topic_id
+    begun = map(_begun_ms, (root / f"topic_id={topic_id}").glob("partition=*"))
+    first_ms = min((at for at in begun if at), default=0)  # those without a message tell nothing
+    topic = topic_of_log(root, topic_id)
+    return 0 if topic is None else topic_number(topic), False, first_ms, topic_id
+
+
+def _wholes(
+    log: Log, directories: Sequence[Path], rest: Rest, found: Collected
+) -> list[HistoryFile]:
+    """The files of other logs' partitions."""
+    return [
+        _whole(file)
+        for directory in directories
+        for file in rest.kept(*_place(log, directory), list_files(directory), found)
+    ]
 
 
 async def _ended(root: Path, topic: Before, rest: Rest, found: Collected) -> list[HistoryFile]:
@@ -140,14 +188,6 @@ def _earlier(root: Path, log: Log, partition: int) -> list[Path]:
     logs = [path.name.partition("=")[2] for path in sorted(root.glob("topic_id=*"))]
     held = [partition_dir(root, each, partition) for each in logs if each != log.topic_id]
     return sorted((path for path in held if list_files(path)), key=_begun_ms)
-
-
-def _all_earlier(root: Path, log: Log) -> list[Path]:
-    """All partitions' directories of other logs, oldest log first."""
-    logs = [path for path in root.glob("topic_id=*") if path.name.partition("=")[2] != log.topic_id]
-    held = {each: [path for path in each.glob("partition=*") if list_files(path)] for each in logs}
-    begun = {each: min(map(_begun_ms, paths)) for each, paths in held.items() if paths}
-    return [path for each in sorted(begun, key=lambda at: begun[at]) for path in sorted(held[each])]
 
 
 def _begun_ms(directory: Path) -> int:

@@ -151,7 +151,7 @@ class Sink:
             return RankArchive(root, source.topic_id, self._store)
         if source.topic.endswith(BY_ITEM_SUFFIX):
             return RekeyedArchive(root, source.topic_id, partitions)
-        return ActionArchive(root, source.topic_id, partitions)
+        return ActionArchive(root, (source.topic, source.topic_id), partitions)
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
         """Where the files end. What was held back before a rebalance is read again."""

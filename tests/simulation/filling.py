@@ -21,7 +21,7 @@ from schemas.staged import Staged, dump_staged
 from store.base import Write, check_history
 from streams import backfill
 from streams.action_table import action_table
-from streams.archive import partition_dir, write_file
+from streams.archive import name_log, partition_dir, write_file
 from streams.backfill import BackfillConfig
 from streams.config import StreamConfig
 from streams.messages import decode_records
@@ -208,8 +208,9 @@ class Fillings:
         for (topic_id, partition), upto in self.reference.history.archived.items():
             first = self._written.get((topic_id, partition), 0)
             if first < upto:
-                records = self.broker.by_id[topic_id].records[partition][first:upto]
-                count = len(self.broker.by_id[topic_id].records)
+                log = self.broker.by_id[topic_id]
+                records, count = log.records[partition][first:upto], len(log.records)
+                name_log(root, topic_id, log.name)
                 table = action_table(decode_records(records, count)[0])
                 write_file(partition_dir(root, topic_id, partition), first, upto - 1, table)
                 self._written[topic_id, partition] = upto

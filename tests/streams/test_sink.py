@@ -99,6 +99,8 @@ def test_actions_and_rank_log_become_parquet(stack: Stack) -> None:
         wait_archived(stack, rank_ends, config.rank_topic)
         assert sink.terminate() == 0
     table = archive_of(stack, config.topic)
+    (name,) = (config.archive_dir / config.topic).glob("topic_id=*/_topic")
+    assert name.read_text() == config.topic
     assert sorted(table["time_ms"].to_pylist()) == actions["time_ms"].tolist()
     assert pa.compute.sum(table["value"]).as_py() == actions["value"].sum()
     requests = archive_of(stack, config.rank_topic, "requests")
