@@ -67,7 +67,7 @@ def first_logged_ms(files: Sequence[HistoryFile], view: ViewPlan) -> int:
             "--before-ms",
             required="the time from which on actions are in the log",
             got="none, and nothing is logged below the floors",
-            do="give it, ms since 1970",
+            do="run `encore backfill --cancel`, then again with it, ms since 1970",
         )
     return min(earliest)
 

@@ -24,11 +24,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from faust.types import TP
 
+from schemas.errors import NotHeldError
 from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.catching_up import CatchUp
 from streams.config import StreamConfig
@@ -175,6 +177,9 @@ class Worker:
                 done = partial(self._stored, runs, upto)
                 await self._storing.add(into, batch, same_log, done)
             await same_log
+        except NotHeldError:
+            await self._storing.settle()  # what lies before the hole
+            raise
         finally:
             await ended(same_log)
         await self._place.look_now_and_then(self._positions.all_ended())
@@ -182,11 +187,16 @@ class Worker:
         self._report()
 
     def _batches(self, lists: list[Fetched]) -> Iterator[Batch]:
-        """Decoded lists, grouped up to `batch_actions`, with the next offset of each partition."""
+        """Decoded lists, grouped up to `batch_actions`, with the next offset of each partition.
+
+        Raises NotHeldError at a hole in the log; what came before that is in the last one.
+        """
         runs: list[ActionRun] = []
         dead: list[DeadLetter] = []
         upto: dict[TP, int] = {}
-        for fetched in lists:
+        for fetched, hole in self._pieces(lists):
+            if hole and upto:
+                yield runs, dead, upto
             records = self._positions.unseen(fetched)
             if not records:
                 continue
@@ -199,6 +209,16 @@ class Worker:
                 runs, dead, upto = [], [], {}
         if upto:
             yield runs, dead, upto
+
+    def _pieces(self, lists: list[Fetched]) -> Iterator[tuple[Fetched, bool]]:
+        """Lists, and whether one has a hole: then what lies before that in it comes by itself."""
+        for fetched in lists:
+            hole = self._positions.hole(fetched)
+            if hole is not None:
+                before = tuple(each for each in fetched.records if each.offset < hole[0])
+                if before:
+                    yield replace(fetched, records=before), False
+            yield fetched, hole is not None
 
     def _stored(self, runs: list[ActionRun], upto: dict[TP, int]) -> dict[TP, int]:
         """A micro-batch and all before it are in their rows."""
