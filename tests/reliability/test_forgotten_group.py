@@ -7,6 +7,7 @@ members are there, too.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -38,17 +39,23 @@ from tests.streams.test_item_worker import assert_item_rows, wait_items
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(300)]
 
 Sent = list[tuple[NDArray[np.void], int]]
+#: The commit interval.
+MOMENT_S = 0.2
 
 
-def forget(stack: Stack, group: str, topics: int) -> None:
-    """Delete the group, once it has committed something of each partition of so many topics."""
+def committed(stack: Stack, group: str) -> int:
+    """Of how many partitions the group has committed something."""
     admin: Any = KafkaAdminClient(bootstrap_servers=stack.config.bootstrap)
     try:
+        return len(admin.list_group_offsets(group)[group])
+    finally:
+        admin.close()
 
-        def committed() -> bool:
-            return len(admin.list_group_offsets(group)[group]) == topics * PARTITIONS
 
-        wait_until(committed, KILLED_S)
+def forget(stack: Stack, group: str) -> None:
+    """Delete the group."""
+    admin: Any = KafkaAdminClient(bootstrap_servers=stack.config.bootstrap)
+    try:
         assert admin.delete_groups([group]) == {group: "OK"}
     finally:
         admin.close()
@@ -57,21 +64,35 @@ def forget(stack: Stack, group: str, topics: int) -> None:
 def fold_and_forget(
     stack: Stack, kind: str, group: str, wait: Callable[[dict[int, int]], None]
 ) -> Sent:
-    """Thirty messages; the group is forgotten under its only member, and once more when it ended.
+    """The group is forgotten under its only member, and once more when it ended.
 
     Raises AssertionError where the successor folds anything again.
     """
-    config, topics = stack.config, 1 if kind == "worker" else 2
-    sent: Sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(30)]
+    config, partitions = stack.config, PARTITIONS * (1 if kind == "worker" else 2)
+    sent: Sent = []
     with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
+
+        def send(count: int) -> None:
+            parts = [(some_actions(50, 20, len(sent) + nth), T0 + 20_000) for nth in range(count)]
+            sent.extend(parts)
+            wait(send_all(producer, parts))
+
+        def all_committed() -> bool:
+            """A member that was forgotten joins anew, and commits what comes from then on."""
+            send(1)
+            time.sleep(MOMENT_S)
+            return committed(stack, group) == partitions
+
         with running(kind, stack) as first:
-            wait(send_all(producer, sent[:10]))
-            forget(stack, group, topics)
-            wait(send_all(producer, sent[10:20]))
+            send(10)
+            wait_until(all_committed, KILLED_S)
+            forget(stack, group)
+            send(10)
+            wait_until(all_committed, KILLED_S)
             assert first.terminate() == 0
-        forget(stack, group, topics)
+        forget(stack, group)
         with running(kind, stack) as successor:
-            wait(send_all(producer, sent[20:]))
+            send(10)
             assert successor.terminate() == 0
         assert "repeated=0" in successor.text()
         assert "wiped" not in successor.text()
