@@ -28,7 +28,6 @@ def stream_config(settings: Settings) -> StreamConfig:
         spool_dir=settings.spool,
         group=settings.group,
         partitions=settings.partitions,
-        service=settings.service,
         roll_rows=settings.sink_roll_rows,
         roll_ms=settings.sink_roll_ms,
         durability=settings.durability,

@@ -58,7 +58,6 @@ class StreamConfig:
     topic: str = ACTIONS_TOPIC
     partitions: int = 4
     rank_topic: str = RANK_LOG_TOPIC
-    service: str = "ranking"
     fetch_wait_ms: int = 10
     session_timeout_s: float = 6.0
     commit_interval_s: float = 1.0
