@@ -74,7 +74,7 @@ def run_backfill(
         if now.state == "filling":
             fills = asyncio.run(_fill(config, staging, note, store_history))
             now = mark_filled(store, now)
-        if config.stream.durability == "fsynced":
+        if config.stream.fsynced:
             store.confirm()  # were it taken back, workers would never catch up what is waited for
     asyncio.run(_catch_up(config, staging, note, options.wait_s))
     with _rows(settings) as store:  # one that restarted since has what was confirmed

@@ -132,7 +132,7 @@ async def fill_view(
         lambda done: note(f"fill {view.name}", min(done, total) * rows // max(1, total), rows, ""),
         servers.open_rows,
     )
-    if stream.durability == "fsynced":
+    if stream.fsynced:
         await store.confirm()  # a later history may lack rows
     seconds = time.monotonic() - began_s
     await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)

@@ -95,6 +95,11 @@ class StreamConfig:
             )
 
     @property
+    def fsynced(self) -> bool:
+        """Whether what counts as stored has to be on the store's disk."""
+        return self.durability == "fsynced"
+
+    @property
     def topics(self) -> dict[str, int]:
         """Every topic the streams use, with its partition count."""
         return {

@@ -32,10 +32,9 @@ async def open_confirmations(
 ) -> Confirmations:
     """Of a store whose history is fixed. What it holds by now, epochs of the logs among it, it has
     for good afterwards. Raises StoreError where it cannot confirm anything."""
-    wanted = config.durability == "fsynced"
-    if wanted:
+    if config.fsynced:
         await store.confirm()
-    return Confirmations(store, marks, config.patience_ms, wanted)
+    return Confirmations(store, marks, config.patience_ms, config.fsynced)
 
 
 def tell_of_a_wipe(tps: Iterable[TP], known: Container[int], marks: Marks) -> list[TP]:

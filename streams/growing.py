@@ -67,7 +67,7 @@ async def grow(
     async with _asking(config, servers) as admin:
         await asyncio.to_thread(admin.ensure_topics, wanted)
     await _save(store, config, after, version)
-    if config.durability == "fsynced":
+    if config.fsynced:
         await store.confirm()  # before any producer is told
     return after
 
@@ -106,14 +106,13 @@ async def end(
     again: the store was wiped; look through the whole topic for the end it was given before.
     Raises StoreError, StreamError; run it again then, nothing was ended twice.
     """
-    confirms = config.durability == "fsynced"
     await store.begin_history()
     for _ in range(ROUNDS):
         found = await _begin(store, config, again, servers)
         life = found.topics[-2]
         if life.ended:
             return found
-        if confirms:
+        if config.fsynced:
             await store.confirm()  # were it forgotten, a second run would look from too far on
         async with _asking(config, servers) as admin:
             facts = await asyncio.to_thread(admin.describe, life.name)
@@ -124,7 +123,7 @@ async def end(
             version = await _version(store, config)
             final = found.with_end(life.name, End(facts.topic_id, offsets, True))
             await _save(store, config, final, version)
-            if confirms:
+            if config.fsynced:
                 await store.confirm()
             return final
     raise StreamError(
