@@ -175,7 +175,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         told = error.status if isinstance(error, RequestError) else status or 500
         self.service.observer.metrics.observe_refused(UNREAD, "http", told, error.where)
-        body = encode_error({"error": str(error), **error.parts()})
+        body = encode_error(error)
         lines = [b"HTTP/1.1 %d %s" % (told, _PHRASES[told]), b"content-type: application/json"]
         lines += [b"%s: %s" % header for header in self.server_state.default_headers]
         lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]

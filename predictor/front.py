@@ -49,7 +49,7 @@ class Replies:
             self._headers, self._made = headers, {}
         made = self._made.get((error, stays))
         if made is None:
-            body = encode_error({"error": str(error), **error.parts()})
+            body = encode_error(error)
             lines = [_HEAD, b"content-length: %d\r\n" % len(body)]
             lines += [b"%s: %s\r\n" % header for header in headers]
             lines += [b"\r\n" if stays else b"connection: close\r\n\r\n", body]

@@ -244,8 +244,7 @@ def _error(error: EncoreError, status: int) -> Response:
     headers = {"retry-after": "1"} if status == 503 else {}
     if status in (408, 413, 415):
         headers["connection"] = "close"  # the rest of the body is not read
-    parts = {"error": str(error), **error.parts()}
-    return Response(encode_error(parts), status, headers, JSON_TYPE)
+    return Response(encode_error(error), status, headers, JSON_TYPE)
 
 
 async def _on_encore_error(request: Request, error: Exception) -> Response:

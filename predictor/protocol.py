@@ -22,7 +22,7 @@ import pydantic_core
 from numpy.typing import NDArray
 
 from predictor.limits import Limits
-from schemas.errors import RequestError
+from schemas.errors import EncoreError, RequestError
 
 INT64: Final = "INT64"
 #: numpy kind and width -> the protocol's name of the datatype.
@@ -336,6 +336,6 @@ def datatype_of(array: NDArray[Any]) -> str:
     return DATATYPES[array.dtype.str[1:]]
 
 
-def encode_error(parts: Mapping[str, str]) -> bytes:
-    """The one error shape of every route: the protocol's `error`, and its parts beside it."""
-    return pydantic_core.to_json(parts)
+def encode_error(error: EncoreError) -> bytes:
+    """The one error body of every route: the protocol's `error`, and its parts beside it."""
+    return pydantic_core.to_json({"error": str(error), **error.parts()})
