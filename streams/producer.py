@@ -8,7 +8,6 @@ compares with the log; it never skips.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -62,12 +61,7 @@ class ActionProducer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def send(self, actions: NDArray[np.void], sent_ms: int) -> dict[int, int]:
