@@ -9,6 +9,7 @@ from typing import Final
 
 from schemas.errors import PlanError
 from schemas.plan import Plan, dump_plan, load_plan
+from store.durable import replacing
 
 LOCK_NAME: Final = "plan.lock.json"
 
@@ -43,21 +44,15 @@ def write_lock(path: Path, plan: Plan) -> bool:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a temporary file beside `path`, makes it durable, renames it over `path`."""
+    """Replaces a file durably, or leaves it as it is and nothing beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    aside = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        aside.chmod(0o644)
+        with replacing(path, aside) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -55,6 +55,7 @@ from predictor.requests import (
 )
 from predictor.spec import Kind, NetworkSpec, dump_spec
 from schemas.errors import PackageError
+from store.durable import replacing, sync_directory, write_synced
 
 MAX_FILE_BYTES: Final = 4 << 30
 _RESTORE: Final = "publish the package again from where it was trained"
@@ -165,9 +166,8 @@ def publish_package(path: Path) -> None:
     """Make a written package the current one of its kind: one rename of the CURRENT pointer."""
     pointer = path.parent / CURRENT
     fresh = pointer.with_name(f".{CURRENT}.{path.name}")
-    _write_synced(fresh, f"{path.name}\n".encode())
-    os.replace(fresh, pointer)
-    _sync_directory(path.parent)
+    with replacing(pointer, fresh) as file:
+        file.write(f"{path.name}\n".encode())
 
 
 def current_version(root: Path, kind: Kind) -> str | None:
@@ -194,31 +194,16 @@ def _place(directory: Path, version: str, blobs: Mapping[str, bytes]) -> Path:
     aside = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
     try:
         for name, blob in blobs.items():
-            _write_synced(aside / name, blob)
+            write_synced(aside / name, blob)
         aside.chmod(0o755)
-        _sync_directory(aside)
+        sync_directory(aside)
         if target.exists():  # the same content was written before, or damage of it: replace
             shutil.rmtree(target)
         os.rename(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _sync_directory(directory)
+    sync_directory(directory)
     return target
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- read -----------------------------------------------------------------------------------

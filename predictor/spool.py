@@ -26,6 +26,7 @@ from typing import IO, Final, Generic, TypeVar
 
 from schemas.errors import LocalError, RecordError
 from schemas.spool import SEGMENT_SUFFIX, frame, read_frames, segment_name
+from store.durable import sync_directory
 
 log: Final = logging.getLogger(__name__)
 LOCK_NAME: Final = "LOCK"
@@ -150,9 +151,7 @@ class SpoolWriter(Generic[T]):
         for record in batch:
             try:
                 frames.append(frame(self._encode(record)))
-            except (
-                Exception
-            ):  # whatever it is: without this thread nothing would be logged any more
+            except Exception:  # whatever it is: without this thread nothing more would be logged
                 self.counts.failed += 1
                 log.exception("spool: a record could not be encoded and is not logged")
         return frames
@@ -223,11 +222,7 @@ class _Segments:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._next += 1
         self._size = 0
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._directory)
 
 
 def _segments(directory: Path) -> list[Path]:

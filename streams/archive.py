@@ -13,7 +13,6 @@ accepted, have a file without rows that says so by its name.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import StreamError
+from store.durable import replacing, sync_directory
 
 SUFFIX: Final = ".parquet"
 UNFINISHED: Final = ".unfinished"
@@ -113,12 +113,8 @@ def write_file(
         raise StreamError(str(path), required="a name that is free", got="an existing file")
     unfinished = path.with_suffix(path.suffix + UNFINISHED)
     options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-    with unfinished.open("wb") as file:
+    with replacing(path, unfinished) as file:
         pq.write_table(table, file, **options)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-    _sync(directory)
     return path
 
 
@@ -128,12 +124,8 @@ def write_text(path: Path, text: str) -> None:
         return
     _make_directory(path.parent)
     unfinished = path.with_suffix(path.suffix + UNFINISHED)
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-    _sync(path.parent)
+    with replacing(path, unfinished) as file:
+        file.write(text.encode())
 
 
 def _make_directory(directory: Path) -> None:
@@ -141,13 +133,4 @@ def _make_directory(directory: Path) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_directory(path.parent)

@@ -17,7 +17,6 @@ next frame begins; the segment is kept as `.damaged`.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from schemas.ids import partition_of
 from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE, dead_letter_topic
 from schemas.ranklog import decode_record
 from schemas.spool import SEGMENT_SUFFIX, read_frames, segment_name, worker_directories
+from store.durable import replacing
 from streams.clients import KafkaError, KafkaProducer, close_producer, require_broker
 from streams.config import StreamConfig
 from streams.producer import CONNECT_TIMEOUT_MS, SEND_TIMEOUT_S, producer_settings
@@ -282,15 +282,6 @@ class Shipper:
     def _move(self, place: Place) -> None:
         """Replace the position durably."""
         path = self._directory / POSITION_NAME
-        fresh = path.with_suffix(".new")
-        with fresh.open("w") as file:
-            file.write(f"{place.sequence} {place.byte}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with replacing(path, path.with_suffix(".new")) as file:
+            file.write(b"%d %d\n" % (place.sequence, place.byte))
         self._place = place
