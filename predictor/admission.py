@@ -80,7 +80,8 @@ class Admission:
     lag: by how many seconds the event loop is late now. in_flight: requests admitted and not
     answered. wait_s: what the inference thread still has to do for them. coming: requests that
     passed `refusal` and are still being read, kept by who called it: all of a burst are checked
-    before the first of them is admitted. loop_s: of the processor, what the event loop's thread
+    before the first of them is admitted. unsent: that are read for longer than those of a burst
+    are, which keep nobody from being served. loop_s: of the processor, what the event loop's thread
     needs for a request that is served.
     """
 
@@ -90,6 +91,7 @@ class Admission:
     in_flight: int = 0
     wait_s: float = 0.0
     coming: int = 0
+    unsent: int = 0
     loop_s: float = 0.0
     refused: Refused = field(default_factory=Refused)
     _typical_s: float = 0.0

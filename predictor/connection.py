@@ -25,6 +25,8 @@ from schemas.errors import EncoreError, RequestError
 log: Final = logging.getLogger(__name__)
 #: Of a request's line and headers, where they come in pieces.
 MOST_HEAD_BYTES: Final = 64 << 10
+#: How long they may take: connections that wait for a request are kept for longer.
+MOST_HEAD_S: Final = 5.0
 #: How long a refused caller that still sends is listened to: a connection that is closed with bytes
 #: unread is reset, and the reset may overtake the reply.
 LINGER_S: Final = 1.0
@@ -110,14 +112,20 @@ class Connection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Called once the timer has run."""
-        left_s = self._since_s + self.timeout_keep_alive - self.loop.time()
+        left_s = self._since_s + self._most_s - self.loop.time()
         if left_s > 0 and self._since_s:
             self._wait(left_s)
         elif self._heading and not self.transport.is_closing():
-            got, required = f"{self._head_bytes} bytes of it", f"all in {self.timeout_keep_alive} s"
+            got, required = f"{self._head_bytes} bytes of it", f"all in {self._most_s:g} s"
             self._end(RequestError("head", required=required, got=got, status=408))
         else:
             super().timeout_keep_alive_handler()
+
+    @property
+    def _most_s(self) -> float:
+        """For what is waited for: the rest of a head, or another request."""
+        kept_s = self.timeout_keep_alive
+        return min(MOST_HEAD_S, kept_s) if self._heading else kept_s
 
     def _wait(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(
@@ -131,7 +139,7 @@ class Connection(HttpToolsProtocol):
             self._end(RequestError("head", required=required, got=got, status=431))
         elif self.timeout_keep_alive_task is None:
             self._since_s = self.loop.time()
-            self._wait(self.timeout_keep_alive)
+            self._wait(self._most_s)
 
     # --- what is no request --------------------------------------------------------------------
 

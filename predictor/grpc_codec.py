@@ -7,7 +7,7 @@ body's would: `inputs.candidate_ids.shape`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from predictor.protocol import (
     InferRequest,
     as_text,
     check_count,
+    check_extensions,
     check_new,
     check_parameters,
     datatype_of,
@@ -57,8 +58,15 @@ def request_of(message: Any, limits: Limits) -> InferRequest:
     check_parameters(parameters, limits)
     inputs = _inputs(message, limits)
     check_count(message.outputs, "outputs")
-    names = [as_text(each.name, f"outputs[{i}]", limits) for i, each in enumerate(message.outputs)]
-    return InferRequest(request_id, parameters, inputs, tuple(dict.fromkeys(names)) or None)
+    names = tuple(dict.fromkeys(_outputs(message, limits))) or None
+    return InferRequest(request_id, parameters, inputs, names)
+
+
+def _outputs(message: Any, limits: Limits) -> Iterator[str]:
+    for index, output in enumerate(message.outputs):
+        name = as_text(output.name, f"outputs[{index}]", limits)
+        check_extensions(output.parameters, f"outputs[{index}]")
+        yield name
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +83,8 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 def _inputs(message: Any, limits: Limits) -> dict[str, NDArray[np.int64]]:
     entries, raw = message.inputs, message.raw_input_contents
     check_count(entries, "inputs")
+    for entry in entries:
+        check_extensions(entry.parameters, f"inputs.{entry.name[: limits.name_chars]}")
     if raw and len(raw) != len(entries):
         required = f"one for each of the {len(entries)} inputs, or none"
         raise RequestError("raw_input_contents", required=required, got=str(len(raw)))

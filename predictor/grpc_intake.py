@@ -64,12 +64,13 @@ class Intake:
     def wanted(self, unanswered: int) -> int:
         """How many calls the library should be asked for; 0: no matter how many it is.
 
-        unanswered: calls that were taken and not answered.
+        unanswered: calls that were taken and not answered. Those whose message does not come keep
+        nobody waiting.
         """
         if self._asks:
             return self._asks
         at_once = self.admission.at_once
-        free = at_once - unanswered
+        free = at_once - (unanswered - self.admission.unsent)
         return free if 2 * free >= at_once else 0
 
     def look(self, asked: int) -> None:

@@ -6,6 +6,7 @@ does. Every refusal carries its parts as a `google.rpc.ErrorInfo` in `grpc-statu
 
     400 INVALID_ARGUMENT     404 NOT_FOUND     413 RESOURCE_EXHAUSTED     500 INTERNAL
     404 UNIMPLEMENTED where it is the method that is not there
+    408 DEADLINE_EXCEEDED where the message does not come
     503 RESOURCE_EXHAUSTED where the service has too much to do, else UNAVAILABLE
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -29,6 +31,7 @@ from predictor.grpc_codec import (
     request_of,
     status_bytes,
 )
+from predictor.grpc_unsent import Unsent
 from predictor.models import check_version, served_model
 from predictor.service import Service, defect
 from predictor.timeline import Timeline
@@ -41,6 +44,7 @@ _REFUSABLE: Final = 4
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
@@ -127,7 +131,9 @@ class _Calls:
         """
         infer = self._answer(messages.ModelInferRequest, self._infer)
         admission, resting = self._service.ranker.admission, self._service.ranker.resting
-        metrics = self._service.observer.metrics
+        metrics, most_ms = self._service.observer.metrics, self._service.limits.timeout_ms
+        required = f"all of it in {most_ms} ms"
+        slow = RequestError("body", required=required, got="a part at most", status=408)
 
         async def answer(_: object, context: Context) -> bytes:
             left_s = context.time_remaining()  # None where the caller set no deadline
@@ -136,13 +142,15 @@ class _Calls:
                 metrics.observe_refused(UNREAD, "grpc", refusal.status, refusal.where)
                 resting.refused()
                 await _abort(context, code_of(refusal), refusal, _known_status)
-            admission.coming += 1
-            try:
-                data = await context.read()
-            finally:
-                admission.coming -= 1
+
+            async def end() -> None:
+                metrics.observe_refused(UNREAD, "grpc", slow.status, slow.where)
+                with suppress(grpc.aio.AbortError):
+                    await _abort(context, code_of(slow), slow, _known_status)
+
+            data = await Unsent(admission, most_ms / 1000, end).message(context)
             # A caller that left before its message came is told nothing.
-            return b"" if data is grpc.aio.EOF else await infer(data, context)
+            return b"" if data is None else await infer(data, context)
 
         return {"ModelInfer": grpc.stream_unary_rpc_method_handler(answer)}
 

@@ -39,6 +39,9 @@ _INT64_BYTES: Final = 8
 _MOST_INPUTS: Final = 16
 _MOST_OUTPUTS: Final = 64
 _MOST_PARAMETERS: Final = 32
+#: Parameters of tensors, of extensions that are not spoken here. A reply that passed over them
+#: would leave its caller with a region that nobody wrote, or with numbers in place of classes.
+_OTHER_EXTENSIONS: Final = ("classification", "shared_memory_")
 _BODY_KEYS: Final = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS: Final = frozenset({"name", "shape", "datatype", "data", "parameters"})
 _OUTPUT_KEYS: Final = frozenset({"name", "parameters"})
@@ -195,6 +198,19 @@ def check_new(name: str, known: Mapping[str, object], where: str) -> None:
         raise RequestError(f"{where}.name", required="a name of its own", got=repr(name))
 
 
+def check_extensions(parameters: object, where: str) -> None:
+    """Raises RequestError for parameters of an input or output that ask for another extension of
+    the protocol than that of binary tensors."""
+    for name in parameters if isinstance(parameters, Mapping) else ():
+        if str(name).startswith(_OTHER_EXTENSIONS):
+            raise RequestError(
+                f"{where}.parameters",
+                required="a tensor in the message itself",
+                got=repr(name)[:80],
+                do="send and take tensors as JSON or bytes, without shared memory or classes",
+            )
+
+
 def length_of(datatype: object, shape: object, where: str) -> int:
     """n of an INT64 tensor of one axis, (n,). Raises RequestError for another one."""
     if datatype != INT64:
@@ -254,6 +270,7 @@ def _tensor(fields: Mapping[str, Any], where: str, tail: Tail | None) -> NDArray
     """One INT64 tensor of one axis, (n,)."""
     n = length_of(fields.get("datatype"), fields.get("shape"), where)
     given = fields.get("parameters")
+    check_extensions(given, where)
     if tail is not None and isinstance(given, dict) and "binary_data_size" in given:
         if "data" in fields:
             required = "data or binary_data_size"
@@ -277,6 +294,7 @@ def _outputs(value: object, limits: Limits) -> dict[str, bool | None]:
         where = f"outputs[{index}]"
         fields = as_object(entry, where, _OUTPUT_KEYS)
         name, given = as_text(fields.get("name"), where, limits), fields.get("parameters")
+        check_extensions(given, where)
         flag = given.get("binary_data") if isinstance(given, dict) else None
         flagged = f"{where}.parameters.binary_data"
         outputs[name] = None if flag is None else as_flag(flag, flagged)

@@ -128,6 +128,24 @@ def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
     connected(talk, in_flight=1)
 
 
+def test_a_head_has_less_time_than_a_connection_between_two_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("predictor.connection.MOST_HEAD_S", 0.05)
+
+    async def talk(inside: Inside, reader: Any, writer: Any) -> None:
+        inside.fronts[0].timeout_keep_alive = 3_600
+        for _ in range(2):
+            writer.write(request(body=b"x"))
+            assert (await reply(reader))[0] == 200
+            await asyncio.sleep(0.1)
+        writer.write(HEAD)
+        status, _headers, body = await reply(reader)
+        assert (status, json.loads(body)["required"]) == (408, "all in 0.05 s")
+
+    connected(talk, in_flight=1)
+
+
 def test_who_asks_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Front.__init__
 

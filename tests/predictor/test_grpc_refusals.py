@@ -33,7 +33,11 @@ ASKED_FOR = IntakeConfig().wide + 2
 NOISE = b"\xff\xff\xff"  # no message: whoever looks at it refuses it as such
 
 
-def called(talk: Talk, address: list[str] | None = None) -> str:
+def called(
+    talk: Talk,
+    address: list[str] | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+) -> str:
     """Talk to a server whose service is full; its metrics. address: gets the server's."""
 
     async def work() -> str:
@@ -41,9 +45,7 @@ def called(talk: Talk, address: list[str] | None = None) -> str:
         ranker.admission.in_flight = ranker.config.in_flight
         metrics = Metrics()
         observer = SimpleNamespace(metrics=metrics, tracer=None, slow_log=None)
-        service: Any = SimpleNamespace(
-            ranker=ranker, observer=observer, limits=Limits(), ready=True
-        )
+        service: Any = SimpleNamespace(ranker=ranker, observer=observer, limits=limits, ready=True)
         server = GrpcServer(service, "127.0.0.1", 0)
         await server.start()
         if address is not None:
@@ -81,6 +83,53 @@ def test_a_full_service_refuses_before_the_message_is_read(size: int) -> None:
 
     counted = 'encore_requests_total{model="unread",protocol="grpc",status="503"} 3.0'
     assert counted in called(talk)
+
+
+def test_calls_without_a_message_keep_nobody_from_being_served() -> None:
+    """And are ended in the end."""
+
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
+        admission.in_flight = 0
+        open_stream: Any = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
+        calls = [open_stream(nothing()) for _ in range(Limits().in_flight + 20)]
+        while admission.coming or not admission.unsent:
+            await asyncio.sleep(0.01)
+        code, parts = await refusal(channel, NOISE)
+        assert (code, parts["where"]) == (grpc.StatusCode.INVALID_ARGUMENT, "body")
+        codes = [await call.code() for call in calls]
+        slow = grpc.StatusCode.DEADLINE_EXCEEDED
+        assert Counter(codes)[slow] > ASKED_FOR / 2, "the others came too many at once"
+        trailers: Any = dict(await calls[codes.index(slow)].trailing_metadata())
+        parts = error_parts(trailers[messages.STATUS_TRAILER]) or {}
+        assert (parts["where"], parts["required"]) == ("body", "all of it in 1500 ms")
+        while admission.unsent or admission.coming:
+            await asyncio.sleep(0.01)
+
+    counted = 'encore_requests_total{model="unread",protocol="grpc",status="408"}'
+    assert counted in called(talk, limits=Limits(timeout_ms=1_500))
+
+
+def test_a_caller_that_leaves_before_its_message_came_is_forgotten() -> None:
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
+        admission.in_flight = 0
+        open_stream: Any = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
+        calls = [open_stream(nothing()) for _ in range(20)]
+        while admission.unsent < len(calls):
+            await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+        while admission.unsent or admission.coming:
+            await asyncio.sleep(0.01)
+
+    assert 'status="408"' not in called(talk)
 
 
 def test_a_full_service_answers_who_looks_after_it() -> None:

@@ -389,6 +389,36 @@ def test_triton_over_grpc(running: RunningServer) -> None:
         ]
 
 
+def triton_asked(module: Any, address: str, region: str = "", **output: Any) -> str:
+    """The line that a request of another extension gets. region: of shared memory, of an input."""
+    tensors = triton_inputs(module, Ask())
+    if region:
+        tensors[1].set_shared_memory(region, 168)
+    named = module.InferRequestedOutput("page_ids", **output)
+    if not region and not output:
+        named.set_shared_memory("region", 48)
+    with (
+        module.InferenceServerClient(address) as client,
+        pytest.raises(InferenceServerException) as caught,
+    ):
+        client.infer("rank", tensors, outputs=[named])
+    return str(caught.value.message())
+
+
+@pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])
+def test_what_asks_for_another_extension_is_refused(module: Any, running: RunningServer) -> None:
+    """A reply that passes over it leaves a region unwritten, or scores where classes were meant."""
+    http = running.client.base_url.netloc.decode()
+    address = http if module is triton_http else running.grpc_address
+    needs = "needs a tensor in the message itself, got 'shared_memory_"
+    line = triton_asked(module, address)
+    assert line.startswith(f"outputs[0].parameters: {needs}")
+    line = triton_asked(module, address, region="region")
+    assert line.startswith(f"inputs.candidate_ids.parameters: {needs}")
+    line = triton_asked(module, address, class_count=3)
+    assert line.startswith("outputs[0].parameters: needs a tensor in the message itself, got 'clas")
+
+
 def test_a_clients_deadline_ends_a_request_in_time(running: RunningServer) -> None:
     """`client_timeout` is the call's deadline: far enough it changes nothing."""
     with triton_grpc.InferenceServerClient(running.grpc_address) as client:
