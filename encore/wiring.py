@@ -11,7 +11,7 @@ from schemas.cores import core_of
 
 if TYPE_CHECKING:
     from aggregation.cache.feed import CacheConfig
-    from predictor.server import ServeConfig
+    from predictor.assembly import ServeConfig
     from store.redis_store import RedisRowStore
     from store.wire import Disks
     from streams.config import StreamConfig
@@ -108,10 +108,10 @@ def cache_config(settings: Settings, *, standby: bool = False) -> CacheConfig:
 def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
     """Of a serving process. socket: where its supervisor asks it, for one of several that share
     their ports."""
+    from predictor.assembly import ServeConfig
     from predictor.cascade import CascadeConfig
     from predictor.freshness import FreshnessConfig
     from predictor.limits import Limits
-    from predictor.server import ServeConfig
     from predictor.spool import SpoolConfig
     from predictor.watch import WatchRequests
     from store.wire import StoreConfig

@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from encore.local import free_port, start_broker
 from encore.settings import Settings
 from encore.stream_metrics import tell
+from predictor.assembly import ServeConfig, serving
 from predictor.freshness import FreshnessConfig
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
-from predictor.server import ServeConfig, serving
 from predictor.spool import SpoolConfig
 from schemas.names import generation_group
 from store.redis_store import RedisRowStore

@@ -11,8 +11,8 @@ from encore.doctor import broker
 from encore.local import start_broker
 from encore.settings import Settings
 from encore.wiring import ensure_topics, serve_config, stream_config
+from predictor.assembly import ServeConfig
 from predictor.freshness import FreshnessConfig
-from predictor.server import ServeConfig
 from schemas.errors import StreamError
 from streams.config import StreamConfig
 from tests.encore.test_doctor import states

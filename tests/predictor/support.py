@@ -168,7 +168,8 @@ import json, logging, sys
 from pathlib import Path
 from predictor.cascade import CascadeConfig
 from predictor.limits import Limits
-from predictor.server import ServeConfig, run_server
+from predictor.assembly import ServeConfig
+from predictor.server import run_server
 from predictor.spool import SpoolConfig
 from store.wire import StoreConfig
 logging.basicConfig(level="INFO", stream=sys.stderr)

@@ -20,12 +20,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from encore.logs import JsonLines, TextLines
+from predictor.assembly import ServeConfig, serving
 from predictor.grpc_messages import SERVICE, ModelInferRequest
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.loop_lag import LoopLag
 from predictor.metrics import Metrics
-from predictor.server import ServeConfig, serving
 from predictor.slow_log import BURST, SlowLog
 from predictor.timeline import Served, Timeline, log_fields
 from predictor.tracing import Tracer
