@@ -102,7 +102,7 @@ async def serving(config: ServeConfig) -> AsyncIterator[Service]:
         metrics = _metrics(ranker, watcher, items, freshness)
         observer = open_observer(metrics, config.watch, config.version)
         stack.push_async_callback(asyncio.to_thread, observer.close)
-        store.told = ranker.admission.took_to_read
+        store.on_rows_read = ranker.admission.took_to_read
         _probe_loop(ranker.admission, metrics, stack)
         service = Service(
             ranker=ranker,

@@ -93,7 +93,7 @@ class RedisRowStore:
             self._room_bytes = reply.filled + 1
             return reply.rows()
         except _FAULTS as error:
-            raise self._told(error, "read_rows") from error
+            raise _store_error(self._config, "read_rows", error) from error
 
     def compare_and_set(self, writes: Sequence[Write]) -> list[bool]:
         """As `RowStore.compare_and_set`: pipelined scripts."""
@@ -239,11 +239,7 @@ class RedisRowStore:
         try:
             yield
         except _FAULTS as error:
-            raise self._told(error, operation) from error
-
-    def _told(self, error: BaseException, operation: str) -> EncoreError:
-        where = f"{self._config.place} {operation}"
-        return wire.as_store_error(error, where, self._config.timeout_ms)
+            raise _store_error(self._config, operation, error) from error
 
 
 class AsyncRedisRowStore:
@@ -252,11 +248,11 @@ class AsyncRedisRowStore:
     The time bound covers a whole call. It is asyncio's own `timeout`, not the connection's: that
     one goes through `wait_for`, which in Python 3.11 can swallow a cancellation.
 
-    told: gets the seconds that the server took for each answer of `read_rows`.
+    on_rows_read: called with the seconds that the server took for each answer of `read_rows`.
     """
 
     def __init__(self, config: StoreConfig | str) -> None:
-        self.told: Callable[[float], None] | None = None
+        self.on_rows_read: Callable[[float], None] | None = None
         self._config = StoreConfig(config) if isinstance(config, str) else config
         self._slots = asyncio.Semaphore(self._config.connections)
         self._history: History | None = None
@@ -299,8 +295,8 @@ class AsyncRedisRowStore:
                 except BaseException:
                     line.close()
                     raise
-                if self.told is not None:
-                    self.told(line.took_s)
+                if self.on_rows_read is not None:
+                    self.on_rows_read(line.took_s)
                 if hung_up == self._hung_up:
                     self._lines.append(line)
                 else:
@@ -308,8 +304,7 @@ class AsyncRedisRowStore:
             self._room_bytes = reply.filled + 1
             return reply.rows()
         except _FAULTS as error:
-            where = f"{self._config.place} read_rows"
-            raise wire.as_store_error(error, where, self._config.timeout_ms) from error
+            raise _store_error(self._config, "read_rows", error) from error
 
     async def _line(self) -> RowLine:
         """One that is open; the one that was used last."""
@@ -460,8 +455,11 @@ class AsyncRedisRowStore:
                 finally:
                     await self._pool.release(connection)
         except _FAULTS as error:
-            where = f"{self._config.place} {operation}"
-            raise wire.as_store_error(error, where, self._config.timeout_ms) from error
+            raise _store_error(self._config, operation, error) from error
+
+
+def _store_error(config: StoreConfig, operation: str, error: BaseException) -> EncoreError:
+    return wire.as_store_error(error, f"{config.place} {operation}", config.timeout_ms)
 
 
 def _read(connection: Any) -> Reply:

@@ -62,9 +62,9 @@ def test_what_the_store_takes_is_known_to_admission(
         async with serving(ServeConfig(StoreConfig(predictor_url), "ranking")) as service:
             admission, store = service.ranker.admission, service.store
             assert isinstance(store, AsyncRedisRowStore)
-            assert store.told is not None
+            assert store.on_rows_read is not None
             before_s = admission.bound_s
-            store.told(5.0)
+            store.on_rows_read(5.0)
             assert admission.bound_s == pytest.approx(before_s + 0.5)
 
     put_world(rows)

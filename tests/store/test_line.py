@@ -161,7 +161,7 @@ def test_who_asked_to_be_told_hears_of_each_answer(valkey: str) -> None:
         told: list[float] = []
         async with AsyncRedisRowStore(StoreConfig(valkey, timeout_ms=PATIENT_MS)) as store:
             await store.read_rows(KEYS)
-            store.told = told.append
+            store.on_rows_read = told.append
             await store.read_rows(KEYS)
             await store.read_rows(KEYS)
         return told
