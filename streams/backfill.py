@@ -110,12 +110,7 @@ async def fill_view(
     origin, found = await _history(config, view, store, servers, aside / "log")
     await record_losses(store, view, found.lost)
     history = list(dict.fromkeys(file for files in found.files.values() for file in files))
-    before_ms = config.before_ms
-    if config.foreign and before_ms is None:
-        before_ms = await asyncio.to_thread(first_logged_ms, history, view)
-    foreign, taken = await asyncio.to_thread(
-        take_foreign, config.foreign, before_ms, aside / "foreign"
-    )
+    foreign, taken = await _foreign(config, view, history, aside / "foreign")
     tasks = [
         replace(task, store_history=began)
         for task in tasks_of(config, view, origin, found.files, foreign)
@@ -137,8 +132,17 @@ async def fill_view(
     seconds = time.monotonic() - began_s
     await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
     note(f"fill {view.name}", rows, rows, f"{counts.rows + counts.there:,} rows")
-    told = found.messages_missing, found.read, counts, taken, tuple(sorted(found.lost))
-    return FillReport(view.name, view.generation, rows, seconds, *told)
+    return FillReport(
+        view=view.name,
+        generation=view.generation,
+        actions=rows,
+        seconds=seconds,
+        missing=found.messages_missing,
+        read=found.read,
+        counts=counts,
+        foreign=taken,
+        lost=tuple(sorted(found.lost)),
+    )
 
 
 async def _history(
@@ -183,6 +187,16 @@ async def _history(
             do="give it up with `encore backfill --cancel`, and begin again",
         )
     return origin, found
+
+
+async def _foreign(
+    config: BackfillConfig, view: ViewPlan, history: Sequence[HistoryFile], aside: Path
+) -> tuple[list[HistoryFile], ForeignCounts]:
+    """What is taken of the files that are not of our log; it lies in `aside`."""
+    before_ms = config.before_ms
+    if config.foreign and before_ms is None:
+        before_ms = await asyncio.to_thread(first_logged_ms, history, view)
+    return await asyncio.to_thread(take_foreign, config.foreign, before_ms, aside)
 
 
 async def _logs(servers: Servers, stream: StreamConfig, store: AsyncRowStore) -> tuple[Log, Log]:
@@ -231,19 +245,19 @@ def tasks_of(
         shares, ways = [((p,), files[p]) for p in partitions], -(-config.cores // len(partitions))
     return [
         FillTask(
-            view,
-            (*foreign, *own),
-            of,
-            len(partitions),
-            origin.bounds,
-            origin.fences,
-            way,
-            ways,
-            config.memory_bytes // max(1, config.cores),
-            config.stream.patience_ms,
-            physical_ttl_ms(view, config.stream.retention_ms),
+            view=view,
+            files=(*foreign, *own),
+            partitions=share,
+            of=len(partitions),
+            bounds=origin.bounds,
+            fences=origin.fences,
+            way=way,
+            ways=ways,
+            memory_bytes=config.memory_bytes // max(1, config.cores),
+            patience_ms=config.stream.patience_ms,
+            expire_ms=physical_ttl_ms(view, config.stream.retention_ms),
         )
-        for of, own in shares
+        for share, own in shares
         for way in range(ways)
     ]
 

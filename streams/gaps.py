@@ -87,7 +87,11 @@ async def record_gaps(
     for partition, gap in found.items():
         log.error(
             "%s@%d lacks %s of %s/%d, and the log does not hold it any more",
-            *(view.name, view.generation, gap, reader[0], partition),
+            view.name,
+            view.generation,
+            gap,
+            reader[0],
+            partition,
         )
     for _ in range(MAX_ROUNDS):
         version = int(await store.get_text(version_key) or 0)

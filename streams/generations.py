@@ -97,7 +97,10 @@ class Generations:
             if lowest > mark:
                 log.warning(
                     "%s/%d: going on at offset %d instead of %d: the views have what lies between",
-                    *(self._topic, partition, lowest, mark),
+                    self._topic,
+                    partition,
+                    lowest,
+                    mark,
                 )
                 starts[partition] = lowest
         return starts

@@ -237,7 +237,11 @@ class Sink:
             await self._write(tp)
         log.error(
             "archived as lost, as was accepted: %d messages, offsets %d to %d of %s/%d",
-            *(after - first, first, after - 1, tp.topic, tp.partition),
+            after - first,
+            first,
+            after - 1,
+            tp.topic,
+            tp.partition,
         )
         await self._keep(tp, after, partial(topic.archive.lose, tp.partition, first, after - 1))
         topic.positions.skip(tp, after)

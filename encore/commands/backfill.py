@@ -12,7 +12,7 @@ from encore.context import Invocation, JsonOption, invocation
 
 if TYPE_CHECKING:
     from encore.backfilling import BackfillResult, Options
-    from streams.backfill import BackfillConfig
+    from streams.backfill import BackfillConfig, FillReport
 
 BACKFILL_EPILOG = """\b
 Examples:
@@ -171,12 +171,18 @@ def _run(
     put_table(header, [tuple(map(str, _row(each))) for each in result.fills])
 
 
-def _row(fill: Any) -> tuple[object, ...]:
+def _row(fill: FillReport) -> tuple[object, ...]:
     counts = fill.counts
-    rows = counts.rows + counts.there
-    name = f"{fill.view}@{fill.generation}"
-    told = (counts.late, counts.future, fill.foreign.after, fill.missing)
-    return (name, fill.actions, rows, *told, f"{fill.seconds:.1f}")
+    return (
+        f"{fill.view}@{fill.generation}",
+        fill.actions,
+        counts.rows + counts.there,
+        counts.late,
+        counts.future,
+        fill.foreign.after,
+        fill.missing,
+        f"{fill.seconds:.1f}",
+    )
 
 
 def _data(result: BackfillResult) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 from encore.context import JsonOption, invocation
 
 if TYPE_CHECKING:
+    from predictor.spec import Kind
     from training.loop import Fit
     from training.run import TrainReport
 
@@ -84,14 +85,14 @@ def train(
             "learnt from": f"{report.examples:,} examples, {report.validation:,} to stop by",
             "rescored": f"{report.rescored:,} candidates",
             **{
-                f"{kind} model": f"validation AUC {_auc(fit):.4f}, {report.packages[kind]}"  # type: ignore[index]
+                f"{kind} model": f"validation AUC {_auc(fit):.4f}, {report.packages[kind]}"
                 for kind, fit in _fits(report).items()
             },
         }
     )
 
 
-def _fits(report: TrainReport) -> dict[str, Fit]:
+def _fits(report: TrainReport) -> dict[Kind, Fit]:
     return {"fine": report.teacher, "two_tower": report.student}
 
 
