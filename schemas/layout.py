@@ -121,7 +121,7 @@ def _layout(name: str, fields: tuple[FieldPlan, ...]) -> RowLayout:
     groups, slots, slot_count = _assign_slots(fields)
     vtable_bytes = 4 + 2 * slot_count
     place = min(
-        (_place(fields, groups, slots, (vtable_bytes, at)) for at in range(-1, len(slots) + 1)),
+        (_place(fields, groups, slots, vtable_bytes, at) for at in range(-1, len(slots) + 1)),
         key=lambda candidate: candidate.end,
     )
     places, vectors, table_start = place.inline, place.vectors, place.table
@@ -255,13 +255,13 @@ def _place(
     fields: tuple[FieldPlan, ...],
     groups: tuple[Group, ...],
     slots: dict[str, int],
-    vtable: tuple[int, int],
+    vtable_bytes: int,
+    vtable_at: int,
 ) -> _Places:
-    """Where all lies. vtable: its bytes, and before which vector it goes; -1 before the table.
+    """Where all lies. vtable_at: before which vector the vtable goes; -1 before the table.
 
     Vectors go widest elements first.
     """
-    vtable_bytes, vtable_at = vtable
     vtable_start = 4
     table = 4 if vtable_at >= 0 else _align(4 + vtable_bytes, 4)
     inline, table_end = _place_inline(table + 4, groups, slots)

@@ -302,7 +302,7 @@ class _ViewFold:
         await self._report(report, at)
         await asyncio.shield(permitted)
         touched = np.flatnonzero(report.touched)
-        landed = await self._write(rows, row_index, at, touched, (keys, old))
+        landed = await self._write(rows, row_index, at, touched, keys, old)
         stays = np.ones(len(rows), bool)
         stays[touched[~landed]] = False
         self.folder.counts.folded += int((report.folded & stays[row_index]).sum())
@@ -404,10 +404,14 @@ class _ViewFold:
         row_index: NDArray[np.intp],
         at: NDArray[np.intp],
         touched: NDArray[np.intp],
-        before: tuple[list[str], list[bytes | None]],
+        keys: list[str],
+        old: list[bytes | None],
     ) -> NDArray[np.bool_]:
-        """Compare-and-set the touched rows. Returns which landed."""
-        keys, old = before
+        """Compare-and-set the touched rows. Returns which landed.
+
+        row_index, at: the row and the place in the run of each fresh action. keys, old: of all
+        rows of this round, the key and the fence that was read.
+        """
         newest = np.full(len(rows), -1, np.int64)
         np.maximum.at(newest, row_index, self.run.offset[at])
         rows.epoch = np.full(len(rows), self.folder.epoch, np.uint32)

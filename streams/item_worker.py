@@ -135,7 +135,8 @@ class ItemWorker:
             self._source,
             self._target,
             config.partitions,
-            (self._sent, self._confirmations),
+            self._sent,
+            self._confirmations,
             config.patience_ms,
         )
         self._tables = PairStore(
@@ -287,10 +288,10 @@ class ItemWorker:
         noted: list[asyncio.Task[None]] = []
         try:
             async for batch in self._batches(lists):
-                into = self._folder, self._aside
-                part = join_runs(batch.runs), batch.dead
-                noted.append(asyncio.create_task(self._note(batch, same_log)))
-                await self._storing.add(into, part, noted[-1], partial(dict, batch.ends))
+                run, note = join_runs(batch.runs), asyncio.create_task(self._note(batch, same_log))
+                noted.append(note)
+                done = partial(dict[TP, Reach], batch.ends)
+                await self._storing.add(self._folder, self._aside, run, batch.dead, note, done)
             await asyncio.gather(same_log, *noted)
         finally:
             await ended(same_log, *noted)

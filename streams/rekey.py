@@ -98,18 +98,19 @@ def rekey(
 
 class Rekeyer:
     """Re-keys what it is handed. target: the re-keyed topic, which has `partitions`. positions: in
-    the source, of this re-keyed log, and the confirmations of what was stored."""
+    the source, of this re-keyed log. confirmations: of what was stored."""
 
     def __init__(
         self,
         source: Source,
         target: Source,
         partitions: int,
-        positions: tuple[Positions, Confirmations],
+        positions: Positions,
+        confirmations: Confirmations,
         patience_ms: int,
     ) -> None:
         self._source, self._target, self._partitions = source, target, partitions
-        self._positions, self._confirmations = positions
+        self._positions, self._confirmations = positions, confirmations
         self._patience_ms = patience_ms
         self._marking = Trailing(self._mark)
         self._hole: NotHeldError | None = None

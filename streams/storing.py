@@ -37,17 +37,18 @@ class Storing(Generic[Place]):
 
     async def add(
         self,
-        into: tuple[Folder, SideOutputs],
-        batch: tuple[ActionRun, list[DeadLetter]],
+        folder: Folder,
+        aside: SideOutputs,
+        run: ActionRun,
+        dead: list[DeadLetter],
         same_log: asyncio.Future[None],
         done: Callable[[], Mapping[TP, Place]],
     ) -> None:
-        """Begin to store a micro-batch: its actions, and what was refused of it.
+        """Begin to store a micro-batch: its actions by the folder, what was refused of it aside.
 
         same_log: awaited before the first write. done: called once it and all before it are
         stored; up to where that is. Returns when there is room for another.
         """
-        (folder, aside), (run, dead) = into, batch
         folding = folder.begin(run, lambda: asyncio.shield(same_log))
 
         async def store() -> None:

@@ -173,9 +173,8 @@ class Worker:
         same_log = asyncio.ensure_future(self._source.check())
         try:
             for runs, dead, upto in self._batches(lists):
-                into, batch = (self._folder, self._aside), (join_runs(runs), dead)
-                done = partial(self._stored, runs, upto)
-                await self._storing.add(into, batch, same_log, done)
+                run, done = join_runs(runs), partial(self._stored, runs, upto)
+                await self._storing.add(self._folder, self._aside, run, dead, same_log, done)
             await same_log
         except NotHeldError:
             await self._storing.settle()  # what lies before the hole

@@ -90,7 +90,7 @@ def assess(config: AssessConfig) -> Assessment:
     with reproducible(config.seed, config.threads):
         scores = {kind: _scores(model, dataset, test) for kind, model in models.items()}
     before = dataset.examples(dataset.requests(config.start_ms, config.split_ms))
-    tasks = {task: _evaluate(config, dataset, task, (before, test), scores) for task in TASKS}
+    tasks = {task: _evaluate(config, dataset, task, before, test, scores) for task in TASKS}
     fine = models.get("fine")
     live = 0.0 if fine is None else live_share(log, dataset, test, fine.version)
     return Assessment(log.counts, tasks, live)
@@ -117,11 +117,12 @@ def _evaluate(
     config: AssessConfig,
     dataset: Dataset,
     task: str,
-    parts: tuple[NDArray[np.int64], NDArray[np.int64]],
+    before: NDArray[np.int64],
+    test: NDArray[np.int64],
     scores: Mapping[Kind, NDArray[np.float32]],
 ) -> Evaluation:
-    """One task. parts: candidates before the split, and those measured."""
-    before, test = parts
+    """One task. before: exposed candidates before the split. test: (n,), those measured. scores:
+    (n, T) of each kind."""
     at = TASKS.index(task)
     popularity = Popularity.fit(dataset.item_ids[before], dataset.labels[before, at])
     columns: dict[str, NDArray[np.floating]] = {kind: each[:, at] for kind, each in scores.items()}
