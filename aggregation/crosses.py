@@ -70,8 +70,8 @@ class Pair:
 
     @property
     def matches(self) -> tuple[Array, Array]:
-        """Of the scalar on the right in the sequence on the left: how often, and first where (-1
-        for nowhere). (n,) or (1,) int64 each."""
+        """How often the scalar on the right is in the sequence on the left, and where first, -1 for
+        nowhere. (n,) or (1,) int64 each."""
         if self._matches is None:
             self._matches = _matches(self.left, self.right)
         return self._matches

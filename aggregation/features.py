@@ -78,8 +78,8 @@ class Moment:
         return found
 
     def visible(self, rows: Rows, time_field: str) -> tuple[Array, Array, bool]:
-        """Of a sequence, by the field of its times: entries to skip, those that remain, (n,) int64
-        each, and whether any row is not to be taken as it lies."""
+        """Which entries of a sequence a reader sees: how many to skip, how many remain, (n,) int64
+        each, and whether any row is not to be taken as it lies. time_field: of its times."""
         found: tuple[Array, Array, bool] | None = self.known.get(time_field)
         if found is None:
             lengths = rows.lengths[time_field]  # (n,)

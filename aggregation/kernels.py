@@ -34,7 +34,7 @@ class Kernel(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the values it takes, INT or FLOAT."""
+        """The dtype of the values it takes, INT or FLOAT."""
 
     def __call__(self, values: Array) -> Ids:
         """int32 ids of the values' shape."""

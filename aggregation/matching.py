@@ -74,7 +74,7 @@ class Selection:
 
     @classmethod
     def of(cls, program: AccumulatorPlan | SequencePlan) -> Selection:
-        """Of a ring, or of a sequence. Raises PlanError for a column that no action has."""
+        """What a ring, or a sequence, selects. Raises PlanError for a column that no action has."""
         if isinstance(program, SequencePlan):
             columns = program.columns
         else:

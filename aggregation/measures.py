@@ -86,7 +86,7 @@ class OfTiles(Measure, ABC):
 
 
 class Means(Measure):
-    """Of (sum, count)."""
+    """`mean`, from rings of (sum, count)."""
 
     __slots__ = ()
     takes = (("sum",), ("count",))
@@ -100,7 +100,7 @@ class Means(Measure):
 
 
 class Deviations(OfTiles):
-    """Of (squares, sum, count)."""
+    """`std`, from rings of (squares, sum, count)."""
 
     __slots__ = ()
     takes = (("squares",), ("sum",), ("count",))
@@ -114,7 +114,7 @@ class Deviations(OfTiles):
 
 
 class Least(OfTiles):
-    """Of a min."""
+    """`min`, from a ring of tile minima."""
 
     __slots__ = ()
     takes = (("min",),)
@@ -127,7 +127,7 @@ class Least(OfTiles):
 
 
 class Greatest(OfTiles):
-    """Of a max."""
+    """`max`, from a ring of tile maxima."""
 
     __slots__ = ()
     takes = (("max",),)
@@ -139,7 +139,7 @@ class Greatest(OfTiles):
 
 
 class Distinct(Measure):
-    """Of bottom-k hashes."""
+    """`distinct`, estimated from the smallest k hashes of each tile."""
 
     __slots__ = ()
     takes = (("distinct",),)
@@ -156,7 +156,7 @@ class Distinct(Measure):
 
 
 class DecayedSums(OfTiles):
-    """Of a count or a sum, each tile weighed by its age."""
+    """`decayed_sum`, from a count or a sum, each tile weighed by its age."""
 
     __slots__ = ()
     takes = (TOTALS,)

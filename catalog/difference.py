@@ -78,7 +78,10 @@ class ServiceChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """From plan version `before` (0: none) to `after`; equal versions are equal plans."""
+    """What changes from one plan to the next.
+
+    before, after: their versions; 0 where there was no plan, equal for equal plans.
+    """
 
     before: int
     after: int

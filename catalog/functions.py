@@ -111,7 +111,7 @@ class Ring:
 
     @property
     def order(self) -> tuple[int, str, str, str, str]:
-        """Of rings in a plan."""
+        """The key by which the rings of a plan are sorted."""
         return self.hop_ms, self.function, self.action, self.column, self.field
 
 

@@ -284,7 +284,8 @@ class _Demo:
 
 
 def split_timeline(timeline: Timeline, split_ms: int) -> tuple[Timeline, Timeline, Timeline]:
-    """Before the last day; the last day without its last moment; the actions of that moment."""
+    """The timeline in three: before `split_ms`; from there on, without the actions of its very
+    last moment; those actions."""
     actions = timeline.actions
     cut = int((actions["time_ms"] < split_ms).sum())
     end = int((actions["time_ms"] < actions["time_ms"][-1]).sum())

@@ -96,7 +96,8 @@ class Names:
 
 
 def names_of(store: RowStore) -> Names:
-    """To be read before anything is looked at. Raises PlanError, StoreError.
+    """The generations that plans name; read them before looking at rows. Raises PlanError,
+    StoreError.
 
     Both plans are of one moment: between a staged plan and its publication lies none where neither
     names its generations.

@@ -59,7 +59,7 @@ class Kept:
 
     @property
     def pid(self) -> int | None:
-        """Of the running process."""
+        """The process id, None where none was started."""
         return self.child.pid if self.child is not None else None
 
     def look(self, now_s: float) -> None:

@@ -31,7 +31,7 @@ Context = Callable[[], Mapping[str, str]]
 
 
 def no_context() -> Mapping[str, str]:
-    """Of processes that serve no requests."""
+    """The context of log lines in processes that serve no requests."""
     return {}
 
 

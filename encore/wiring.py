@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def stream_config(settings: Settings) -> StreamConfig:
-    """Of the worker, the sink and the shipper."""
+    """What the worker, the item worker, the sink and the shipper are configured with."""
     from streams.config import StreamConfig
 
     return StreamConfig(
@@ -38,7 +38,7 @@ def stream_config(settings: Settings) -> StreamConfig:
 
 
 def disks(settings: Settings) -> Disks:
-    """That `fsynced` waits for. Raises SettingsError where they are nobody's."""
+    """Whose disks durability `fsynced` waits for. Raises SettingsError where there are none."""
     from store.wire import Disks
 
     return Disks(settings.fsynced_by_store, settings.fsynced_by_replicas)
@@ -50,7 +50,7 @@ def topics(settings: Settings) -> dict[str, int]:
 
 
 def ensure_rank_topics(settings: Settings) -> None:
-    """Those of the rank log alone. Raises StreamError as `ensure_topics`."""
+    """Create the topics of the rank log alone. Raises StreamError as `ensure_topics`."""
     from streams.admin import ensure_topics as ensure
 
     rank_topic = stream_config(settings).rank_topic
@@ -94,7 +94,7 @@ def ensure_topics(settings: Settings) -> None:
 
 
 def cache_config(settings: Settings, *, standby: bool = False) -> CacheConfig:
-    """Of the process that keeps the item cache."""
+    """What the process that keeps the item cache is configured with."""
     from aggregation.cache.feed import CacheConfig
 
     return CacheConfig(
@@ -106,8 +106,8 @@ def cache_config(settings: Settings, *, standby: bool = False) -> CacheConfig:
 
 
 def serve_config(settings: Settings, socket: Path | None = None) -> ServeConfig:
-    """Of a serving process. socket: where its supervisor asks it, for one of several that share
-    their ports."""
+    """What a serving process is configured with. socket: where its supervisor asks it, for one of
+    several that share their ports."""
     from predictor.assembly import ServeConfig
     from predictor.cascade import CascadeConfig
     from predictor.freshness import FreshnessConfig

@@ -69,13 +69,13 @@ class Refused:
 
 
 def no_lag() -> float:
-    """Of a loop that nobody looks at."""
+    """The lag of a loop that nobody probes."""
     return 0.0
 
 
 @dataclass(slots=True)
 class Admission:
-    """Of one serving process, used by its event loop.
+    """Decides which requests of one serving process are served. Used by its event loop.
 
     lag: by how many seconds the event loop is late now. in_flight: requests admitted and not
     answered. wait_s: what the inference thread still has to do for them. coming: requests that
@@ -111,7 +111,7 @@ class Admission:
 
     @property
     def at_once(self) -> int:
-        """So many requests keep the inference thread busy without a queue that is worth the name:
+        """How many requests keep the inference thread busy without a queue that is worth the name:
         half of what may stand for long, and as many as come in while one's rows are read."""
         config = self.config
         if not self._typical_s:
@@ -186,7 +186,7 @@ class Admission:
             self.loop_s += (_GAIN if self.loop_s else 1.0) * (each_s - self.loop_s)
 
     def waits_for_inference(self) -> bool:
-        """Those who are served wait for the inference thread, more than for the event loop."""
+        """Whether the inference thread is waited for, more than the event loop."""
         return self._crowded() and self._typical_s > 2 * self.loop_s  # it is a part of the typical
 
     def _crowded(self) -> bool:

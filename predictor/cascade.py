@@ -75,8 +75,8 @@ def inputs_of(tensors: Tensors, spec: InputSpec, rows: I64 | None = None) -> Inp
 
 
 def logits_of(model: Model, tensors: Tensors, rows: I64 | None = None) -> F32:
-    """Of one request's candidates, or of those in `rows`: (N,) of a two-tower, (N, T) of a fine
-    network."""
+    """The logits of one request's candidates, or of those in `rows`: (N,) of a two-tower, (N, T)
+    of a fine network."""
     if model.native is not None:
         return model.native.of_tensors(tensors, rows)
     return model.logits(inputs_of(tensors, model.network.spec.inputs, rows))

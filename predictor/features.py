@@ -72,7 +72,7 @@ class FeatureQuery:
     def rows(
         self, raw: Sequence[bytes | None], failed: Status | None, now_ms: int
     ) -> dict[str, OnlineRows]:
-        """By view. raw: what `keys` hold, unless `failed`."""
+        """The features of each view's rows. raw: what `keys` hold, unless `failed`."""
         found, first = {}, 0
         for name, (view, ids) in self.views.items():
             part = raw[first : first + len(ids)]

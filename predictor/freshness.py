@@ -108,7 +108,7 @@ class Freshness:
         return {partition: mark.watermark_ms for partition, mark in found.items()}
 
     def watermarks_ms(self) -> dict[str, int]:
-        """By view the event time that all partitions with a mark have stored, at the last look."""
+        """{view: event time that all partitions with a mark had stored at the last look}."""
         return {name: min(marks.values()) for (name, _), marks in self._marks.items() if marks}
 
     def judged(self, assembled: Assembled, program: ServiceProgram, asked: Query) -> Assembled:

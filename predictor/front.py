@@ -155,7 +155,7 @@ class Front(Connection):
         super().begin()
 
     def on_body(self, body: bytes) -> None:
-        """Of a refused request it is read, so that the next one is found behind it, and dropped."""
+        """Drop the body of a refused request; it is read to find the next one behind it."""
         if not self._refused:
             super().on_body(body)
 

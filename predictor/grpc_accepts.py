@@ -53,7 +53,7 @@ Handlers = Mapping[str, grpc.RpcMethodHandler]
 
 
 def missing(library: Any = cygrpc) -> list[str]:
-    """Of NEEDED, what the library does not have like that."""
+    """Names in NEEDED that the library does not have, or not with those parameters."""
     return [name for name, takes in NEEDED.items() if not _has(library, name, takes)]
 
 

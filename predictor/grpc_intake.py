@@ -37,8 +37,8 @@ class IntakeConfig:
 
 @dataclass(slots=True)
 class Intake:
-    """Of one process, for one method. A look is due every `every_s` from when a call was taken
-    until `rests`."""
+    """How many calls one process asks for, of one method. A look is due every `every_s` from when a
+    call was taken until `rests`."""
 
     admission: Admission
     config: IntakeConfig = field(default_factory=IntakeConfig)

@@ -114,7 +114,7 @@ class _Calls:
         self._service = service
 
     def inference(self) -> dict[str, grpc.RpcMethodHandler]:
-        """Of GRPCInferenceService."""
+        """The methods of GRPCInferenceService that do not meet admission."""
         return {
             "ServerLive": self._method(messages.ServerLiveRequest, self._live),
             "ServerReady": self._method(messages.ServerReadyRequest, self._ready),
@@ -124,7 +124,7 @@ class _Calls:
         }
 
     def served(self) -> dict[str, grpc.RpcMethodHandler]:
-        """Of GRPCInferenceService, what meets admission.
+        """The methods of GRPCInferenceService that meet admission.
 
         As a method that takes a stream it begins when a call's headers are there (a stream of one
         message and a message are the same on the wire): whoever is refused costs no reading.
@@ -155,7 +155,7 @@ class _Calls:
         return {"ModelInfer": grpc.stream_unary_rpc_method_handler(answer)}
 
     def health(self) -> dict[str, grpc.RpcMethodHandler]:
-        """Of grpc.health.v1.Health."""
+        """The methods of grpc.health.v1.Health."""
         return {"Check": self._method(messages.HealthCheckRequest, self._check)}
 
     def _method(self, kind: Any, handle: Handler) -> grpc.RpcMethodHandler:
@@ -226,7 +226,7 @@ class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._served = sorted(served)
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler:
-        """Of whatever kind the method is: nothing is read of the call."""
+        """Refuse a method that nobody serves, of whatever kind: nothing is read of the call."""
         error = RequestError(
             "method",
             required=f"/{messages.SERVICE}/ and {', '.join(self._served)}, or"

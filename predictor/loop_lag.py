@@ -19,7 +19,7 @@ EVERY_S: Final = 0.01
 
 
 class LoopLag:
-    """Of one event loop; `run` is the probe, a task of it. Without one the lag is 0."""
+    """How late one event loop is; `run` is the probe, a task of it. Without one the lag is 0."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, every_s: float = EVERY_S

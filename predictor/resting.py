@@ -22,7 +22,7 @@ REST_S: Final = 0.0015
 
 
 class Resting:
-    """Of one event loop. sleep: blocks the thread for so many seconds."""
+    """Lets one event loop rest. sleep: blocks the thread for so many seconds."""
 
     def __init__(self, admission: Admission, sleep: Callable[[float], None] = time.sleep) -> None:
         self._admission = admission

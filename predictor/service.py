@@ -38,11 +38,11 @@ class Service:
     shares_ports: bool = False
 
     def metadata(self) -> dict[str, Any]:
-        """Of the server."""
+        """The protocol's server metadata."""
         return {"name": SERVER_NAME, "version": self.version, "extensions": list(EXTENSIONS)}
 
     def model_metadata(self, model: ServedModel) -> dict[str, Any]:
-        """Of a model: what it takes and gives, and what it is served with."""
+        """What a model takes and gives, and what it is served with."""
         return metadata(model, self.ranker.generations.current, self.watcher.news())
 
     async def infer(

@@ -97,7 +97,7 @@ class Timeline(Laps):
         self.served: Served | None = None
 
     def restart(self) -> None:
-        """Now it begins: what came before was waiting for the caller."""
+        """Begin now: what came before was waiting for the caller."""
         self.laps.clear()
         self.began_ns, self.last_s = time.time_ns(), time.perf_counter()
 

@@ -53,7 +53,7 @@ class Observer:
 
 
 def open_observer(metrics: Metrics, config: WatchRequests, version: str) -> Observer:
-    """By the configuration. OpenTelemetry is loaded only where there is an endpoint."""
+    """The observer as configured. OpenTelemetry is loaded only where there is an endpoint."""
     tracer = None
     if config.trace_endpoint is not None:
         from predictor.tracing import Tracer

@@ -39,7 +39,7 @@ def worker_directory(spool: Path, number: int) -> Path:
 
 
 def worker_directories(spool: Path) -> list[Path]:
-    """Those that are there, of processes that run or ran."""
+    """The directories below a spool of serving processes that run or ran, sorted."""
     return sorted(path for path in spool.glob(f"{_WORKER}*") if path.is_dir())
 
 

@@ -56,7 +56,7 @@ class Succession:
 
     @classmethod
     def of(cls, topic: str, partitions: int) -> Self:
-        """Before any move."""
+        """A topic that was never moved."""
         return cls((Life(topic, partitions),))
 
     @property
@@ -66,16 +66,16 @@ class Succession:
 
     @property
     def open(self) -> tuple[Life, ...]:
-        """Those that may be read: all up to the first that has not ended."""
+        """The topics that may be read: all up to the first that has not ended."""
         count = next((at for at, each in enumerate(self.topics) if not each.ended), None)
         return self.topics if count is None else self.topics[: count + 1]
 
     def grown(self, name: str, partitions: int) -> Self:
-        """With a further topic."""
+        """The succession with a further topic."""
         return replace(self, topics=(*self.topics, Life(name, partitions)))
 
     def with_end(self, name: str, end: End | None) -> Self:
-        """That topic ends there."""
+        """The succession where that topic has this end, or none."""
         found = (replace(each, end=end) if each.name == name else each for each in self.topics)
         return replace(self, topics=tuple(found))
 

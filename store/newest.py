@@ -53,7 +53,7 @@ def require_batch(view: ViewPlan) -> None:
 
 
 def waiting_rows(view: ViewPlan, rows: Rows) -> Waiting:
-    """Of each entity's rows the newest, of equal times the last."""
+    """The newest of each entity's rows, of equal times the last: {entity: (time, row)}."""
     encoded = encode_rows(layout_of(view), rows)
     chosen = _newest(rows.entity_ids, rows.offset)
     return {int(rows.entity_ids[at]): (int(rows.offset[at]), encoded[at]) for at in chosen}
@@ -83,7 +83,7 @@ def plan_writes(view: ViewPlan, waiting: Waiting, stored: Sequence[bytes | None]
 
 
 def still_changing(view: ViewPlan, rows: int) -> StoreError:
-    """After ATTEMPTS in which other writers kept winning."""
+    """The error after ATTEMPTS in which other writers kept winning."""
     return StoreError(
         view.name,
         required=f"rows that stay as read within {ATTEMPTS} attempts",

@@ -104,7 +104,7 @@ class RowsReply:
         return self._view[self.filled :]
 
     def add(self, count: int) -> None:
-        """So many bytes more are there. Raises StoreError for what is no reply to an MGET of n."""
+        """Take in what came into `room`. Raises StoreError for what is no reply to an MGET of n."""
         self.filled += count
         if self._found < 0 and not self._begin():
             return

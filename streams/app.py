@@ -91,7 +91,7 @@ class Handler(Protocol):
     """What a stream process does with its records. One task calls it; never two calls at once."""
 
     async def open(self, send: Sender, marks: Marks) -> None:
-        """Before anything is read."""
+        """Called once, before anything is read."""
         ...
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:

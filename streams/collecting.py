@@ -56,7 +56,7 @@ class Collected:
 
     @property
     def messages_missing(self) -> int:
-        """Of the partitions' logs all that nobody holds."""
+        """How many messages of the partitions' logs nobody holds."""
         return sum(self.missing.values()) + sum(loss.messages for loss in self.lost)
 
 
@@ -72,7 +72,7 @@ class Rest:
     def kept(
         self, log: Log, partition: int, files: Sequence[OffsetFile], found: Collected
     ) -> list[OffsetFile]:
-        """Those that hold what they are named by. What others say is lost goes into `found`.
+        """The files that hold what they are named by. What others say is lost goes into `found`.
         Raises StreamError unless that is accepted."""
         for file in files:
             if file.lost:

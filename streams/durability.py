@@ -30,8 +30,8 @@ log = logging.getLogger("encore.streams")
 async def open_confirmations(
     store: AsyncRowStore, marks: Marks, config: StreamConfig
 ) -> Confirmations:
-    """Of a store whose history is fixed. What it holds by now, epochs of the logs among it, it has
-    for good afterwards. Raises StoreError where it cannot confirm anything."""
+    """Confirmations of a store whose history is fixed. What it holds by now, epochs of the logs
+    among it, it has for good afterwards. Raises StoreError where it cannot confirm anything."""
     if config.fsynced:
         await store.confirm()
     return Confirmations(store, marks, config.patience_ms, config.fsynced)

@@ -127,7 +127,7 @@ async def recorded_gaps(store: AsyncRowStore, reader: tuple[str, str], view: Vie
 
 
 def parse_gaps(text: str | None, where: str) -> Gaps:
-    """Of the stored text; empty where there is none. Raises StreamError for any other text.
+    """The gaps of a stored text, none without one. Raises StreamError for any other text.
 
     >>> parse_gaps('{"0": [[1, 12, 40]]}', "gaps")
     {0: (Gap(epoch=1, first=12, next_offset=40),)}
@@ -150,8 +150,8 @@ def parse_gaps(text: str | None, where: str) -> Gaps:
 
 
 async def known_gaps(store: AsyncRowStore, config: StreamConfig) -> tuple[Lack, ...]:
-    """Of all views that are folded now, published or staged; of a plan that cannot be used none,
-    since nobody folds by it. Raises StoreError, StreamError."""
+    """What views lack that are folded now, published or staged; nothing for a plan that cannot be
+    used, since nobody folds by it. Raises StoreError, StreamError."""
     try:
         plan, staged = await published_plan(store), await staged_plan(store)
     except PlanError:

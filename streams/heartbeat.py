@@ -26,8 +26,8 @@ FRESH_MS: Final = 10_000
 
 @dataclass(slots=True)
 class Counts:
-    """Since the process took the partition. late, future: actions, once for each view that did not
-    take them. dead: refused messages."""
+    """What was counted since the process took the partition. late, future: actions, once for each
+    view that did not take them. dead: refused messages."""
 
     actions: int = 0
     late: int = 0
@@ -57,7 +57,7 @@ class Tally:
 
 
 class Heartbeat:
-    """Of one group in one topic, in one process. Used by one task."""
+    """Tells of one group in one topic, from one process. Used by one task."""
 
     def __init__(
         self, store: AsyncRowStore, place: tuple[str, str], tally: Tally, servers: Servers

@@ -152,7 +152,7 @@ class Rekeyer:
 
     @property
     def stands_at_a_hole(self) -> bool:
-        """Of some partition nothing more is re-keyed."""
+        """Whether nothing more of some partition is re-keyed."""
         return self._hole is not None
 
     def check(self) -> None:

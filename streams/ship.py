@@ -53,7 +53,7 @@ class Place:
 
 
 def shipped_to(directory: Path) -> Place:
-    """Up to where the segments of a spool directory are in Kafka. Raises StreamError."""
+    """The place up to which the segments of a spool directory are in Kafka. Raises StreamError."""
     path = directory / POSITION_NAME
     if not path.exists():
         return Place(0, 0)

@@ -91,8 +91,8 @@ class SourceTable:
         self.reached[partition] = max(known, (epoch, offset))
 
     def gaps(self, batch: RekeyedBatch) -> Iterator[tuple[int, int, int]]:
-        """Of what the message covers, (source partition, epoch, first offset) that comes too
-        late."""
+        """The ranges of a message that do not follow on what is known: (source partition, epoch,
+        first offset) of each."""
         for partition, epoch, first, _ in covers_of(batch):
             known_epoch, known = self.reached.get(partition, (0, 0))
             if epoch == known_epoch and first > known:
@@ -261,11 +261,11 @@ def check_epochs(batch: RekeyedBatch, newest: int, where: str) -> None:
 
 
 def lowest_reached(pairs: Mapping[int, Pair], source_partition: int, epoch: int) -> int:
-    """Up to which source offset every re-keyed partition is folded, 0 in another epoch."""
+    """The source offset up to which every re-keyed partition is folded, 0 in another epoch."""
     return min((reached_in(pair, source_partition, epoch) for pair in pairs.values()), default=0)
 
 
 def reached_in(pair: Pair, source_partition: int, epoch: int) -> int:
-    """Up to which offset of a source partition it is folded, 0 in another epoch."""
+    """The offset of a source partition up to which a pair is folded, 0 in another epoch."""
     at_epoch, at = pair.table.reached.get(source_partition, (0, 0))
     return at if at_epoch == epoch else 0

@@ -151,7 +151,7 @@ async def wait_settled(
 
 
 def unshipped_bytes(spool: Path) -> int:
-    """Of the segments in a spool directory, what lies behind the shipper's position."""
+    """The bytes of a spool directory's segments that lie behind the shipper's position."""
     place = shipped_to(spool)
     sizes = {
         int(path.stem): path.stat().st_size

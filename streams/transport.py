@@ -153,7 +153,7 @@ class ListConsumer(driver.Consumer):
     # --- positions --------------------------------------------------------------------------
 
     async def perform_seek(self) -> None:
-        """To the committed offsets, then to where the owner of the marks says."""
+        """Seek to the committed offsets, then to where the owner of the marks says."""
         async with self._positions:
             await self._seek_all()
 

@@ -204,7 +204,7 @@ class _Average:
         self._average = [weight.detach().clone() for weight in self._weights]
 
     def update(self) -> None:
-        """After each step."""
+        """Take the weights in; called after each step."""
         with torch.no_grad():
             for average, weight in zip(self._average, self._weights, strict=True):
                 average.lerp_(weight, 1 - self._memory)

@@ -29,7 +29,7 @@ class Popularity:
         clicked: NDArray[np.bool_],
         strength: float = STRENGTH,
     ) -> Popularity:
-        """From exposed examples: item (n,) and whether it was clicked (n,)."""
+        """Learn from exposed examples: item (n,) and whether it was clicked (n,)."""
         mean = float(np.mean(clicked)) if len(clicked) else 0.0
         ids, index = np.unique(item_ids, return_inverse=True)  # (V,) i64, (n,) i64
         shown = np.bincount(index, minlength=len(ids))  # (V,) i64

@@ -233,7 +233,8 @@ def _one(rows: Rows, at: int) -> Rows:
 
 @cache
 def code_digest() -> str:
-    """Of the modules that turn rows into values and ids: those of another release mean others."""
+    """A digest of the modules that turn rows into values and ids: in another release rows may
+    mean other ones."""
     digest = hashlib.sha256()
     for package in (aggregation, schemas):
         for place in sorted(package.__path__):

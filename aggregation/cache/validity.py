@@ -50,7 +50,7 @@ class Spans:
 
     @classmethod
     def unbounded(cls, n: int) -> Spans:
-        """Of n rows whose values hold always."""
+        """The spans of n rows whose values hold always."""
         return cls(np.full(n, ALWAYS), np.full(n, NEVER), np.zeros(n, bool))
 
     def within(self, from_ms: Times, until_ms: Times) -> None:
@@ -64,7 +64,7 @@ class Spans:
         self.fleeting |= other.fleeting
 
     def instant(self, which: Array, now_ms: int) -> None:
-        """Those rows, (n,) bool, hold for this millisecond only."""
+        """Let the rows in `which`, (n,) bool, hold for this millisecond only."""
         self.within(np.where(which, now_ms, ALWAYS), np.where(which, now_ms + 1, NEVER))
         self.fleeting |= which
 

@@ -160,7 +160,7 @@ class CacheWriter:
         self.memory.header[W_STATE] = LIVE
 
     def walked(self, rows: int) -> None:
-        """So many more were looked at."""
+        """Count rows that were looked at, for whoever waits for this cache."""
         self.memory.header[W_WALKED] += np.uint64(rows)
 
     def verified(self) -> None:
