@@ -100,7 +100,11 @@ class KafkaLogReader:
                 got=f"offset {records[0].offset}",
                 do="the log has lost records: rebuild the view from the archive",
             )
-        return tuple(record for record in records if int(record.offset) < before)
+        return tuple(
+            record
+            for offset, record in enumerate(records, first)
+            if int(record.offset) == offset < before
+        )
 
     async def close(self) -> None:
         """As `LogReader.close`."""

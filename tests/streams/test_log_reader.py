@@ -1,12 +1,14 @@
 """What a log does not hold any more is told as that: `tests/streams/test_catching_up.py` reads what
 it holds.
 
-The embedded broker expires nothing and compacts nothing, so its consumer is played here.
+The embedded broker says of no offset that it is out of range, as Kafka does, so a consumer that is
+told so is played here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,11 @@ from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from schemas.errors import NotHeldError
+from streams.admin import ensure_topics
 from streams.log_reader import KafkaLogReader, first_held
+from streams.producer import ActionProducer
+from tests.streams.bucket import Bucket, broker_over
+from tests.streams.support import T0, some_actions
 
 PLACE = TopicPartition("actions", 0)
 
@@ -67,6 +73,29 @@ def test_what_a_log_does_not_hold(hole: bool, says: str) -> None:
         asyncio.run(reader.read("actions", 0, 4, 9))
     records = asyncio.run(reader.read("actions", 0, 7, 9))
     assert [record.offset for record in records] == [7, 8]
+
+
+def test_a_log_that_lost_a_part_is_read_up_to_there(tmp_path: Path) -> None:
+    """Of a broker: one fetch brings what lies before and behind, and says nothing of it."""
+    with Bucket() as bucket, broker_over(bucket, tmp_path) as bootstrap:
+        ensure_topics(bootstrap, {"t": 1})
+        with ActionProducer(bootstrap, "t", 1) as producer:
+            for seed in range(8):
+                producer.send(some_actions(3, 2, seed), T0)
+        assert bucket.drop("t", 0, 2, 5) == 3
+
+        async def read() -> tuple[list[int], int]:
+            reader = KafkaLogReader(bootstrap, 10_000)
+            try:
+                first = [each.offset for each in await reader.read("t", 0, 0, 8)]
+                with pytest.raises(NotHeldError, match="record at offset 2, got offset 5"):
+                    await reader.read("t", 0, 2, 8)
+                behind = [each.offset for each in await reader.read("t", 0, 5, 7)]
+                return first + behind, await first_held(reader, "t", 0, 8, 2)
+            finally:
+                await reader.close()
+
+        assert asyncio.run(read()) == ([0, 1, 5, 6], 5)
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 8, 9])
