@@ -18,13 +18,13 @@ from schemas.errors import StreamError
 POLL_S: Final = 0.01
 FETCH_WAIT_MS: Final = 10
 
-#: (topic, partition)
-Place = tuple[str, int]
+#: A partition of a topic: (topic, number).
+Partition = tuple[str, int]
 
 
 async def read_ends(
-    bootstrap: str, starts: Mapping[Place, int], timeout_ms: int = 10_000
-) -> dict[Place, int]:
+    bootstrap: str, starts: Mapping[Partition, int], timeout_ms: int = 10_000
+) -> dict[Partition, int]:
     """The offset after the last record of each partition, of topics that exist.
 
     starts: where to fetch; a place inside the log or at its end costs least, any other works.
@@ -62,8 +62,8 @@ async def read_ends(
 
 
 async def read_starts(
-    bootstrap: str, places: Iterable[Place], timeout_ms: int = 10_000
-) -> dict[Place, int]:
+    bootstrap: str, places: Iterable[Partition], timeout_ms: int = 10_000
+) -> dict[Partition, int]:
     """The first offset that each partition still holds, by the broker's list of offsets.
 
     Raises StreamError where the broker does not say so in time.

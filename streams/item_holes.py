@@ -13,7 +13,7 @@ Symbols: P partitions, of the source and of the re-keyed topic.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -23,18 +23,15 @@ from schemas.names import generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.config import StreamConfig
-from streams.ends import Place
 from streams.item_messages import decode_rekeyed_records
 from streams.log_reader import LogReader, first_held, is_held
-from streams.origins import Log
+from streams.origins import Log, ReadEnds
 from streams.plans import fed_views, published_plan, staged_plan
 from streams.rekey import rekey_group
 from streams.source_table import Pair, PairStore, covers_of, lowest_reached, reached_in
 
 PAUSE_MS: Final = 100
 
-#: {(topic, partition): where to look} → the offset after the last record of each.
-ReadEnds = Callable[[Mapping[Place, int]], Awaitable[Mapping[Place, int]]]
 #: {re-keyed partition: {source partition: the offset before which all is filled}}.
 Beyond = dict[int, dict[int, int]]
 

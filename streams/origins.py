@@ -24,7 +24,7 @@ from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
 from streams.admin import TopicFacts
 from streams.config import StreamConfig
-from streams.ends import Place
+from streams.ends import Partition
 from streams.generations import record_floors
 from streams.log_reader import LogReader, is_held
 from streams.servers import TopicAdmin
@@ -36,7 +36,7 @@ _AGAIN: Final = "give it up with `encore backfill --cancel`, and begin again"
 
 
 #: {(topic, partition): where to look} → the offset after the last record of each.
-ReadEnds = Callable[[Mapping[Place, int]], Awaitable[Mapping[Place, int]]]
+ReadEnds = Callable[[Mapping[Partition, int]], Awaitable[Mapping[Partition, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ async def wait_for_lost_log(
     """
     source, target = logs
     pairs = PairStore(store, config.item_topic, config.item_group, config.patience_ms)
-    starts: dict[Place, int] = {}
+    starts: dict[Partition, int] = {}
     for partition in range(config.partitions):
         pair = await pairs.load(partition)
         starts[config.item_topic, partition] = pair.standing(target.epoch)

@@ -17,9 +17,12 @@ from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
 from streams.admin import REQUEST_TIMEOUT_MS, Admin, TopicFacts
 from streams.config import StreamConfig
-from streams.ends import Place, read_ends, read_starts
+from streams.ends import Partition, read_ends, read_starts
 from streams.log_reader import KafkaLogReader, LogReader
 from streams.producer import send_end
+
+#: Where these partitions of a broker begin, or end. Raises StreamError.
+ReadOffsets = Callable[[str, Mapping[Partition, int]], Awaitable[Mapping[Partition, int]]]
 
 #: Writing a few thousand rows waits behind requests at worst.
 WRITE_TIMEOUT_MS: Final = 20_000
@@ -81,9 +84,9 @@ class Servers:
     clock_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = now_ms
     open_rows: Callable[[str], RowStore] = open_rows
-    read_ends: Callable[[str, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] = read_ends
-    read_starts: Callable[[str, Mapping[Place, int]], Awaitable[Mapping[Place, int]]] = read_starts
-    send_end: Callable[[str, Place, str], Awaitable[int]] = send_end
+    read_ends: ReadOffsets = read_ends
+    read_starts: ReadOffsets = read_starts
+    send_end: Callable[[str, Partition, str], Awaitable[int]] = send_end
 
     async def admin(self, config: StreamConfig) -> TopicAdmin:
         """`open_admin`, beside the event loop."""

@@ -45,18 +45,18 @@ LONGEST_PAUSE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class SpoolPosition:
     """A byte of a segment."""
 
     sequence: int
     byte: int
 
 
-def shipped_to(directory: Path) -> Place:
-    """The place up to which the segments of a spool directory are in Kafka. Raises StreamError."""
+def shipped_to(directory: Path) -> SpoolPosition:
+    """The position up to which a spool directory is in Kafka. Raises StreamError."""
     path = directory / POSITION_NAME
     if not path.exists():
-        return Place(0, 0)
+        return SpoolPosition(0, 0)
     try:
         sequence, byte = (int(part) for part in path.read_text().split())
     except ValueError:
@@ -66,7 +66,7 @@ def shipped_to(directory: Path) -> Place:
             got=repr(path.read_text()[:40]),
             do="remove it: everything in the spool is then sent again",
         ) from None
-    return Place(sequence, byte)
+    return SpoolPosition(sequence, byte)
 
 
 def run_shipper(config: StreamConfig) -> int:
@@ -106,7 +106,7 @@ class Shipper:
         self._config, self._directory = config, directory or config.spool
         self._below: dict[Path, Shipper] = {}
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._place = shipped_to(self._directory)
+        self._position = shipped_to(self._directory)
         self._remove_shipped()
         self.shipped = 0
         if producer is not None:
@@ -164,28 +164,28 @@ class Shipper:
     def _step(self) -> tuple[int, bool]:
         """Ship one read's frames, or go on to the next segment. Returns (sent, maybe more)."""
         sequences = self._sequences()
-        newer = [sequence for sequence in sequences if sequence >= self._place.sequence]
+        newer = [sequence for sequence in sequences if sequence >= self._position.sequence]
         if not newer:
             self._check_numbering(sequences)
             return 0, False
-        if newer[0] > self._place.sequence:
-            self._move(Place(newer[0], 0))
+        if newer[0] > self._position.sequence:
+            self._move(SpoolPosition(newer[0], 0))
         finished = len(newer) > 1  # looked at before reading: what is read then is all of it
-        path = self._directory / segment_name(self._place.sequence)
+        path = self._directory / segment_name(self._position.sequence)
         try:
             payloads, consumed = self._read(path)
         except RecordError as error:
             return self._damaged(path, error, finished)
         if payloads:
             self._send(payloads, path)
-            self._move(Place(self._place.sequence, self._place.byte + consumed))
+            self._move(SpoolPosition(self._position.sequence, self._position.byte + consumed))
             return len(payloads), True
         if not finished:
             return 0, False
-        if path.stat().st_size > self._place.byte:
+        if path.stat().st_size > self._position.byte:
             torn = RecordError(str(path), required="whole frames", got="a torn tail")
             return self._damaged(path, torn, finished)
-        self._move(Place(newer[1], 0))
+        self._move(SpoolPosition(newer[1], 0))
         path.unlink()
         return 0, True
 
@@ -194,7 +194,7 @@ class Shipper:
         if sequences:
             raise StreamError(
                 str(self._directory / POSITION_NAME),
-                required=f"a segment {self._place.sequence} or newer in the spool",
+                required=f"a segment {self._position.sequence} or newer in the spool",
                 got=f"segments up to {sequences[-1]}",
                 do="if the spool was emptied by hand, remove this file",
             )
@@ -204,7 +204,7 @@ class Shipper:
         size = READ_BYTES
         with path.open("rb") as file:
             while True:
-                file.seek(self._place.byte)
+                file.seek(self._position.byte)
                 data = file.read(size)
                 payloads, consumed = read_frames(data, str(path))
                 if payloads or len(data) < size or size >= LARGEST_READ_BYTES:
@@ -217,8 +217,8 @@ class Shipper:
             return 0, False
         kept = path.with_suffix(".damaged")
         log.error("shipper: %s; the rest of it is kept as %s", error, kept)
-        following = min(s for s in self._sequences() if s > self._place.sequence)
-        self._move(Place(following, 0))
+        following = min(s for s in self._sequences() if s > self._position.sequence)
+        self._move(SpoolPosition(following, 0))
         path.rename(kept)
         return 0, True
 
@@ -276,12 +276,12 @@ class Shipper:
         """Delete finished segments that a crash left behind the position."""
         sequences = self._sequences()
         for sequence in sequences[:-1]:
-            if sequence < self._place.sequence:
+            if sequence < self._position.sequence:
                 (self._directory / segment_name(sequence)).unlink()
 
-    def _move(self, place: Place) -> None:
+    def _move(self, position: SpoolPosition) -> None:
         """Replace the position durably."""
         path = self._directory / POSITION_NAME
         with replacing(path, path.with_suffix(".new")) as file:
-            file.write(b"%d %d\n" % (place.sequence, place.byte))
-        self._place = place
+            file.write(b"%d %d\n" % (position.sequence, position.byte))
+        self._position = position

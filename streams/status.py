@@ -19,7 +19,7 @@ from schemas.spool import SEGMENT_SUFFIX, worker_directories
 from store.base import AsyncRowStore, Progress
 from streams.admin import Admin, TopicFacts
 from streams.config import StreamConfig
-from streams.ends import Place, read_ends
+from streams.ends import Partition, read_ends
 from streams.gaps import Lack, known_gaps
 from streams.heartbeat import FRESH_MS, Counts, parse_beat
 from streams.losses import Accepted, accepted_losses
@@ -96,13 +96,13 @@ async def read_status(config: StreamConfig, store: AsyncRowStore, now_ms: int) -
     now_ms: what told before `now_ms - FRESH_MS` is taken for gone. Raises StreamError, StoreError.
     """
     read = await _read_now(config, store)
-    facts, groups, last = dict[str, TopicFacts](), list[Group](), dict[Place, int]()
+    facts, groups, last = dict[str, TopicFacts](), list[Group](), dict[Partition, int]()
     for each, stops in read:
         found = await asyncio.to_thread(_facts, each)
         groups += await _groups(each, store, found, with_ranks=each is read[-1][0])
         last |= {(each.topic, partition): at for partition, at in stops.items()}
         facts |= found
-    starts: dict[Place, int] = {}
+    starts: dict[Partition, int] = {}
     for group in groups:
         for partition in range(group.topic.partitions):
             place, at = (group.topic.name, partition), _stored(group, partition)
@@ -152,14 +152,14 @@ async def wait_settled(
 
 def unshipped_bytes(spool: Path) -> int:
     """The bytes of a spool directory's segments that lie behind the shipper's position."""
-    place = shipped_to(spool)
+    position = shipped_to(spool)
     sizes = {
         int(path.stem): path.stat().st_size
         for path in spool.glob(f"*{SEGMENT_SUFFIX}")
         if path.stem.isdigit()
     }
-    behind = [size for number, size in sizes.items() if number > place.sequence]
-    return sum(behind) + max(0, sizes.get(place.sequence, 0) - place.byte)
+    behind = [size for number, size in sizes.items() if number > position.sequence]
+    return sum(behind) + max(0, sizes.get(position.sequence, 0) - position.byte)
 
 
 def _facts(config: StreamConfig) -> dict[str, TopicFacts]:
@@ -243,7 +243,11 @@ def _stored(group: Group, partition: int) -> int:
 
 
 async def _line(
-    store: AsyncRowStore, group: Group, partition: int, ends: Mapping[Place, int], now_ms: int
+    store: AsyncRowStore,
+    group: Group,
+    partition: int,
+    ends: Mapping[Partition, int],
+    now_ms: int,
 ) -> Line:
     name, mark = group.topic.name, group.marks.get(partition)
     current = mark is not None and mark.epoch == group.epoch

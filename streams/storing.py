@@ -18,13 +18,13 @@ from streams.messages import ActionRun, DeadLetter
 from streams.overlap import ended
 from streams.pipeline import Pipeline
 from streams.side_outputs import SideOutputs
-from streams.trailing import Place, Trailing
+from streams.trailing import Trailing, Upto
 
 #: Micro-batches under way at once: one is written, one is folded.
 UNDER_WAY: Final = 2
 
 
-class Storing(Generic[Place]):
+class Storing(Generic[Upto]):
     """Used by one event loop. mark: records that all before these places is stored; it is called
     with the newest place of each partition.
 
@@ -32,7 +32,7 @@ class Storing(Generic[Place]):
     every method raises what failed.
     """
 
-    def __init__(self, mark: Callable[[dict[TP, Place]], Awaitable[None]]) -> None:
+    def __init__(self, mark: Callable[[dict[TP, Upto]], Awaitable[None]]) -> None:
         self._under_way, self._marking = Pipeline(UNDER_WAY), Trailing(mark)
 
     async def add(
@@ -42,7 +42,7 @@ class Storing(Generic[Place]):
         run: ActionRun,
         dead: list[DeadLetter],
         same_log: asyncio.Future[None],
-        done: Callable[[], Mapping[TP, Place]],
+        done: Callable[[], Mapping[TP, Upto]],
     ) -> None:
         """Begin to store a micro-batch: its actions by the folder, what was refused of it aside.
 

@@ -9,22 +9,22 @@ from typing import Generic, TypeVar
 from faust.types import TP
 
 #: How far a partition is: its next offset, or more than that.
-Place = TypeVar("Place")
+Upto = TypeVar("Upto")
 
 
-class Trailing(Generic[Place]):
+class Trailing(Generic[Upto]):
     """Calls `act` with the newest place of each partition. Used by one event loop.
 
     While a call is under way, what is added waits for the next one, which speaks of all of it.
     After a call that failed there is no other: `add`, `check` and `settle` raise what it raised.
     """
 
-    def __init__(self, act: Callable[[dict[TP, Place]], Awaitable[None]]) -> None:
+    def __init__(self, act: Callable[[dict[TP, Upto]], Awaitable[None]]) -> None:
         self._act = act
-        self._waiting: dict[TP, Place] = {}
+        self._waiting: dict[TP, Upto] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, upto: Mapping[TP, Place]) -> None:
+    def add(self, upto: Mapping[TP, Upto]) -> None:
         """Returns at once."""
         self.check()
         self._waiting |= upto

@@ -15,7 +15,7 @@ from schemas.names import CONTENT_END, HEADER_CONTENT, root_topic, topics_keys
 from schemas.succession import Succession, load_succession
 from streams import growing
 from streams.config import StreamConfig
-from streams.ends import Place
+from streams.ends import Partition
 from streams.moving import config_of
 from streams.servers import Servers
 from tests.simulation.broker import Broker
@@ -130,21 +130,21 @@ class Moves:
 
     # --- the broker ---------------------------------------------------------------------------
 
-    async def _read_ends(self, bootstrap: str, starts: Mapping[Place, int]) -> Any:
+    async def _read_ends(self, bootstrap: str, starts: Mapping[Partition, int]) -> Any:
         """As `streams.ends.read_ends`."""
         logs = self.broker.logs
         return await self.loop.ask(
             "ends", lambda: {(topic, p): logs[topic].end(p) for topic, p in starts}
         )
 
-    async def _read_starts(self, bootstrap: str, places: Mapping[Place, int]) -> Any:
+    async def _read_starts(self, bootstrap: str, places: Mapping[Partition, int]) -> Any:
         """As `streams.ends.read_starts`."""
         logs = self.broker.logs
         return await self.loop.ask(
             "starts", lambda: {(topic, p): logs[topic].first[p] for topic, p in places}
         )
 
-    async def _send_end(self, bootstrap: str, place: Place, successor: str) -> int:
+    async def _send_end(self, bootstrap: str, place: Partition, successor: str) -> int:
         """As `streams.producer.send_end`."""
         topic, partition = place
         headers = {HEADER_CONTENT: CONTENT_END}

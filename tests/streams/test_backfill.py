@@ -20,7 +20,7 @@ from streams.backfill import BackfillConfig, fill_view, lacking, tasks_of, wait_
 from streams.catching_up import CatchUp, nowhere
 from streams.collecting import Collected, Rest, collect
 from streams.config import StreamConfig
-from streams.ends import Place
+from streams.ends import Partition
 from streams.filling import FillTask, fill
 from streams.folding import Folder, physical_ttl_ms
 from streams.generations import Generations, record_floors, recorded_floors
@@ -300,7 +300,9 @@ def test_history_is_not_taken_from_a_log_that_was_replaced_meanwhile(tmp_path: P
         await store.put_progress("t", "g", {0: (1, 5, 0), 1: (1, 5, 0)})
         admin = OneLog("id-1", "id-2")
 
-        async def read_ends(bootstrap: str, starts: Mapping[Place, int]) -> Mapping[Place, int]:
+        async def read_ends(
+            bootstrap: str, starts: Mapping[Partition, int]
+        ) -> Mapping[Partition, int]:
             return dict.fromkeys(starts, 30)
 
         servers = Servers(

@@ -29,8 +29,7 @@ from streams.admin import Admin, TopicFacts, ensure_topics
 from streams.carrying import behind_ends, carry
 from streams.clients import KafkaError
 from streams.config import StreamConfig
-from streams.ends import Place as Partition
-from streams.ends import read_starts
+from streams.ends import Partition, read_starts
 from streams.gaps import Gap, recorded_gaps
 from streams.generations import record_floors, recorded_floors
 from streams.messages import decode_records

@@ -12,7 +12,7 @@ from schemas.errors import StreamError
 from schemas.names import PLAN_KEY, generation_group
 from schemas.plan import Plan, dump_plan
 from store.memory import AsyncMemoryRowStore
-from streams.ends import Place
+from streams.ends import Partition
 from streams.item_holes import Beyond, ItemHoles
 from streams.rekey import rekey_group
 from streams.source_table import Pair, PairStore, SourceTable
@@ -23,7 +23,7 @@ MARK, HELD_FROM, END = 4, 9, 12
 GROUP = rekey_group(CONFIG.item_group, REKEYED.epoch)
 
 
-async def read_ends(starts: Mapping[Place, int]) -> Mapping[Place, int]:
+async def read_ends(starts: Mapping[Partition, int]) -> Mapping[Partition, int]:
     """Of the source; the re-keyed log holds nothing behind the pairs."""
     return {at: END if at[0] == CONFIG.topic else start for at, start in starts.items()}
 
