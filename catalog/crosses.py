@@ -62,7 +62,7 @@ class Cross:
             "name": self.name,
             "operator": operation.operator,
             "of": [operation.left, operation.right],
-            "transform": json.loads(self.transform.to_json()),
+            "transform": json.loads(self.transform.to_json(f"{self.name}.transform")),
         }
         if operation.operator == "ratio":
             held |= {"prior": operation.prior, "weight": operation.weight}

@@ -45,6 +45,7 @@ from feast.data_format import JsonFormat
 from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, String
 
 from catalog import tags as names
+from catalog.arguments import duration, instance
 from catalog.batch import compile_batch
 from catalog.crosses import (
     Cross,
@@ -155,6 +156,7 @@ __all__ = [
 ]
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
+ENTITY: Final = "user_entity(…) or item_entity(…)"
 
 #: What one action's JSON holds, for tools that read the registry; workers read any content form.
 _ACTION_JSON: Final = (
@@ -242,8 +244,15 @@ def batch_view(
     """
     source = _file(f"{name}_source", path) if isinstance(path, str) else path
     keys = [entity] if isinstance(entity, Entity) else list(entity)
+    for key in keys:
+        instance(key, Entity, f"{name}.entities", ENTITY)
     view = FeatureView(
-        name=name, entities=keys, schema=list(fields), source=source, ttl=ttl, online=online
+        name=name,
+        entities=keys,
+        schema=list(fields),
+        source=source,
+        ttl=duration(ttl, f"{name}.ttl"),
+        online=online,
     )
     if online:
         compile_batch(view, {each.name: each for each in keys})
@@ -295,19 +304,20 @@ def streamed_view(
         for each in features
         for windowed in (each.columns if isinstance(each, Sequenced) else (each,))
     ]
+    topic = instance(source, KafkaSource, f"{name}.source", 'actions("…") or actions_by_item("…")')
     view = StreamedFeatureView(
         name=name,
-        entities=[entity],
+        entities=[instance(entity, Entity, f"{name}.entities", ENTITY)],
         schema=[each.field for each in declared],
         aggregations=[each.aggregation for each in declared],
-        source=source,
-        timestamp_field=source.timestamp_field,
+        source=topic,
+        timestamp_field=topic.timestamp_field,
         mode="python",
         udf_string=None,
-        ttl=ttl,
+        ttl=duration(ttl, f"{name}.ttl"),
         tags={
-            names.SKEW_MS: str(to_ms(lateness.skew)),
-            names.FUTURE_MS: str(to_ms(lateness.future)),
+            names.SKEW_MS: str(to_ms(duration(lateness.skew, f"{name}.skew"))),
+            names.FUTURE_MS: str(to_ms(duration(lateness.future, f"{name}.future"))),
         },
     )
     compile_streamed(view, {entity.name: entity})

@@ -9,6 +9,7 @@ from feast.aggregation import Aggregation
 from feast.types import Float64, Int64
 
 from catalog import tags as names
+from catalog.arguments import duration
 from catalog.durations import to_ms
 from catalog.selections import Only
 from catalog.sequences import LAST
@@ -60,7 +61,8 @@ def decayed_sum(
 
     half_life: after which an action weighs half; by whole hops, those of the newest weigh 1.
     """
-    span = Span(f"decayed_sum:{to_ms(half_life)}", window, hop)
+    half_life_ms = to_ms(duration(half_life, f"{name}.half_life"))
+    span = Span(f"decayed_sum:{half_life_ms}", window, hop)
     return windowed(name, column, span, transform, Float64)
 
 
@@ -78,7 +80,8 @@ def last(
     "view:feature" whose ids and table it uses.
     """
     field = new_field(name, Int64, transform, {names.SHARES: shares})
-    return Windowed(field, Aggregation(str(column), LAST, within, None, name))
+    oldest = None if within is None else duration(within, f"{name}.within")
+    return Windowed(field, Aggregation(str(column), LAST, oldest, None, name))
 
 
 def smoothed(

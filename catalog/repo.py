@@ -121,6 +121,13 @@ def _import(path: Path, repo: Path) -> ModuleType:
         return importlib.import_module(name)
     except EncoreError:
         raise
+    except SyntaxError as error:
+        source = Path(error.filename or path).name
+        raise DeclarationError(
+            f"{source}:{error.lineno}" if error.lineno else source,
+            required="a module that imports",
+            got=f"{type(error).__name__}: {error.msg}",
+        ) from error
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename]
         mine = [frame for frame in frames if Path(frame.filename).is_relative_to(repo)]
@@ -129,7 +136,7 @@ def _import(path: Path, repo: Path) -> ModuleType:
         raise DeclarationError(
             f"{source}{line}",
             required="a module that imports",
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}",
         ) from error
 
 

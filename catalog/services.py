@@ -14,7 +14,7 @@ from feast import FeatureService
 from catalog.drafts import SlotDraft, ViewDraft
 from catalog.fields import check_name
 from catalog.transforms import same_ids, stored_transform
-from schemas.errors import DeclarationError
+from schemas.errors import DeclarationError, nearest
 from schemas.fingerprint import service_fingerprint
 from schemas.plan import (
     SequenceSlotPlan,
@@ -209,9 +209,15 @@ def _owner(where: str, reference: tuple[str, str], drafts: Drafts) -> tuple[View
             return draft, draft.key
         if name in draft.slots:
             return draft, draft.slots[name][0]
-    known = [f"{each.name}:{slot.declared}" for each in drafts.values() for slot in all_slots(each)]
+    names = [] if draft is None else [slot.declared for slot in all_slots(draft)]
+    others = dict.fromkeys(each for each in names if f"{view}.{each}" != where)
+    if draft is None:
+        do = nearest(view, drafts) or f"views are {', '.join(drafts)}"
+    else:
+        do = nearest(name, others) or f"{view} has {', '.join(others) or 'none'}"
     raise DeclarationError(
         f"{where}.shares",
-        required=f"a feature with a transform, one of {', '.join(dict.fromkeys(known))}",
+        required="a feature with a transform",
         got=repr(f"{view}:{name}"),
+        do=do,
     )

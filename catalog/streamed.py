@@ -40,7 +40,7 @@ from catalog.sequences import (
     sequence_slot,
 )
 from schemas.errors import DeclarationError
-from schemas.names import BY_ITEM_SUFFIX
+from schemas.names import ACTIONS_TOPIC, BY_ITEM_SUFFIX
 from schemas.plan import FeaturePlan, SequencePlan, Side
 
 DEFAULT_SKEW_MS: Final = 10 * MINUTE_MS
@@ -140,6 +140,14 @@ def _topic(view: StreamFeatureView, side: Side) -> str:
             do='declare source=actions("…"): windowed views are fed by their topic, not by push',
         )
     by_item = topic.endswith(BY_ITEM_SUFFIX)
+    if topic.removesuffix(BY_ITEM_SUFFIX) != ACTIONS_TOPIC:
+        helper = "actions_by_item" if by_item else "actions"
+        raise DeclarationError(
+            f"{view.name}.source",
+            required=f"the topic that workers read, {ACTIONS_TOPIC}",
+            got=topic,
+            do=f'declare source={helper}("{ACTIONS_TOPIC}")',
+        )
     if by_item != (side == "item"):
         origin = topic.removesuffix(BY_ITEM_SUFFIX)
         helper = "actions_by_item" if side == "item" else "actions"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
 
+from catalog.arguments import not_a_number
 from schemas.errors import DeclarationError
 from schemas.ids import log_boundaries, transform_size
 from schemas.plan import Dtype, TransformPlan
@@ -63,11 +64,19 @@ class Transform:
     high: float = 0.0
     sentinels: tuple[float, ...] = ()
 
-    def to_json(self) -> str:
-        """The tag's text: only what differs from the defaults, keys sorted."""
+    def to_json(self, where: str) -> str:
+        """The tag's text: only what differs from the defaults, keys sorted.
+
+        Raises DeclarationError for a parameter that is neither number nor text.
+        """
+
+        def refuse(value: object) -> None:
+            raise not_a_number(value, f"{where}.{self.kind}")
+
         default = asdict(Transform(self.kind))
         held = {key: value for key, value in asdict(self).items() if value != default[key]}
-        return json.dumps({"kind": self.kind, **held}, sort_keys=True, ensure_ascii=False)
+        tag = {"kind": self.kind, **held}
+        return json.dumps(tag, sort_keys=True, ensure_ascii=False, default=refuse)
 
     def __str__(self) -> str:
         """As it is declared, long lists cut: `hashed(4096)`, `vocab(9 values)`."""

@@ -12,6 +12,7 @@ from feast.aggregation import Aggregation
 from feast.types import Array, FeastType, Int64
 
 from catalog import tags as names
+from catalog.arguments import duration, instance
 from catalog.selections import Only, only
 from catalog.transforms import Transform
 from catalog.words import Action, ActionColumn, SequenceColumn
@@ -65,8 +66,9 @@ def windowed(
     dtype: FeastType = Int64,
 ) -> Windowed:
     """The feature of a window. column: the action, or a column of it."""
-    hop = span.hop or default_hop(span.window)
-    aggregation = Aggregation(str(column), span.function, span.window, hop, name)
+    window = duration(span.window, f"{name}.window")
+    hop = default_hop(window) if span.hop is None else duration(span.hop, f"{name}.hop")
+    aggregation = Aggregation(str(column), span.function, window, hop, name)
     return Windowed(new_field(name, dtype, transform, {}), aggregation)
 
 
@@ -194,5 +196,7 @@ def new_field(
     """A Feast Field with encore's tags; those that are None or "" are left out."""
     held = {tag: str(value) for tag, value in extra.items() if value is not None and value != ""}
     if transform is not None:
-        held[names.TRANSFORM] = transform.to_json()
+        where = f"{name}.transform"
+        made = instance(transform, Transform, where, "an ID transform, such as log_buckets(…)")
+        held[names.TRANSFORM] = made.to_json(where)
     return Field(name=name, dtype=dtype, tags=held)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from catalog.durations import text
 from catalog.wording import made_of
-from schemas.errors import PlanError
+from schemas.errors import PlanError, nearest
 from schemas.plan import (
     CrossPlan,
     FeaturePlan,
@@ -94,12 +94,13 @@ def describe(plan: Plan, name: str) -> Page:
     known = all_features(plan)
     hits = [each for each in known if name in (each.name, each.feature)]
     if len(hits) != 1:
-        names = ", ".join(each.name for each in (hits or known))
+        names = ", ".join(each.name for each in hits)
+        near = nearest(name, [spelt for each in known for spelt in (each.name, each.feature)])
         raise PlanError(
             "features.show",
-            required=f"one of {names}",
+            required=f"one of {names}" if hits else "a published feature",
             got=repr(name),
-            do="name it as view.feature" if hits else "see `encore features list`",
+            do="name it as view.feature" if hits else near or "see `encore features list`",
         )
     found = hits[0]
     view = plan.view(found.view)

@@ -24,6 +24,8 @@ Each message says where, what was required, what came and what to do:
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 
@@ -59,6 +61,18 @@ class EncoreError(Exception):
             "got": self.got,
             "do": self.do,
         }
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is not known: the names most like it, or nothing.
+
+    >>> nearest("click_1h", ["clicks_1h", "clicks_1d", "author"])
+    'did you mean clicks_1h or clicks_1d?'
+    >>> nearest("weather", ["clicks_1h", "author"])
+    ''
+    """
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def _again(kind: type[EncoreError], message: str, parts: dict[str, Any]) -> EncoreError:

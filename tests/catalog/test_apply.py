@@ -189,6 +189,12 @@ def test_a_module_that_does_not_import_is_named_with_its_line(repo: Path) -> Non
         apply(repo)
 
 
+def test_a_module_of_no_python_is_named_with_its_line(repo: Path) -> None:
+    (repo / "wrong.py").write_text("one = 1\ntwo = [1\n")
+    with pytest.raises(DeclarationError, match=r"^wrong\.py:2: .*got SyntaxError: '\[' was never"):
+        apply(repo)
+
+
 def test_an_unknown_feature_of_a_view_is_named_with_its_line(repo: Path) -> None:
     edit(repo, "[activity, videos]", '[activity, videos[["song"]]]')
     with pytest.raises(DeclarationError, match=r"views\.py:\d+.*Feature song does not exist"):

@@ -370,7 +370,7 @@ REFUSALS: list[tuple[str, Callable[[], Definitions], str]] = [
     (
         "sharing nothing",
         lambda: videos_with(feature("n", Int64, shares="videos:nobody")),
-        "videos.n.shares: needs a feature with a transform, one of",
+        "videos.n.shares: needs a feature with a transform, got 'videos:nobody'; videos has ",
     ),
     (
         "sharing half a name",

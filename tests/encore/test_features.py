@@ -134,7 +134,9 @@ def test_show_tells_of_crosses(
 
 
 def test_what_is_not_known_is_refused(plan: Plan) -> None:
-    with pytest.raises(PlanError, match=r"features\.show: needs one of songs.*got 'nothing'"):
+    with pytest.raises(
+        PlanError, match=r"features\.show: needs a published feature, got 'nothing'; see"
+    ):
         describe(plan, "nothing")
     twice = replace(plan, views=(*plan.views, replace(plan.views[0], name="again")), services=())
     with pytest.raises(PlanError, match=r"needs one of songs\.genre, again\.genre.*view\.feature"):
