@@ -71,7 +71,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("weather", ["clicks_1h", "author"])
     ''
     """
-    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.65)
     return f"did you mean {' or '.join(near)}?" if near else ""
 
 
