@@ -13,7 +13,7 @@ from schemas.errors import PlanError, SettingsError
 from schemas.ids import key_id
 from schemas.layout import layout_of
 from schemas.names import PLAN_KEY, row_key
-from schemas.plan import Plan, ViewPlan, load_plan
+from schemas.plan import Plan, ViewPlan, load_published
 from schemas.row import decode_rows
 from schemas.status import Status
 from store.base import RowStore
@@ -44,12 +44,7 @@ class Reading:
 
 def published_plan(store: RowStore) -> Plan:
     """The plan that workers and servers run. Raises PlanError when none is published."""
-    text = store.get_text(PLAN_KEY)
-    if text is None:
-        raise PlanError(
-            "store.plan", required="a published plan", got="none", do="run `encore apply`"
-        )
-    return load_plan(text, "published plan")
+    return load_published(store.get_text(PLAN_KEY))
 
 
 def parse_entities(words: Collection[str]) -> dict[str, int]:

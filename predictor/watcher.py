@@ -24,7 +24,7 @@ from predictor.spec import KINDS, Kind
 from predictor.verify import verify_in_process
 from schemas.errors import EncoreError, PackageError, PlanError, StoreError
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
-from schemas.plan import Plan, load_plan
+from schemas.plan import Plan, load_published
 from store.base import AsyncRowStore
 
 log: Final = logging.getLogger(__name__)
@@ -254,9 +254,4 @@ class Watcher:
 
 async def read_plan(store: AsyncRowStore) -> Plan:
     """The published plan. Raises PlanError when there is none, or for a damaged one; StoreError."""
-    text = await store.get_text(PLAN_KEY)
-    if text is None:
-        raise PlanError(
-            f"store.{PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
-        )
-    return load_plan(text, f"store.{PLAN_KEY}")
+    return load_published(await store.get_text(PLAN_KEY))

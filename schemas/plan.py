@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from schemas.errors import PlanError
+from schemas.names import PLAN_KEY
 
 PLAN_FORMAT: Final = 1
 
@@ -402,3 +403,14 @@ def load_plan(text: str | bytes, where: str = "plan.lock.json") -> Plan:
             do="run `encore apply` with this version of encore",
         )
     return plan
+
+
+def load_published(text: str | None) -> Plan:
+    """The plan that a store holds. text: of its PLAN_KEY.
+
+    Raises PlanError where none is published, and as `load_plan`.
+    """
+    where = f"store.{PLAN_KEY}"
+    if text is None:
+        raise PlanError(where, required="a published plan", got="none", do="run `encore apply`")
+    return load_plan(text, where)

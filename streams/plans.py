@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from schemas.errors import PlanError
 from schemas.names import PLAN_KEY, STAGED_KEY, root_topic
-from schemas.plan import Plan, Side, ViewPlan, load_plan
+from schemas.plan import Plan, Side, ViewPlan, load_published
 from schemas.staged import Staged, load_staged
 from store.base import AsyncRowStore
 
 
 async def published_plan(store: AsyncRowStore) -> Plan:
     """Raises PlanError where none is published, StoreError."""
-    text = await store.get_text(PLAN_KEY)
-    if text is None:
-        raise PlanError(
-            f"store, {PLAN_KEY}", required="a published plan", got="none", do="run `encore apply`"
-        )
-    return load_plan(text, f"store, {PLAN_KEY}")
+    return load_published(await store.get_text(PLAN_KEY))
 
 
 async def staged_plan(store: AsyncRowStore) -> Staged:

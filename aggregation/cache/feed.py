@@ -38,7 +38,7 @@ from aggregation.program import ServiceProgram
 from schemas.errors import PlanError, StoreError
 from schemas.layout import TRAILER_BYTES
 from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, row_key
-from schemas.plan import load_plan
+from schemas.plan import load_published
 from schemas.stored import RowKeys
 from store.changes import ChangingRows
 
@@ -180,12 +180,8 @@ class ItemFeed:
     def _published(self) -> ServiceProgram:
         """Raises PlanError where no plan with the service is published."""
         self._publication = self._source.get_text(PLAN_VERSION_KEY)
-        text = self._source.get_text(PLAN_KEY)
-        if text is None:
-            raise PlanError(
-                f"store.{PLAN_KEY}", required="a published plan", got="none", do="run encore apply"
-            )
-        return ServiceProgram(load_plan(text, f"store.{PLAN_KEY}"), self._config.service)
+        plan = load_published(self._source.get_text(PLAN_KEY))
+        return ServiceProgram(plan, self._config.service)
 
     def _opened(self) -> CacheWriter:
         """The cache that is open, or at first that of the published plan."""

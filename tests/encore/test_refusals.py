@@ -33,7 +33,9 @@ from tests.aggregation.plans import users_view
 
 
 def test_a_store_without_a_plan() -> None:
-    with pytest.raises(PlanError, match=r"store\.plan: needs a published plan, got none; run"):
+    with pytest.raises(
+        PlanError, match=r"store\.encore:plan: needs a published plan, got none; run"
+    ):
         published_plan(MemoryRowStore())
 
 
