@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from encore.children import Child, ChildSpec, spawn
+from schemas.errors import LocalError
 
 log: Final = logging.getLogger(__name__)
 READY_PATH: Final = "/v2/health/ready"
@@ -63,10 +64,14 @@ class Kept:
         return self.child.pid if self.child is not None else None
 
     def look(self, now_s: float) -> None:
-        """Start it when it is time, ask it, note its end. now_s: a clock that never goes back."""
+        """Start it when it is time, ask it, note its end. now_s: a clock that never goes back.
+
+        Raises LocalError where it cannot even be started once. Later it is tried again: a machine
+        that is short of something for a moment must not end whoever looks after others, too.
+        """
         if self.child is None:
             if now_s >= self._start_at_s:
-                self._start(now_s)
+                self._try_to_start(now_s)
             return
         if self.spec.socket is not None and now_s - self._asked_s >= self._ask_every_s:
             self._ask(self.spec.socket, now_s)
@@ -86,6 +91,15 @@ class Kept:
     @property
     def _ask_every_s(self) -> float:
         return 0.0 if self._answered_s is None else ASK_EVERY_S
+
+    def _try_to_start(self, now_s: float) -> None:
+        try:
+            self._start(now_s)
+        except LocalError as error:
+            if not self.restarts:
+                raise
+            log.error("%s; again in %g s", error, self._pause_s)
+            self._wait(now_s)
 
     def _start(self, now_s: float) -> None:
         spec = self.spec
@@ -114,13 +128,17 @@ class Kept:
             self._pause_s = FIRST_PAUSE_S
         self.child, self.ready = None, False
         self.restarts += 1
-        self._start_at_s = now_s + self._pause_s
         log.error(
             "%s: ended with exit code %s; again in %g s",
             self.spec.name,
             child.exit_code,
             self._pause_s,
         )
+        self._wait(now_s)
+
+    def _wait(self, now_s: float) -> None:
+        """Before it is started again, the next time for twice as long."""
+        self._start_at_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
 

@@ -89,7 +89,10 @@ class Workers:
 
     def _metrics(self) -> Page:
         found = []
-        up, restarts = ["# TYPE encore_worker_up gauge"], ["# TYPE encore_worker_restarts counter"]
+        up, restarts = (
+            ["# TYPE encore_worker_up gauge"],
+            ["# TYPE encore_worker_restarts_total counter"],
+        )
         for number, each in enumerate(self.kept):
             assert each.spec.socket is not None
             answer = ask(each.spec.socket, METRICS_PATH)

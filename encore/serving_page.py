@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,12 @@ from typing import Any, Final
 
 from schemas.errors import LocalError
 
+log: Final = logging.getLogger(__name__)
 METRICS_PATH: Final = "/metrics"
+#: Who says nothing for so long is not waited for; and how many are listened to at once. Whoever
+#: serves these pages looks after processes: it must not run out of files.
+_PATIENCE_S: Final = 5.0
+_AT_ONCE: Final = 32
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Status, content type, body.
 Page = tuple[int, str, bytes]
@@ -73,14 +80,40 @@ def _labelled(line: str, name: str, worker: str) -> str:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = _AT_ONCE
 
     def __init__(self, address: tuple[str, int], pages: Pages) -> None:
         self.pages = pages
+        self._free = threading.BoundedSemaphore(_AT_ONCE)
         super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own; one too many is hung up on."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be made
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """What that thread does."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller who leaves is no defect; whatever else goes wrong is."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("a page could not be told")
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
+    timeout = _PATIENCE_S
 
     def do_GET(self) -> None:
         """A page, or 404."""

@@ -83,6 +83,25 @@ def test_one_that_says_nothing_any_more_is_killed(tmp_path: Path) -> None:
     assert (kept.restarts, kept.ready) == (1, False)
 
 
+def test_one_that_cannot_be_started_again_is_tried_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine without room for a process right now; at the very first start it is an error."""
+    kept = Kept(KeptSpec("short", ["--version"], {}))
+    pause_after(kept, 0.0, 0.0)
+    monkeypatch.setattr("encore.children.sys.executable", str(tmp_path / "missing"))
+    kept.look(1.0)
+    assert not runs(kept)
+    with pytest.raises(LocalError, match=r"local\.new: needs a program that can be run"):
+        Kept(KeptSpec("new", [], {})).look(0.0)
+    monkeypatch.undo()
+    kept.look(1.0 + FIRST_PAUSE_S)
+    assert not runs(kept), "its pause has doubled"
+    kept.look(1.0 + 2 * FIRST_PAUSE_S)
+    assert runs(kept)
+    kept.end(60)
+
+
 # --- their page -----------------------------------------------------------------------------
 
 
@@ -108,6 +127,21 @@ def test_a_taken_metrics_port_is_refused() -> None:
             serving_pages("127.0.0.1", port, {}).__enter__()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=30)
+
+
+def test_who_asks_the_page_nothing_takes_no_files_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encore.serving_page._Handler.timeout", 0.5)
+    with serving_pages("127.0.0.1", 0, {"/a": lambda: (200, "text/plain", b"x")}) as port:
+        before = len(os.listdir("/proc/self/fd"))
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(100)]
+        assert len(os.listdir("/proc/self/fd")) < before + 150, "100 are this test's own"
+        for each in silent:
+            with suppress(ConnectionResetError):
+                assert each.recv(1) == b"", "it is not waited for"
+            each.close()
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/a", timeout=60) as reply:
+            assert reply.read() == b"x"
 
 
 # --- ports ----------------------------------------------------------------------------------
