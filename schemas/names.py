@@ -202,6 +202,15 @@ def late_topic(topic: str) -> str:
     return f"{root_topic(topic)}.late"
 
 
+def is_made(topic: str) -> bool:
+    """What encore writes there is made of messages of another topic.
+
+    >>> [is_made(each) for each in ("actions", "actions.2", "actions.2.by-item", "actions.late")]
+    [False, False, True, True]
+    """
+    return topic.endswith((BY_ITEM_SUFFIX, ".dead", ".late"))
+
+
 # --- message headers ------------------------------------------------------------------------
 HEADER_CONTENT = "encore-content"  # one of the CONTENT_* values; absent means an action batch
 CONTENT_BATCH = b"action-batch"

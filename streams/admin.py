@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from schemas.errors import StreamError
+from schemas.names import is_made
 from streams.clients import KafkaAdminClient, KafkaError, require_broker
+from streams.producer import MAX_MADE_BYTES
 from streams.topic_line import NO_ERROR, TopicLine
 from streams.topic_line import TopicFacts as TopicFacts
 
@@ -95,10 +97,9 @@ class Admin:
             raise _unreachable(self.bootstrap, error) from error
 
     def _create(self, name: str, partitions: int) -> TopicFacts:
-        options = {"num_partitions": partitions, "replication_factor": BROKERS_DEFAULT}
         try:
             # Another process may create it at the same moment: what counts is that it is there.
-            self._client.create_topics({name: options}, raise_errors=False)
+            self._client.create_topics({name: _options(name, partitions)}, raise_errors=False)
         except (KafkaError, OSError) as error:
             raise _unreachable(self.bootstrap, error) from error
         deadline = time.monotonic() + REQUEST_TIMEOUT_MS / 1000
@@ -119,6 +120,16 @@ def ensure_topics(bootstrap: str, topics: Mapping[str, int]) -> dict[str, TopicF
     """`Admin.ensure_topics` over a connection of its own."""
     with Admin(bootstrap) as admin:
         return admin.ensure_topics(topics)
+
+
+def _options(name: str, partitions: int) -> dict[str, Any]:
+    """Of a topic that is made, as kafka-python takes them.
+
+    What is made of a message (its dead letter, its actions re-keyed) is larger than it is. Were it
+    refused for that, the process that made it would end at that message for ever.
+    """
+    made = {"configs": {"max.message.bytes": str(MAX_MADE_BYTES)}} if is_made(name) else {}
+    return {"num_partitions": partitions, "replication_factor": BROKERS_DEFAULT, **made}
 
 
 def _unreachable(bootstrap: str, error: Exception) -> StreamError:

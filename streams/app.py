@@ -29,6 +29,7 @@ from yarl import URL
 from schemas.cores import pinned
 from schemas.errors import EncoreError, MovedError, StreamError
 from streams.config import StreamConfig
+from streams.producer import MAX_MADE_BYTES
 from streams.transport import ListTransport, Marks
 from streams.watchdog import Watchdog
 
@@ -47,8 +48,6 @@ LEAVE_S: Final = 15.0
 SWITCH_S: Final = 0.001
 #: Objects made before the collector looks at the young ones; how often it looks at older ones.
 GC_THRESHOLDS: Final = (50_000, 20, 20)
-#: What a process sends on is at most a third larger than what it read (`streams.producer`).
-MAX_MESSAGE_BYTES: Final = 16 << 20
 CORE_SETTING: Final = "stream_core"
 
 
@@ -281,7 +280,7 @@ class StreamApp:
             consumer_auto_offset_reset="earliest",
             producer_acks=-1,
             producer_linger=0.0,
-            producer_max_request_size=MAX_MESSAGE_BYTES,
+            producer_max_request_size=MAX_MADE_BYTES,
             stream_wait_empty=True,  # a rebalance commits before it gives partitions away
         )
         transport = ListTransport(brokers, app)

@@ -128,8 +128,10 @@ def refusal(letter: Letter, target: TopicFacts, actions: bool) -> str | None:
     if not actions:
         return None
     partitions = target.partitions
-    key = letter.key or b""
-    partition = partition_of(int(key), partitions) if key.lstrip(b"-").isdigit() else 0
+    try:
+        partition = partition_of(int(letter.key or b""), partitions)
+    except ValueError:
+        partition = 0  # a key that is no number is refused in any
     headers = tuple(letter.headers.items())
     record: ConsumerRecord[Any, Any] = ConsumerRecord(
         "letter", partition, letter.offset, 0, 0, letter.key, letter.value, 0, 0, 0, headers

@@ -25,7 +25,7 @@ from streams.dead_letters import (
 )
 from streams.ends import read_ends
 from streams.log_reader import KafkaLogReader, first_held
-from streams.producer import producer_settings
+from streams.producer import MAX_MADE_BYTES, producer_settings
 
 
 class Desk:
@@ -97,9 +97,8 @@ class Desk:
         if not letters:
             return Redriven((), (), {})
         target = self._facts[self._topic]
-        producer: Any = await asyncio.to_thread(
-            partial(KafkaProducer, **producer_settings(self._config.bootstrap))
-        )
+        settings = producer_settings(self._config.bootstrap) | {"max_request_size": MAX_MADE_BYTES}
+        producer: Any = await asyncio.to_thread(partial(KafkaProducer, **settings))
         try:
             redriver = Redriver(
                 self._config.bootstrap,

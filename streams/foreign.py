@@ -1,12 +1,13 @@
 """History that is not of our log: files of actions that happened before it began.
 
     *.parquet   columns user, item, action, time_ms; optional value, author, music, tags, scene,
-                position, sent_ms, as in the archive (`streams.action_table`)
+                position, sent_ms, as in the archive (`streams.action_table`). An id that is a
+                string is hashed as in JSON, a timestamp of any unit is taken for what it says
     *.jsonl     one action a line, as in docs/actions.md
 
 An action that is in the log, too, must not count twice, and nothing but its time tells: those from
 the first logged action on are left out and counted. They are judged late or not by `sent_ms` where
-it is given, else never.
+it is known, else never.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from schemas.actions import ACTION, check_actions, decode_json
 from schemas.errors import ActionError, SettingsError, StreamError
+from schemas.ids import string_id
 from schemas.plan import ViewPlan
 from streams.action_table import ACTION_SCHEMA, action_table
 from streams.archive import write_file
@@ -35,6 +37,7 @@ from streams.messages import ActionRun
 
 BATCH_ACTIONS: Final = 200_000
 BATCH_LINES: Final = 2_000
+IDS: Final = ("user", "item", "author", "music")
 REQUIRED: Final = ("user", "item", "action", "time_ms")
 OPTIONAL: Final = ("value", "author", "music", "tags", "scene", "position", "sent_ms")
 
@@ -196,7 +199,7 @@ def _batch(table: pa.Table, where: str) -> Actions:
     fill_actions(actions, table)
     check_actions(actions, where)
     if "sent_ms" in fields:
-        return actions, table.column("sent_ms").to_numpy()
+        return actions, pc.coalesce(table.column("sent_ms"), table.column("time_ms")).to_numpy()
     return actions, actions["time_ms"].astype(np.int64)
 
 
@@ -206,8 +209,33 @@ def _cast(column: Any, name: str, where: str) -> Any:
     try:
         if name == "action":
             return pc.dictionary_encode(column.cast(pa.string())).combine_chunks()
-        return column.cast(wanted)
+        if name in IDS and _is_text(column.type):
+            return _hashed(column.cast(pa.string()))
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("ms", column.type.tz), safe=False)
+        made = column.cast(wanted)
     except pa.ArrowException as error:
         raise ActionError(
             f"{where}.{name}", required=str(wanted), got=f"{column.type} ({error})"
         ) from None
+    if name == "tags" and (_is_text(column.type.value_type) or _flat(made).null_count):
+        raise ActionError(
+            f"{where}.{name}", required="lists of whole numbers", got="text or null in a list"
+        )
+    return made
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return kind in (pa.string(), pa.large_string())
+
+
+def _hashed(texts: Any) -> Any:
+    """Ids of strings, as of those in JSON."""
+    encoded = pc.dictionary_encode(texts).combine_chunks()
+    ids = pa.array([string_id(text) for text in encoded.dictionary.to_pylist()], pa.int64())
+    return ids.take(encoded.indices)
+
+
+def _flat(lists: Any) -> Any:
+    return lists.combine_chunks().flatten()

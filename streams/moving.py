@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from schemas.errors import MovedError, StreamError
+from schemas.errors import MovedError, StoreError, StreamError
 from schemas.names import generation_group, root_topic, successor_topic, topics_keys
 from schemas.plan import ViewPlan
 from schemas.succession import End, Life, Succession, load_succession
@@ -239,22 +239,33 @@ class Place:
     async def look_now_and_then(self, at_end: bool) -> None:
         """Raises MovedError once all of the topic is stored, by everyone.
 
-        at_end: this process has read its own partitions to their end.
+        at_end: this process has read its own partitions to their end. A store that is away is
+        waited for.
         """
         now_s = self._clock_s()
         if not at_end or now_s < self._next_look_s:
             return
         self._next_look_s = now_s + LOOK_S
-        life = await self._life()
-        if life.end is None or not life.ended:
+        try:
+            over = await self._over()
+        except StoreError as error:
+            log.warning(
+                "whether %s has ended could not be looked at: %s", self._config.topic, error
+            )
             return
-        if await self._done(self._store, await _ended(self._admin, self._config, life.end)):
+        if over:
             raise MovedError(
                 f"topic {self._config.topic}",
                 required="something left to read",
                 got="its end, and all of it stored",
                 do="the next topic is read from here on",
             )
+
+    async def _over(self) -> bool:
+        life = await self._life()
+        if life.end is None or not life.ended:
+            return False
+        return await self._done(self._store, await _ended(self._admin, self._config, life.end))
 
     async def _life(self) -> Life:
         succession = await read_succession(self._store, self._config)

@@ -21,6 +21,9 @@ from streams.clients import KafkaError, KafkaProducer, close_producer, require_b
 
 SEND_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_MS: Final = 10_000
+#: Of what is made of a message that a broker took: a dead letter has more headers, an action that
+#: is re-keyed takes 128 bytes where JSON needs 50.
+MAX_MADE_BYTES: Final = 16 << 20
 #: Actions in one message at most; 96 bytes each.
 MESSAGE_ACTIONS: Final = 5_000
 #: Messages of one `send` leave in one request, which `flush` does not wait for.

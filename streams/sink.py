@@ -31,7 +31,7 @@ from typing import Final
 
 from faust.types import TP
 
-from schemas.errors import StreamError
+from schemas.errors import StoreError, StreamError
 from schemas.names import BY_ITEM_SUFFIX, dead_letter_topic, root_topic
 from streams.app import Fetched, Sender, StreamApp, run_apps
 from streams.archives import ActionArchive, Held, RankArchive, RekeyedArchive, TopicArchive
@@ -174,7 +174,10 @@ class Sink:
         now_s = self._servers.clock_s()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
-            await check_no_other(self._store, self._config)
+            try:
+                await check_no_other(self._store, self._config)
+            except StoreError as error:  # it is waited for where something is to be stored
+                log.warning("a newer topic could not be looked for: %s", error)
 
     async def close(self) -> None:
         """Write everything held back."""

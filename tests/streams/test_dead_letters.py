@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from schemas.actions import encode_batch
@@ -44,7 +45,7 @@ from streams.dead_letters import (
 from streams.desk import Desk
 from streams.log_reader import KafkaLogReader
 from streams.messages import record_headers
-from streams.producer import producer_settings
+from streams.producer import MAX_MADE_BYTES, producer_settings
 from tests.streams.support import T0, patient, raw_producer, read_topic, some_actions, user_of
 
 PARTITIONS = 2
@@ -289,6 +290,20 @@ class TestDesk:
         assert self.ask(post, lambda desk: desk.redrive(None)).sent == (0,)
         assert self.ask(post, lambda desk: desk.put_back()) == {0, 1, 2}
 
+    def test_a_letter_larger_than_what_producers_send(self, post: Post) -> None:
+        """Another producer's: the broker took it."""
+        actions = np.repeat(some_actions(1, 1), 100_000)
+        actions["user"] = user_of(0)
+        value = encode_batch(actions, T0)
+        settings = producer_settings(post.config.bootstrap)
+        assert len(value) > settings["max_request_size"]
+        headers = [(HEADER_SOURCE, f"{post.topic}/1/3".encode())]
+        producer: Any = KafkaProducer(**settings | {"max_request_size": MAX_MADE_BYTES})
+        dead, key = dead_letter_topic(post.topic), b"%d" % user_of(0)
+        producer.send(dead, value=value, key=key, headers=headers).get(60)
+        producer.close()
+        assert self.ask(post, lambda desk: desk.redrive([3])).sent == (3,)
+
     def test_letters_that_the_topic_dropped_are_in_nobodys_way(
         self, post: Post, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -325,6 +340,9 @@ def test_what_would_be_refused_again_is_left(post: Post) -> None:
     assert refusal(bad, target, actions=False) is None
     keyless = Letter(5, good.source, "action", "", None, good.value, {})
     assert "key" in str(refusal(keyless, target, actions=True))
+    for key in (b"--5", b"-", b"7 8", b"9" * 5_000):
+        unnumbered = Letter(7, good.source, "action", "", key, good.value, {})
+        assert "key" in str(refusal(unnumbered, target, actions=True))
     elsewhere = Letter(6, "00000000000000000001.spool", "record", "", b"7", b"", {})
     assert "which is no message of" in str(refusal(elsewhere, target, actions=False))
 

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.actions import KNOWN_AUTHOR
 from schemas.errors import ActionError, SettingsError, StreamError
+from schemas.ids import string_id
 from streams.action_table import action_table
 from streams.archive import write_file
 from streams.foreign import first_logged_ms, named_history, take_foreign
@@ -50,6 +52,27 @@ def test_what_lies_before_the_log_is_taken_and_the_rest_counted(tmp_path: Path) 
     assert take_foreign([], None, tmp_path / "aside")[0] == []
 
 
+def test_columns_of_other_types_mean_what_they_mean_in_json(tmp_path: Path) -> None:
+    """Strings are hashed, also those of digits; a time has its unit with it; null is not known."""
+    at_s = T0 // 1000
+    others = {
+        "user": ["bob", "7", "bob"],
+        "item": pa.array(["a", "b", "a"]).dictionary_encode(),
+        "author": ["x", None, "y"],
+        "time_ms": pa.array([at_s, at_s + 1, at_s + 2], pa.timestamp("s")),
+        "sent_ms": [None, T0 + 9_000, None],
+    }
+    pq.write_table(table(**others), tmp_path / "a.parquet")
+    files, _ = take_foreign([tmp_path / "a.parquet"], None, tmp_path / "aside")
+    (chunk,) = read_chunks(files, (*COLUMNS, "author"))
+    assert chunk.actions["user"].tolist() == [string_id(text) for text in ("bob", "7", "bob")]
+    assert chunk.actions["item"].tolist() == [string_id(text) for text in "aba"]
+    assert chunk.actions["author"].tolist() == [string_id("x"), 0, string_id("y")]
+    assert chunk.actions["known"].tolist() == [KNOWN_AUTHOR, 0, KNOWN_AUTHOR]
+    assert chunk.actions["time_ms"].tolist() == [T0, T0 + 1_000, T0 + 2_000]
+    assert chunk.sent_ms.tolist() == [T0, T0 + 9_000, T0 + 2_000]
+
+
 def test_a_history_is_named_by_its_files_as_they_are(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet"):
         pq.write_table(table(), tmp_path / name)
@@ -86,7 +109,11 @@ def test_the_border_is_the_first_action_that_the_log_counts(tmp_path: Path) -> N
         (table().drop_columns("item"), "got none of the name item"),
         (table(action=["click", "buy", "like"]), r"actions\[1\]\.type: needs 1 to 12"),
         (table(time_ms=[T0, None, T0]), r"time_ms: needs a value in each row, got null"),
-        (table(user=["a", "b", "c"]), r"user: needs int64, got string"),
+        (table(user=[1.0, float("nan"), 2.0]), r"user: needs int64, got double"),
+        (table(value=["1", "x", "2"]), r"value: needs int64, got string"),
+        (table(tags=[["a"], [], []]), r"tags: needs list<item: int64>, got list<element: string>"),
+        (table(tags=[["7"], [], []]), r"tags: needs lists of whole numbers, got text"),
+        (table(tags=[[1, None], [], None]), r"tags: needs lists of whole numbers, got .* null"),
         (table(tags=[[1] * 4, [], []]), "at most 3 tags"),
         (table(tags=[[1] * 16, [], []]), "at most 3 tags"),
     ],

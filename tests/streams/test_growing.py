@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
 
-from schemas.errors import MovedError, StreamError
+from schemas.errors import MovedError, StoreError, StreamError
 from schemas.names import (
     PLAN_KEY,
     STAGED_KEY,
@@ -265,6 +265,13 @@ def send(config: StreamConfig, topic: str, partitions: int, seed: int = 0) -> An
         return actions, sender.send(actions, int(actions["time_ms"].max()))
 
 
+class _Away:
+    """A store that is away for a moment."""
+
+    async def get_text(self, key: str) -> str | None:
+        raise StoreError("store", required="an answer", got="none")
+
+
 def test_the_next_topic_waits_for_all_of_the_old_one(site: Site, admin: Admin) -> None:
     config = site.config
     _, ends = send(config, config.topic, 2)
@@ -288,6 +295,8 @@ def test_the_next_topic_waits_for_all_of_the_old_one(site: Site, admin: Admin) -
     run(place.check())
     run(check_open(site.store, second))
     assert run(find_place(config, site.servers, users_done)) == second
+    away = cast(AsyncMemoryRowStore, _Away())
+    run(Place(away, admin, config, users_done, lambda: 1.0).look_now_and_then(at_end=True))
     with pytest.raises(MovedError):
         run(site.place(config, admin).look_now_and_then(at_end=True))
     with pytest.raises(MovedError):

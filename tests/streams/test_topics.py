@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.actions import decode_batch
+from schemas.actions import MAX_ACTIONS, decode_batch
 from schemas.errors import StreamError
 from schemas.ids import partition_of
-from streams.admin import Admin, TopicFacts, ensure_topics
-from streams.producer import MESSAGE_ACTIONS, ActionProducer
+from schemas.rekeyed import SOURCE_RANGE, encode_rekeyed
+from streams.admin import Admin, TopicFacts, _options, ensure_topics
+from streams.producer import MAX_MADE_BYTES, MESSAGE_ACTIONS, ActionProducer
+from streams.rekey import ROUND_BYTES, rekey
 from tests.streams.support import T0, plain, read_topic, some_actions
+from tests.streams.test_folding import run_of
 
 
 @pytest.fixture
@@ -29,6 +32,18 @@ def test_topics_are_created_once_and_keep_their_id(broker: str, topic: str) -> N
         assert uuid.UUID(made.topic_id).int
         assert admin.describe(topic) == made
     assert ensure_topics(broker, {topic: 3})[topic] == made
+
+
+def test_what_is_made_of_messages_may_be_larger_than_they_are() -> None:
+    """The embedded broker has no such limit; Kafka's own are 1 MB, and 8 MB in `docs/deploy.md`."""
+    most = {"configs": {"max.message.bytes": str(MAX_MADE_BYTES)}}
+    for made in ("actions.dead", "actions.late", "actions.by-item", "actions.2.by-item"):
+        assert _options(made, 3) == _options("actions", 3) | most
+    assert "configs" not in _options("actions.2", 3)
+    run = run_of([(np.repeat(some_actions(1, 1), MAX_ACTIONS), T0)])
+    covers = np.zeros(1, SOURCE_RANGE)
+    (batch,) = rekey(run, covers, 1, 1)
+    assert len(encode_rekeyed(batch)) < MAX_MADE_BYTES - 3 * ROUND_BYTES
 
 
 def test_another_partition_count_is_refused(broker: str, topic: str) -> None:
