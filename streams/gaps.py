@@ -84,15 +84,6 @@ async def record_gaps(
     if not found:
         return
     key, version_key = gaps_keys(*reader, view.name, view.generation)
-    for partition, gap in found.items():
-        log.error(
-            "%s@%d lacks %s of %s/%d, and the log does not hold it any more",
-            view.name,
-            view.generation,
-            gap,
-            reader[0],
-            partition,
-        )
     for _ in range(MAX_ROUNDS):
         version = int(await store.get_text(version_key) or 0)
         held = parse_gaps(await store.get_text(key), key)
@@ -101,6 +92,8 @@ async def record_gaps(
             return
         text = json.dumps({str(p): [astuple(gap) for gap in gaps[p]] for p in sorted(gaps)})
         if await store.compare_and_set_text(key, version_key, version, text):
+            fresh = {p: gap for p, gap in found.items() if gap not in held.get(p, ())}
+            _tell(reader[0], view, fresh)
             return
     raise StreamError(
         f"gaps of {view.name}@{view.generation}",
@@ -108,6 +101,18 @@ async def record_gaps(
         got=f"another writer {MAX_ROUNDS} times",
         do="check that one group reads this topic, once",
     )
+
+
+def _tell(topic: str, view: ViewPlan, found: Mapping[int, Gap]) -> None:
+    for partition, gap in found.items():
+        log.error(
+            "%s@%d lacks %s of %s/%d, and the log does not hold it any more",
+            view.name,
+            view.generation,
+            gap,
+            topic,
+            partition,
+        )
 
 
 def _joined(gaps: Sequence[Gap]) -> tuple[Gap, ...]:

@@ -109,7 +109,8 @@ async def check_settled(store: AsyncRowStore, admin: TopicAdmin, config: StreamC
             f"topic {config.topic}",
             required="actions that stay where they are",
             got=f"a move: {left or last.name} is not stored to its end",
-            do="see `encore topics show`; once the move is over run this again, it goes on",
+            do="see `encore topics show`; once the move is over run this again, it goes on;"
+            " where workers cannot read it to its end: docs/topics.md, A hole in the old topic",
         )
 
 
@@ -310,11 +311,11 @@ async def _generation_done(
         return True
     if not ended.lost:
         return False
-    lacks = {
-        p: Gap(*at, stands[p][1] if stands[p][0] == at[0] else END)
-        for p, at in reached.items()
-        if at < stands.get(p, (0, 0))
-    }
+    lacks: dict[int, Gap] = {}
+    for partition, at in reached.items():
+        upto = max(stands.get(partition, (0, 0)), wanted.get(partition, (0, 0)))
+        if at < upto:
+            lacks[partition] = Gap(*at, upto[1] if upto[0] == at[0] else END)
     await record_gaps(store, (config.topic, config.group), view, lacks)
     return True
 

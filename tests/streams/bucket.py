@@ -10,7 +10,7 @@ much of that protocol as the broker uses, on loopback, and holds the objects in 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Self, cast
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from encore.children import ChildSpec, spawn
@@ -89,13 +90,16 @@ class Bucket:
         with self._lock:
             return sorted((key, held) for key, held in self._held.items() if key.startswith(prefix))
 
+    def remove(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._held.pop(key, None)
+
     def drop(self, topic: str, partition: int, first: int, before: int) -> int:
         """Take away the batches that begin at these offsets, [first, before); how many."""
         place = f"clusters/encore/topics/{topic}/partitions/{partition:010}/records/"
         gone = [key for key, _ in self.below(place) if first <= offset_of(key) < before]
-        with self._lock:
-            for key in gone:
-                del self._held[key]
+        self.remove(gone)
         return len(gone)
 
 
@@ -104,7 +108,7 @@ def offset_of(key: str) -> int:
 
 
 class Requests(BaseHTTPRequestHandler):
-    """Get, put and list, each with the conditions that the broker gives."""
+    """Get, put, list and delete, with the conditions that the broker gives."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -133,6 +137,14 @@ class Requests(BaseHTTPRequestHandler):
         absent, tag = self.headers["If-None-Match"] == "*", self.headers["If-Match"]
         held = self.bucket.put(key_of(urlsplit(self.path).path), content, absent, tag)
         self._answer(412 if held is None else 200, held)
+
+    def do_POST(self) -> None:
+        """Take away many objects: what deleting a topic asks for."""
+        asked = ElementTree.fromstring(self.rfile.read(int(self.headers["Content-Length"])))
+        keys = [each.text or "" for each in asked.iter() if each.tag.endswith("Key")]
+        self.bucket.remove(keys)
+        gone = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
+        self._answer(200, None, f"<DeleteResult>{gone}</DeleteResult>".encode())
 
     def _list(self, prefix: str) -> None:
         found = "".join(

@@ -330,8 +330,9 @@ def test_every_generation_is_waited_for(site: Site) -> None:
     assert floors == {partition: (epoch, at) for partition, at in ends.items()}
 
 
-def test_what_a_lost_log_took_along_is_told(site: Site) -> None:
-    """The group had read on, a generation had not: nobody can give it the rest."""
+def test_what_a_lost_log_took_along_is_told(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A generation is without all that lies before the end, also where the group had not read on
+    that far; it is told once."""
     config = site.config
     view = own_plan(config.topic).views[0]
     site.rows.put_text(PLAN_KEY, dump_plan(Plan(1, 0, (view,), ())))
@@ -339,9 +340,11 @@ def test_what_a_lost_log_took_along_is_told(site: Site) -> None:
     epoch = site.rows.epoch_of(root_topic(config.topic), end.topic_id)
     run(record_floors(site.store, config.topic, config.group, view, {0: (epoch, 2)}))
     site.rows.put_progress(config.topic, config.group, {0: (epoch, 7, 0)})
-    assert run(users_done(site.store, Ended(config, end, lost=True)))
+    for _ in range(2):
+        assert run(users_done(site.store, Ended(config, end, lost=True)))
+    assert len([each for each in caplog.messages if "lacks offsets 2 to 8" in each]) == 1
     gaps = run(recorded_gaps(site.store, (config.topic, config.group), view))
-    assert gaps == {0: (Gap(epoch, 2, 7),)}
+    assert gaps == {0: (Gap(epoch, 2, 9),)}
     assert run(items_done(site.store, Ended(config, end, lost=True)))
 
 
