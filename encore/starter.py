@@ -78,8 +78,11 @@ def listen(service, user):
 if __name__ == "__main__":
     random.seed(7)
     connection = http.client.HTTPConnection(SERVICE, timeout=10)
-    for number in range(int(sys.argv[1])):
-        listen(connection, user=1 + number % 40)
+    try:
+        for number in range(int(sys.argv[1])):
+            listen(connection, user=1 + number % 40)
+    except OSError as error:
+        sys.exit(f"{SERVICE}: {error}; does `encore up` run in another terminal, and say `ready`?")
 '''
 
 REPO_FILES: Final = {

@@ -13,8 +13,10 @@ from predictor.openapi import Json, document
 _STYLE: Final = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
     "code,pre{font:13px/1.4 monospace}pre{background:#f4f4f4;padding:.8em;overflow:auto}"
+    "h3{margin-top:2em}h3 code{font-size:16px}"
     "td,th{padding:.2em 1em .2em 0;text-align:left;vertical-align:top}"
 )
+_CODE: Final = re.compile(r"`([^`]+)`")
 _SCHEMA_LINK: Final = re.compile(r"&quot;#/components/schemas/(\w+)&quot;")
 
 
@@ -41,7 +43,7 @@ def _routes(shown: Json) -> Iterator[str]:
             if method == "parameters":
                 continue
             yield f"<h3><code>{method.upper()} {html.escape(path)}</code></h3>"
-            yield f"<p>{html.escape(operation['summary'])}</p><table>"
+            yield f"<p>{_text(operation['summary'])}</p><table>"
             if "requestBody" in operation:
                 yield _row("takes", _contents(operation["requestBody"]["content"]))
             for status, response in operation["responses"].items():
@@ -52,7 +54,7 @@ def _routes(shown: Json) -> Iterator[str]:
 def _answer(response: Json, shared: Json) -> str:
     if "$ref" in response:
         response = shared[response["$ref"].rpartition("/")[2]]
-    return f"{html.escape(response['description'])} {_contents(response['content'])}"
+    return f"{_text(response['description'])} {_contents(response['content'])}"
 
 
 def _contents(content: Json) -> str:
@@ -63,6 +65,11 @@ def _contents(content: Json) -> str:
         link = f'<a href="#{name}">{name}</a> ' if name else ""
         kinds.append(f"{link}<code>{html.escape(kind)}</code>")
     return ", ".join(kinds)
+
+
+def _text(text: str) -> str:
+    """A line of prose: what is between backticks is code."""
+    return _CODE.sub(r"<code>\1</code>", html.escape(text))
 
 
 def _row(head: str, cell: str) -> str:

@@ -265,10 +265,15 @@ def action_of(record: object, where: str) -> NDArray[np.void]:
 def _not_json(error: ValidationError, where: str, required: str) -> ActionError:
     first = error.errors(include_url=False, include_input=True)[0]
     place = ".".join(str(part) for part in first["loc"])
+    came = repr(first.get("input"))[:60]
+    got = {
+        "missing": "no such field",
+        "extra_forbidden": f"a field that no action has, of {came}",
+    }.get(first["type"], f"{first['msg']} ({came})")
     return ActionError(
         f"{where}{'.' + place if place else ''}",
         required=required,
-        got=f"{first['msg']} ({str(first.get('input'))[:60]})",
+        got=got,
         do="see docs/actions.md",
     )
 

@@ -110,6 +110,16 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", NAMES)
+def test_anchors_are_headings(page: str) -> None:
+    """`#a-heading`, of this page or another: lower case, hyphens for spaces, no other signs."""
+    path = ROOT / page
+    for file, anchor in re.findall(r"\]\(([\w./-]*)#([^)\s]+)\)", path.read_text("utf-8")):
+        text = (path.parent / file if file else path).read_text("utf-8")
+        heads = re.findall(r"^#+ (.*)$", text, re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", NAMES)
 def test_commands_exist(page: str) -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     code = blocks((ROOT / page).read_text("utf-8"))

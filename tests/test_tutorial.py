@@ -191,6 +191,16 @@ def test_the_tutorial_does_what_it_says(reader: Reader) -> None:
                 listeners.write_text(reader.here(listeners.read_text("utf-8")), "utf-8")
 
 
+def test_listeners_without_a_service_say_what_to_start(reader: Reader) -> None:
+    reader.run(Command("encore init songs", ("…",)))
+    script = reader.place / "songs" / "listeners.py"
+    script.write_text(reader.here(script.read_text("utf-8")), "utf-8")
+    ended = subprocess.run([sys.executable, script, "1"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"127.0.0.1:{reader.port}: ")
+    assert ended.stderr.endswith("does `encore up` run in another terminal, and say `ready`?\n")
+
+
 @pytest.mark.parametrize(
     ("shown", "printed", "same"),
     [

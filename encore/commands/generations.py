@@ -31,7 +31,7 @@ generations = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="List the generations of views in the store, and remove old ones.",
+    help="List and remove generations of rows.",
     epilog=GENERATIONS_EPILOG,
 )
 
@@ -40,7 +40,7 @@ generations = typer.Typer(
 def list_generations(
     context: typer.Context, keys_per_s: PaceOption = 20_000, as_json: JsonOption = False
 ) -> None:
-    """List the generations that lie in the store, with their rows and bytes.
+    """List generations in the store, with rows and bytes.
 
     `published` is what is read, `staged` what a backfill fills, `old` what `prune` removes;
     `unknown` is named by no plan of this store, and left alone.

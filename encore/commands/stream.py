@@ -172,7 +172,7 @@ def sink(
         typer.Option("--accept-loss", help="Go on without what a topic dropped; archived as lost."),
     ] = False,
 ) -> None:
-    """Archive actions, re-keyed too, and rank log from Kafka to Parquet.
+    """Archive actions and rank log as Parquet.
 
     Writes below data_dir/archive, one file a range of offsets; a file is complete once it has its
     name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.

@@ -31,7 +31,7 @@ topics = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="Show the topics that actions lie in, and move to one with more partitions.",
+    help="Show the topics of actions, move to a new one.",
     epilog=TOPICS_EPILOG,
 )
 
@@ -102,7 +102,10 @@ def end(
 
 @topics.command("carry")
 def carry(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Put what was written behind the end of a topic into the newest one, each action once."""
+    """Carry on what was written behind a topic's end.
+
+    It goes into the newest topic, each action once.
+    """
     from encore.output import put, put_facts, put_json
     from streams.carrying import carry as carried
 

@@ -50,6 +50,16 @@ def pages_of(words: tuple[str, ...], command: object) -> Iterator[tuple[str, str
         yield from pages_of((*words, name), below)
 
 
+def test_a_list_of_commands_cuts_no_line_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal of 80 columns."""
+    monkeypatch.setitem(globals(), "COLUMNS", "80")
+    groups = [[name] for name in COMMANDS if hasattr(ROOT_COMMANDS[name], "commands")]
+    for words in ([], *groups, ["stream", "dead"]):
+        listed = help_of(*words).partition("Commands:")[2].partition("\n\n")[0]
+        assert listed.strip()
+        assert "..." not in listed
+
+
 def all_help() -> str:
     pages = [("encore", help_of())]
     for command in COMMANDS:

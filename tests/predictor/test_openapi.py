@@ -145,6 +145,7 @@ def test_the_page_tells_all_of_it(running: RunningServer) -> None:
     assert links <= {"/openapi.json", *(f"#{name}" for name in anchors)}
     assert "#InferRequest" in links
     assert "<script" not in reply.text
+    assert "`" not in reply.text
     assert not set(HTMLBalance.of(reply.text))
 
 
