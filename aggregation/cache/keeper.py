@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from aggregation.cache.feed import CacheConfig, ItemFeed
-from aggregation.cache.memory import usable_here
+from aggregation.cache.memory import no_room, usable_here
 from schemas.errors import LocalError
 from store.changes import ChangingRows
 
@@ -129,9 +129,12 @@ class _Keeper:
 @contextmanager
 def _locked(config: CacheConfig, stop: threading.Event) -> Iterator[None]:
     """Be the only writer of a service's cache in a directory. On standby, wait for it."""
-    config.directory.mkdir(parents=True, exist_ok=True)
     path = config.directory / f"{config.service}.lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        config.directory.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise no_room(path, error) from None
     try:
         while not _taken(file) and not stop.is_set():
             if not config.standby:

@@ -121,9 +121,12 @@ class CacheMemory:
     @classmethod
     def create(cls, path: Path, codec: ItemCodec, capacity: int) -> Self:
         """A new, empty file in place of any that is there. Raises LocalError without the room."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise no_room(path, error) from None
         *_, size = _places(codec, capacity)
         try:
             os.ftruncate(file, size)
@@ -207,8 +210,8 @@ class CacheMemory:
     # --- the writer's ------------------------------------------------------------------------
 
     def reserve(self, slots: int) -> None:
-        """Room for so many slots in all. Raises LocalError where the file system has none, or the
-        capacity is less."""
+        """Room for so many slots in all, and in the index. Raises LocalError where the file system
+        has none, or the capacity is less."""
         if slots > self.capacity:
             raise LocalError(
                 "item cache",
@@ -216,6 +219,8 @@ class CacheMemory:
                 got=f"{slots:,}",
                 do="raise item_cache_items",
             )
+        if (level := self._level_for(slots)) > int(self.header[W_LEVEL]):
+            self._reserve_level(level)
         if slots > self._reserved:
             upto = min(self.capacity, -(-slots // _GROWTH_SLOTS) * _GROWTH_SLOTS)
             for start, each in (
@@ -229,10 +234,10 @@ class CacheMemory:
             self._reserved = upto
 
     def index_new(self, ids: NDArray[np.int64], slots: index.Slots) -> None:
-        """Make new slots known, whose records are written. Raises LocalError without the room."""
-        wanted = index.level_for(int(slots.max(initial=0)) + 1)
+        """Make new slots known, whose records are written. There is room where it was reserved;
+        else raises LocalError."""
+        wanted = self._level_for(int(slots.max(initial=0)) + 1)
         if wanted > int(self.header[W_LEVEL]):
-            wanted = min(wanted + 1, self._levels[-1])  # not again soon
             self._reserve_level(wanted)
             buckets, known = self.level(wanted), self.count
             buckets[:] = 0
@@ -251,6 +256,12 @@ class CacheMemory:
             for part in (np.arange(start, min(self.count, start + (1 << 18))),)
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def _level_for(self, slots: int) -> int:
+        """Of the index that has room for so many, and not again soon for another one."""
+        level = int(self.header[W_LEVEL])
+        wanted = index.level_for(slots)
+        return min(wanted + 1, self._levels[-1]) if wanted > level else level
 
     def _reserve_level(self, level: int) -> None:
         start = 8 * HEADER_WORDS + ((1 << level) - (1 << self._levels[0])) * index.LINE_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,10 @@ def test_the_cache_gives_what_the_store_gives(
     cache.close()
 
 
-def steady_world(directory: Path, n: int = 300) -> tuple[CacheWriter, dict[str, bytes], Any]:
-    """A cache of n items, and what the store holds of them."""
+def steady_world(
+    directory: Path, n: int = 300, capacity: int = 0
+) -> tuple[CacheWriter, dict[str, bytes], Any]:
+    """A cache of n items, full unless it has another capacity; and what the store holds of them."""
     ids = np.arange(n, dtype=np.int64)
     stored = {
         row_key(view.name, view.generation, item): row
@@ -119,7 +122,7 @@ def steady_world(directory: Path, n: int = 300) -> tuple[CacheWriter, dict[str, 
         if view.kind == "batch"
         for item, row in zip(ids.tolist(), batch_rows(view, ids, 1), strict=True)
     }
-    writer = writer_in(directory, DEMO, capacity=n)
+    writer = writer_in(directory, DEMO, capacity or n)
     writer.put(ids, raw_of(DEMO, stored, ids), T0)
     go_live(writer)
     return writer, stored, ids
@@ -176,6 +179,31 @@ def test_more_items_than_the_capacity_are_read_from_the_store(tmp_path: Path) ->
     assert (cache.counts.missed, cache.counts.hits) == (10, 50)
     with pytest.raises(LocalError, match="item_cache_items"):
         writer.memory.reserve(51)
+
+
+def test_items_for_which_the_index_has_no_room_are_read_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others stay in the cache, and the writer goes on."""
+    writer, stored, ids = steady_world(tmp_path, 100, capacity=1_000)
+    reserve = os.posix_fallocate
+
+    def no_index(file: int, start: int, length: int) -> None:
+        if start < writer.memory._record_start:
+            raise OSError(28, "No space left on device")
+        reserve(file, start, length)
+
+    monkeypatch.setattr("os.posix_fallocate", no_index)
+    more = np.arange(1_000, 1_400, dtype=np.int64)
+    writer.put(more, raw_of(DEMO, {}, more), T0)
+    assert (writer.full, writer.memory.count) == (True, 100)
+    writer.put(ids, raw_of(DEMO, stored, ids), T0)
+    go_live(writer)
+    cache = reader_of(tmp_path)
+    found = cache.look_up(DEMO, np.concatenate((ids, more)), T0)
+    assert found is not None
+    assert found.missing_ids().tolist() == more.tolist()
+    assert (cache.counts.hits, cache.counts.absent) == (100, 0)
 
 
 def test_the_index_grows_under_its_readers(tmp_path: Path) -> None:
@@ -293,6 +321,9 @@ def test_no_room_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     writer, *_ = steady_world(tmp_path, 10)
+    (tmp_path / "no directory").touch()
+    with pytest.raises(LocalError, match=r"Not a directory|File exists"):
+        CacheMemory.create(tmp_path / "no directory" / "x", writer.codec, 10)
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(LocalError, match="No space left"):
         CacheMemory.create(tmp_path / "other", writer.codec, 10)

@@ -301,6 +301,13 @@ def test_there_is_one_writer(world: World) -> None:
             run_cache_writer(world.config, world.source)
 
 
+def test_a_directory_that_cannot_be_made_is_told(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = replace(world.config, directory=tmp_path / "file" / "cache")
+    with pytest.raises(LocalError, match=r"ranking\.lock: needs room .* set item_cache_dir"):
+        run_cache_writer(config, world.source)
+
+
 def test_one_on_standby_takes_over(world: World) -> None:
     world.write(1)
     stop, config = threading.Event(), replace(world.config, standby=True)
