@@ -6,13 +6,18 @@ Each step may be run again; a run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from catalog.apply import Review
 from catalog.difference import Difference
 from catalog.staging import Staging, end, mark_filled, require_history, stage, switch
 from encore.settings import Settings
 from encore.wiring import disks
+from schemas.errors import StreamError
 from schemas.plan import Plan
 from schemas.staged import Staged
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
@@ -54,12 +59,24 @@ def run_backfill(
     note: Note,
     review: Review | None = None,
 ) -> BackfillResult:
-    """Stage, fill, catch up, switch. Blocking.
+    """Stage, fill, catch up, switch. Blocking. One run at a time on this machine: what they read
+    aside lies in one place.
 
     What is staged is filled in one history of the store: begin again where it was wiped meanwhile.
     Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, HistoryError,
     ActionError, and what `review` raises.
     """
+    with _alone(settings.data_dir / "backfill"):
+        return _run(settings, config, options, note, review)
+
+
+def _run(
+    settings: Settings,
+    config: BackfillConfig,
+    options: Options,
+    note: Note,
+    review: Review | None,
+) -> BackfillResult:
     history = named_history(config.foreign, config.before_ms)
     check_foreign(config.foreign)
     if config.dask:
@@ -80,6 +97,23 @@ def run_backfill(
     with _rows(settings) as store:  # one that restarted since has what was confirmed
         result = switch(settings.repo, store, now)
     return BackfillResult(result.plan, staging.difference, staging.resumed, fills)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the directory; whoever dies lets go of it. Raises StreamError while another has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StreamError(
+                str(directory),
+                required="one backfill at a time",
+                got="another that is under way",
+                do="let it end, or interrupt it; run again, this one goes on where it was",
+            ) from None
+        yield
 
 
 def give_up(settings: Settings) -> Staged:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from catalog.lock import LOCK_NAME, require_lock
-from catalog.staging import mark_filled
+from catalog.publish import staged
+from catalog.staging import mark_filled, stage
 from encore.backfilling import BackfillResult, Options, run_backfill
 from encore.cli import main
 from encore.settings import Settings
@@ -205,6 +206,29 @@ CRASHES = (
     *("encore.backfilling.mark_filled", "encore.backfilling.wait_caught_up"),
     *("encore.backfilling.switch", "catalog.staging.end"),
 )
+
+
+def test_two_at_once_on_one_machine(
+    stack: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second changes nothing; the first goes on, and a later one is let in."""
+    stack.json("apply")
+    second: list[int] = []
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        second.append(main(["backfill", VIEW]))
+        return stage(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("encore.backfilling.stage", meanwhile)
+        patched.setattr("encore.backfilling.wait_caught_up", crash)
+        with pytest.raises(CrashError):
+            main(["backfill", VIEW])
+    assert second == [1]
+    assert "needs one backfill at a time" in capsys.readouterr().err
+    with RedisRowStore(patient(stack.settings.store_url)) as store:
+        assert staged(store).views == {VIEW: 2}
+    stack.json("backfill", "--cancel")
 
 
 def crash(*_: Any, **__: Any) -> Any:
