@@ -19,12 +19,12 @@ from schemas.errors import PlanError, StreamError
 from schemas.names import gaps_keys
 from schemas.plan import Side, ViewPlan
 from store.base import AsyncRowStore
+from streams.amending import ONE_GROUP, amend_text
 from streams.config import StreamConfig
 from streams.plans import fed_views, published_plan, staged_plan
 
 log = logging.getLogger("encore.streams")
 
-MAX_ROUNDS: Final = 50
 #: The end of a gap that reaches to wherever its log ended.
 END: Final = -1
 
@@ -83,24 +83,22 @@ async def record_gaps(
     """Add these to what is recorded. reader: topic and group. Raises StoreError, StreamError."""
     if not found:
         return
-    key, version_key = gaps_keys(*reader, view.name, view.generation)
-    for _ in range(MAX_ROUNDS):
-        version = int(await store.get_text(version_key) or 0)
-        held = parse_gaps(await store.get_text(key), key)
+    keys = gaps_keys(*reader, view.name, view.generation)
+    fresh: dict[int, Gap] = {}
+
+    def with_found(text: str | None) -> str | None:
+        nonlocal fresh
+        held = parse_gaps(text, keys[0])
         gaps = held | {p: _joined((*held.get(p, ()), gap)) for p, gap in found.items()}
         if gaps == held:
-            return
-        text = json.dumps({str(p): [astuple(gap) for gap in gaps[p]] for p in sorted(gaps)})
-        if await store.compare_and_set_text(key, version_key, version, text):
-            fresh = {p: gap for p, gap in found.items() if gap not in held.get(p, ())}
-            _tell(reader[0], view, fresh)
-            return
-    raise StreamError(
-        f"gaps of {view.name}@{view.generation}",
-        required="to be recorded",
-        got=f"another writer {MAX_ROUNDS} times",
-        do="check that one group reads this topic, once",
-    )
+            fresh = {}
+            return None
+        fresh = {p: gap for p, gap in found.items() if gap not in held.get(p, ())}
+        return json.dumps({str(p): [astuple(gap) for gap in gaps[p]] for p in sorted(gaps)})
+
+    what = f"gaps of {view.name}@{view.generation}"
+    await amend_text(store, keys, with_found, what, ONE_GROUP)
+    _tell(reader[0], view, fresh)
 
 
 def _tell(topic: str, view: ViewPlan, found: Mapping[int, Gap]) -> None:

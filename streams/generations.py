@@ -25,13 +25,12 @@ from schemas.errors import StoreError, StreamError
 from schemas.names import floors_keys, generation_group
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore, Progress
+from streams.amending import ONE_GROUP, amend_text
 from streams.gaps import END, Gap, record_gaps
 from streams.patience import patiently
 
 log = logging.getLogger("encore.streams")
 
-#: Workers that record floors of one generation at once: each of them wins within a few rounds.
-MAX_ROUNDS: Final = 50
 #: The floor of a generation where it lags: it takes nothing of the stream.
 NOTHING: Final = (1 << 63) - 1
 
@@ -211,22 +210,18 @@ async def record_floors(
 
     wanted, and what is returned: partition → (epoch, offset). Raises StoreError, StreamError.
     """
-    key, version_key = floors_keys(topic, group, view.name, view.generation)
-    for _ in range(MAX_ROUNDS):
-        version = int(await store.get_text(version_key) or 0)
-        held = parse_floors(await store.get_text(key), key)
+    keys = floors_keys(topic, group, view.name, view.generation)
+    floors: dict[int, tuple[int, int]] = {}
+
+    def with_wanted(text: str | None) -> str | None:
+        nonlocal floors
+        held = parse_floors(text, keys[0])
         floors = dict(wanted) | held
-        if floors == held:
-            return held
-        text = json.dumps({str(p): floors[p] for p in sorted(floors)})
-        if await store.compare_and_set_text(key, version_key, version, text):
-            return floors
-    raise StreamError(
-        f"floors of {view.name}@{view.generation}",
-        required="to be recorded",
-        got=f"another writer {MAX_ROUNDS} times",
-        do="check that one group reads this topic, once",
-    )
+        return None if floors == held else json.dumps({str(p): floors[p] for p in sorted(floors)})
+
+    what = f"floors of {view.name}@{view.generation}"
+    await amend_text(store, keys, with_wanted, what, ONE_GROUP)
+    return floors
 
 
 async def recorded_floors(

@@ -18,10 +18,10 @@ from schemas.errors import PlanError, StreamError
 from schemas.names import losses_keys
 from schemas.plan import ViewPlan
 from store.base import AsyncRowStore
+from streams.amending import amend_text
 from streams.archive import list_files
 from streams.plans import published_plan, staged_plan
 
-MAX_ROUNDS: Final = 50
 ARCHIVE: Final = "the archive"
 
 
@@ -63,21 +63,17 @@ class Accepted:
 async def record_losses(store: AsyncRowStore, view: ViewPlan, found: Iterable[Loss]) -> None:
     """Add these to what the generation is said to be without. Raises StoreError, StreamError."""
     wanted = set(found)
-    key, version_key = losses_keys(view.name, view.generation)
-    for _ in range(MAX_ROUNDS):
-        version = int(await store.get_text(version_key) or 0)
-        held = parse_losses(await store.get_text(key), key)
+    keys = losses_keys(view.name, view.generation)
+
+    def with_wanted(text: str | None) -> str | None:
+        held = parse_losses(text, keys[0])
         if wanted <= set(held):
-            return
-        text = json.dumps([astuple(loss) for loss in sorted({*held, *wanted})])
-        if await store.compare_and_set_text(key, version_key, version, text):
-            return
-    raise StreamError(
-        f"losses of {view.name}@{view.generation}",
-        required="to be recorded",
-        got=f"another writer {MAX_ROUNDS} times",
-        do="see that one backfill runs, then run it again",
-    )
+            return None
+        return json.dumps([astuple(loss) for loss in sorted({*held, *wanted})])
+
+    what = f"losses of {view.name}@{view.generation}"
+    do = "see that one backfill runs, then run it again"
+    await amend_text(store, keys, with_wanted, what, do)
 
 
 async def recorded_losses(store: AsyncRowStore, view: ViewPlan) -> tuple[Loss, ...]:
