@@ -151,7 +151,14 @@ class RowStore(Protocol):
         """Fix the history that this object talks to; returns its name.
 
         From then on a call that would reach another one raises HistoryError and changes nothing
-        there. (A wipe under a running server, FLUSHALL, shows at the next `confirm` only.)
+        there. (What happens under a running server, FLUSHALL, shows at the next `confirm` or
+        `check_history` only.)
+        """
+        ...
+
+    def check_history(self) -> None:
+        """One small round trip. Raises HistoryError where the store is in another history than the
+        one that was fixed, StoreError where it does not say. Where none was fixed nothing is asked.
         """
         ...
 
@@ -225,6 +232,10 @@ class AsyncRowStore(Protocol):
 
     async def begin_history(self) -> str:
         """As `RowStore.begin_history`."""
+        ...
+
+    async def check_history(self) -> None:
+        """As `RowStore.check_history`."""
         ...
 
     async def confirm(self) -> None:

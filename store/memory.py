@@ -3,7 +3,8 @@
 `MemoryRowStore` is the blocking face, `AsyncMemoryRowStore(store)` the async face of the same rows.
 A fault is a value: `store.fail_next(StoreTimeout(...), StoreError(...))` makes the next two calls
 raise before they do anything. A store that went back: `store.restore(store.image())`, later, or
-`store.restore(store.confirmed)`; a wiped one: `store.restore(Image())`.
+`store.restore(store.confirmed)`; a wiped one: `store.restore(Image())`. Under running clients, none
+of which is cut off: `store.flush()`, `store.go_back(image)`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class MemoryRowStore:
         self._lock = threading.Lock()
         self._data = Image()
         self._confirmed = Image()
-        self._lives = 1
+        self._lives = self._markers = 1
         self._history = ""
         self._faults: deque[StoreError] = deque()
 
@@ -88,6 +89,16 @@ class MemoryRowStore:
         with self._lock:
             self._data, self._lives = image.copy(), self._lives + 1
 
+    def flush(self) -> None:
+        """FLUSHALL: everything is gone, and nobody is cut off."""
+        with self._lock:
+            self._data, self._markers = Image(), self._markers + 1
+
+    def go_back(self, image: Image) -> None:
+        """Keys are put back as they were, the marker of the history among them."""
+        with self._lock:
+            self._data = image.copy()
+
     @property
     def confirmed(self) -> Image:
         """What a crash leaves at least: the store as it was at the last `confirm`."""
@@ -101,7 +112,7 @@ class MemoryRowStore:
     @property
     def history(self) -> str:
         """The name of the history that the store is in."""
-        return f"{_PLACE}{self._lives}"
+        return f"{_PLACE}{self._markers}-{self._lives}"
 
     def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """As `RowStore.read`."""
@@ -167,10 +178,16 @@ class MemoryRowStore:
             self._history = self.history
             return self._history
 
+    def check_history(self) -> None:
+        """As `RowStore.check_history`."""
+        with self._call():
+            check_history(self._history, self.history)
+
     def confirm(self) -> None:
         """As `RowStore.confirm`."""
         if not self._history:
             raise no_history(_PLACE)
+        self.check_history()
         self.confirm_all()
 
     def facts(self) -> ServerFacts:
@@ -196,7 +213,7 @@ class MemoryRowStore:
         with self._lock:
             if self._faults:
                 raise self._faults.popleft()
-            check_history(self._history, self.history)
+            check_history(life_of(self._history), life_of(self.history))
             yield
 
     def _land(self, write: Write) -> bool:
@@ -214,6 +231,15 @@ class MemoryRowStore:
         if self._clock_ms() >= self._data.expires_ms.get(key, NEVER_MS):
             del self._data.values[key], self._data.expires_ms[key]
         return self._data.values.get(key)
+
+
+def life_of(history: str) -> str:
+    """What of a memory store's history every call is checked by; a server cuts connections.
+
+    >>> life_of("memory://1-4")
+    '4'
+    """
+    return history.rpartition("-")[2]
 
 
 class AsyncMemoryRowStore:
@@ -284,11 +310,18 @@ class AsyncMemoryRowStore:
         self._history = self.store.history
         return self._history
 
+    async def check_history(self) -> None:
+        """As `RowStore.check_history`."""
+        await self._turn()
+        self.store.ping()
+        check_history(self._history, self.store.history)
+
     async def confirm(self) -> None:
         """As `RowStore.confirm`."""
         await self._turn()
         if not self._history:
             raise no_history(_PLACE)
+        check_history(self._history, self.store.history)
         self.store.confirm_all()
 
     async def facts(self) -> ServerFacts:
@@ -312,4 +345,4 @@ class AsyncMemoryRowStore:
 
     async def _turn(self) -> None:
         await asyncio.sleep(0)
-        check_history(self._history, self.store.history)
+        check_history(life_of(self._history), life_of(self.store.history))

@@ -34,7 +34,6 @@ from store.base import (
     ServerFacts,
     Write,
     check_facts,
-    check_history,
     check_progress,
     check_writes,
     no_history,
@@ -147,6 +146,12 @@ class RedisRowStore:
         self._pool.disconnect()  # those that come are checked
         return str(self._history)
 
+    def check_history(self) -> None:
+        """As `RowStore.check_history`."""
+        if self._history is not None:
+            replies = self._round_trip(wire.history_commands(), "history")
+            wire.check_same(replies, self._config, self._history)
+
     def confirm(self) -> None:
         """As `RowStore.confirm`."""
         if self._history is None:
@@ -178,7 +183,7 @@ class RedisRowStore:
         if self._history is not None:
             connection.send_packed_command([wire.pack(wire.history_commands())])
             try:
-                _check_same(self._config, self._history, [_read(connection) for _ in range(2)])
+                wire.check_same([_read(connection) for _ in range(2)], self._config, self._history)
             except EncoreError:
                 connection.disconnect()
                 raise
@@ -373,6 +378,12 @@ class AsyncRedisRowStore:
         await self._pool.disconnect()  # those that come are checked
         return str(self._history)
 
+    async def check_history(self) -> None:
+        """As `RowStore.check_history`."""
+        if self._history is not None:
+            replies = await self._round_trip(wire.history_commands(), "history")
+            wire.check_same(replies, self._config, self._history)
+
     async def confirm(self) -> None:
         """As `RowStore.confirm`."""
         if self._history is None:
@@ -410,7 +421,7 @@ class AsyncRedisRowStore:
             await connection.send_packed_command(wire.pack(wire.history_commands()))
             replies = [await _read_async(connection) for _ in range(2)]
             try:
-                _check_same(self._config, self._history, replies)
+                wire.check_same(replies, self._config, self._history)
             except EncoreError:
                 await connection.disconnect(nowait=True)
                 raise
@@ -484,7 +495,3 @@ async def _read_many(connection: AsyncConnection, count: int) -> list[Reply]:
     """
     read = cast(Any, connection)._parser.read_response
     return [await read() for _ in range(count)]
-
-
-def _check_same(config: StoreConfig, known: History, replies: Sequence[Reply]) -> None:
-    check_history(str(known), str(wire.parse_history(replies, config.place)), config.place)

@@ -25,7 +25,7 @@ from redis import exceptions as redis_errors
 from schemas.errors import SettingsError, StoreError, StoreTimeout
 from schemas.names import STORE_MARKER_KEY
 from schemas.row import FENCE_SLICE
-from store.base import Progress, ServerFacts, Write, other_history
+from store.base import Progress, ServerFacts, Write, check_history, other_history
 
 Word = str | bytes | int
 Command = tuple[Word, ...]
@@ -371,6 +371,12 @@ def parse_history(replies: Sequence[Reply], place: str) -> History:
             do="use Valkey or Redis from version 5 on",
         )
     return History(marker, found[1])
+
+
+def check_same(replies: Sequence[Reply], config: StoreConfig, known: History) -> None:
+    """The replies to `history_commands`. Raises HistoryError where they name another history."""
+    found = parse_history(replies, config.place)
+    check_history(str(known), str(found) if found.marker else "no marker", config.place)
 
 
 def check_confirmed(replies: Sequence[Reply], config: StoreConfig, history: History) -> None:

@@ -73,11 +73,12 @@ class PlanFollower:
         """Whether `views` or `speakers` are others now. Raises StoreError.
 
         A plan is read after its version, so one that is published in between is read twice at
-        worst.
+        worst. One of another history is not taken over: raises HistoryError.
         """
         version = await self._store.get_text(PLAN_VERSION_KEY)
         if version == self._version:
             return False
+        await self._store.check_history()
         found = before = self.views, self.speakers
         try:
             found = await self._views()

@@ -38,6 +38,7 @@ from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.gaps import Gap, record_gaps
 from streams.heartbeat import Heartbeat
+from streams.holding import Holding
 from streams.item_generations import ItemGenerations
 from streams.item_marks import ItemMarks
 from streams.item_messages import RekeyedMessage, decode_rekeyed_records, run_of
@@ -142,6 +143,12 @@ class ItemWorker:
         self._tables = PairStore(
             self._store, config.item_topic, config.item_group, config.patience_ms
         )
+        self._holding = Holding(
+            self._store,
+            self._servers.clock_s,
+            self._sent.check,
+            lambda: self._tables.check(self._pairs),
+        )
         self._aside = SideOutputs(config.item_topic, send)
         self._generations = ItemGenerations(config, self._servers, self._store, self._target)
         self._plan = PlanFollower(
@@ -193,7 +200,8 @@ class ItemWorker:
         await self._generations.begin(self._plan.views, self._pairs)
         self._use_views()
         await self._name_folded()
-        places = self._sent.begin(source, await self._sent.marks())
+        sent = await self._sent.marks()
+        places = self._sent.begin(source, sent, sent)
         return places | self._folded.begin(target, ends)
 
     async def _refold(self, partition: int, pair: Pair) -> None:
@@ -217,11 +225,12 @@ class ItemWorker:
             await reader.close()
 
     async def idle(self) -> None:
-        """Now and then say what was done, and look whether the logs are still the same."""
+        """Now and then say what was done, and look whether logs and store are still the same."""
         for part in (self._rekeyer, self._storing, self._confirmations):
             part.check()
         await self._source.watch()
         await self._target.watch()
+        await self._holding.watch()
         await self._follow()
         await self._now_and_then()
 

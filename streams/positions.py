@@ -17,7 +17,7 @@ from faust.types import TP
 
 from schemas.errors import NotHeldError, StoreError, StreamError
 from schemas.names import CONTENT_END, HEADER_CONTENT
-from store.base import AsyncRowStore
+from store.base import AsyncRowStore, Progress
 from streams.app import Fetched
 from streams.patience import patiently
 
@@ -68,15 +68,18 @@ class Positions:
         """Partitions with a mark, in whichever log."""
         return set(await self._store.get_progress(self._topic, self._group))
 
-    def begin(self, tps: Iterable[TP], ends: Mapping[int, int]) -> dict[TP, int]:
+    def begin(
+        self, tps: Iterable[TP], ends: Mapping[int, int], marks: Mapping[int, int] | None = None
+    ) -> dict[TP, int]:
         """Where to read newly assigned partitions from: their end, else the beginning.
 
         ends: partition → next offset. A partition that has none takes what the log still holds.
+        marks: those that the store has, as `marks` gave them; they are there for good.
         """
         tps = tuple(tps)
         self._assigned = tuple(tp.partition for tp in tps)
         self._next = dict(ends)
-        self._stored.clear()
+        self._stored = {p: at for p, at in (marks or {}).items() if p in self._assigned}
         self._ended.clear()
         return {tp: ends.get(tp.partition, 0) for tp in tps}
 
@@ -161,23 +164,42 @@ class Positions:
     async def store(self, upto: Mapping[TP, int], patience_ms: int) -> None:
         """Record that everything before these offsets is stored.
 
-        Raises StreamError where a mark this process wrote is not there any more: the store went
-        back, by what was written after the last mark it still has at least.
+        Raises StreamError where a mark that this process read or wrote is not there any more: the
+        store went back, by what was written after the last mark it still has at least.
         """
         marks = self.with_watermarks(upto)  # as they are now: more may come by meanwhile
         await patiently(
             f"progress of {self._topic}", lambda: self._put(marks), patience_ms, (StoreError,)
         )
 
+    async def check(self) -> None:
+        """Raises StreamError where a mark that this process read or wrote is not there any more,
+        StoreError. Later ones are no fault: who has them took the partition over."""
+        known = dict(self._stored)  # what is written meanwhile may come too late to be found
+        there = await self._store.get_progress(self._topic, self._group)
+        for partition, offset in known.items():
+            self._require_mark(there.get(partition), partition, offset)
+
+    def _require_mark(self, there: Progress | None, partition: int, offset: int) -> None:
+        if there is None or there[:2] < (self._epoch, offset):
+            raise StreamError(
+                f"progress of {self._topic}/{partition}",
+                required=f"the mark {offset} of log {self._epoch}, which was there, or a later one",
+                got=f"{there and there[:2]}: the store went back",
+                do="restart this process: it reads again from the mark that is there",
+            )
+
     async def _put(self, marks: Mapping[int, tuple[int, int]]) -> None:
-        there = await self.marks()
-        for partition, written in self._stored.items():
-            if there.get(partition, -1) < written:
+        there = await self._store.get_progress(self._topic, self._group)
+        for partition, offset in self._stored.items():
+            mark = there.get(partition)
+            self._require_mark(mark, partition, offset)
+            if mark is not None and mark.epoch > self._epoch:
                 raise StreamError(
                     f"progress of {self._topic}/{partition}",
-                    required=f"the mark {written} that was written, or a later one",
-                    got=f"{there.get(partition)}: the store went back",
-                    do="restart this process: it reads again from the mark that is there",
+                    required=f"no mark of a later log than {self._epoch}, which this process reads",
+                    got=f"{mark[:2]}: the broker lost its log",
+                    do="restart this process, it takes a new epoch",
                 )
         progress = {partition: (self._epoch, *mark) for partition, mark in marks.items()}
         await self._store.put_progress(self._topic, self._group, progress)

@@ -221,6 +221,23 @@ class PairStore:
             )
             pair.version += 1
 
+    async def check(self, pairs: Mapping[int, Pair]) -> None:
+        """Raises StreamError where a pair that was loaded or saved is not there any more,
+        StoreError. A later one is no fault: who saved it took the partition over."""
+        known = {p: pair.version for p, pair in pairs.items() if pair.version}
+        await asyncio.gather(*(self._require_version(p, known[p]) for p in known))
+
+    async def _require_version(self, partition: int, version: int) -> None:
+        key = source_table_version_key(self._topic, self._group, partition)
+        there = int(await self._store.get_text(key) or 0)
+        if there < version:
+            raise StreamError(
+                f"source table of {self._topic}/{partition}",
+                required=f"the version {version}, which was there, or a later one",
+                got=f"{there}: the store went back",
+                do="restart this process: it goes on from what is saved",
+            )
+
     async def _put(self, partition: int, version: int, text: str) -> None:
         place = self._topic, self._group, partition
         key = source_table_key(*place)

@@ -39,6 +39,7 @@ from streams.folding import Folder
 from streams.following import PlanFollower
 from streams.generations import Generations
 from streams.heartbeat import Heartbeat
+from streams.holding import Holding
 from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.moving import Place, find_place, users_done
 from streams.overlap import ended
@@ -100,6 +101,7 @@ class Worker:
         self._confirmations = await open_confirmations(self._store, marks, config)
         epoch = self._source.epoch
         self._positions = Positions(self._store, config.topic, config.group, epoch)
+        self._holding = Holding(self._store, clock_s, self._positions.check)
         self._generations = Generations(
             self._store, config.topic, config.group, epoch, config.patience_ms
         )
@@ -130,7 +132,7 @@ class Worker:
         starts = await self._generations.starts(self._plan.views, marks)
         await self._generations.begin(self._plan.views, partitions, starts)
         self._use_views()
-        places = self._positions.begin(tps, starts)
+        places = self._positions.begin(tps, starts, marks)
         beyond = {
             tp: starts[tp.partition]
             for tp in tps
@@ -141,10 +143,11 @@ class Worker:
         return places
 
     async def idle(self) -> None:
-        """Now and then say what was done, and look whether log and plan are still the same."""
+        """Now and then say what was done, and look whether log, store and plan are the same."""
         self._storing.check()
         self._confirmations.check()
         await self._source.watch()
+        await self._holding.watch()
         await self._follow()
         await self._place.look_now_and_then(self._positions.all_ended())
         await self._beat.now_and_then()

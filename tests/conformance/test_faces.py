@@ -30,7 +30,7 @@ def methods(of: type) -> dict[str, tuple[str, ...]]:
     ],
 )
 def test_methods(face: type, implementation: type) -> None:
-    faults = {"fail_next", "image", "restore", "confirm_all"}
+    faults = {"fail_next", "image", "restore", "confirm_all", "flush", "go_back"}
     extra = {MemoryRowStore: faults, AsyncRedisRowStore: {"reconnect"}}.get(implementation, set())
     found = methods(implementation)
     assert {name: found[name] for name in found.keys() - extra} == methods(face)

@@ -409,3 +409,10 @@ class TestHistory:
         store.confirm()
         store.confirm()
         assert store.get_text(prefix) == "x"
+
+    def test_is_asked_for_where_it_was_fixed(self, store: RowStore, prefix: str) -> None:
+        store.check_history()
+        store.begin_history()
+        store.put_text(prefix, "x")
+        store.check_history()
+        assert store.get_text(prefix) == "x"

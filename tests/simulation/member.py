@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from faust.types import TP
 
@@ -14,6 +15,9 @@ from streams.transport import Marks
 from tests.simulation.loop import OWNER, SimulationError, Task, VirtualLoop
 
 Job = Callable[[], Awaitable[None]]
+
+#: What a process says that takes the store for another, or for an older one.
+ALARM: Final = re.compile(", its history: needs|: the store went back")
 
 
 class Places(frozenset[TP]):
@@ -48,6 +52,7 @@ class Member:
         self.marks = Marks()
         self.paused = False
         self.outlived = False  # the store was wiped under it
+        self.losses = 0  # of the store, before it began
         self.unheard: list[Callable[[], None]] = []  # replies that came while it stood still
         self.joined = False
         self.closing = False
@@ -83,9 +88,13 @@ class Member:
         """The process is gone: killed, drained, or by an error."""
         return self.task.done()
 
-    def reason(self) -> str:
-        """Why it ended. Raises SimulationError for an error that nobody foresaw."""
-        return why_ended(self.name, self.task)
+    def reason(self, losses: int) -> str:
+        """Why it ended. Raises SimulationError for an error that nobody foresaw, and where it tells
+        of a loss of the store that was none. losses: how many there were by now."""
+        reason = why_ended(self.name, self.task)
+        if losses == self.losses and ALARM.search(reason):
+            raise SimulationError("alarm", f"{self.name}: {reason}")
+        return reason
 
     def give(self, job: Job) -> None:
         """Let it do this next."""

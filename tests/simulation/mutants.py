@@ -281,6 +281,10 @@ WHAT_IS_LEFT_TO_TELL_COMES_AFTER: Final = Mutant(
 WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE: Final = Mutant(
     "what is outside of both is told once", folding._ViewFold, "_untold", tell_all
 )
+READERS_SWITCH_TO_WHAT_HAS_CAUGHT_UP: Final = Mutant(
+    "readers switch to what has caught up", backfill, "wait_caught_up", never_wait
+)
+
 # --- moves to a new topic --------------------------------------------------------------------
 
 
@@ -317,7 +321,7 @@ MUTANTS: Final = (
     Mutant("nothing is acked after a failure", Folder, "begin", go_on_after_failure, 8),
     Mutant("rows come before their mark", Folder, "begin", answer_before_it_is_done),
     Mutant("a row's messages come in order", lanes, "_behind", begin_at_once, 8),
-    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 24),
+    Mutant("a mark waits for all before it", pipeline, "_in_order", finish_in_any_order, 244),
     Mutant("a deletion empties its row", deletion, "deletions", keep_what_was_deleted),
     Mutant("marks never move back", memory, "merge_progress", overwrite_marks, 30),
     Mutant("commits follow durability", Confirmations, "stored", commit_what_is_answered, 6),
@@ -345,7 +349,6 @@ MUTANTS: Final = (
     Mutant("a filling ends at the floor", filling, "_bounds", fill_to_the_end, 10),
     Mutant("filled rows end before the floor", origins, "_fences", fence_at_the_floor, 5),
     Mutant("a filling deletes, too", filling, "fold_in_order", forget_deletions, 17),
-    Mutant("readers switch to what has caught up", backfill, "wait_caught_up", never_wait, 612),
     Mutant("floors never change", generations, "record_floors", keep_no_floor),
     Mutant("rows outlive their messages", folding, "physical_ttl_ms", expire_too_soon),
     Mutant("the next topic waits for all of the last", moving, "_reaches", reach_everything, 43),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from schemas.errors import StoreError, StoreTimeout
 from schemas.stored import RowKeys, StoredRows
 from store.base import Progress, ServerFacts, Write, check_history
-from store.memory import Image, MemoryRowStore
+from store.memory import Image, MemoryRowStore, life_of
 from tests.simulation.loop import SimulationError, VirtualLoop
 
 
@@ -47,6 +47,7 @@ class Server:
 
     def __init__(self, rows: MemoryRowStore, witness: Witness) -> None:
         self.rows, self.witness = rows, witness
+        self.losses = 0  # how often it restarted, was wiped or went back
         self.moments = [self._moment()]
 
     @property
@@ -67,6 +68,7 @@ class Server:
 
     def crash(self, lost: int) -> int:
         """Lose that many of the newest changes, of those that are not on disk."""
+        self.losses += 1
         lost = min(lost, len(self.moments) - 1)
         del self.moments[len(self.moments) - lost :]
         self.rows.restore(self.moments[-1].rows)
@@ -75,8 +77,23 @@ class Server:
 
     def wipe(self) -> None:
         """Everything is gone, as after FLUSHALL or a new disk."""
+        self.losses += 1
         self.rows.restore(Image())
         self.witness.restore(None)
+        self.moments = [self._moment()]
+
+    def flush(self) -> None:
+        """Everything is gone, and nobody is cut off: FLUSHALL."""
+        self.losses += 1
+        self.rows.flush()
+        self.witness.restore(None)
+        self.moments = [self._moment()]
+
+    def go_back(self, moment: Moment) -> None:
+        """Keys are put back as they were, the history's marker among them; nobody is cut off."""
+        self.losses += 1
+        self.rows.go_back(moment.rows)
+        self.witness.restore(moment.known)
         self.moments = [self._moment()]
 
     def expire(self, key: str) -> None:
@@ -142,7 +159,7 @@ class VirtualStore:
             return StoreTimeout("virtual store", required="an answer in time", got="none")
 
         def checked(what: Callable[[], Any]) -> Any:
-            check_history(self._history, self._server.rows.history)
+            check_history(life_of(self._history), life_of(self._server.rows.history))
             return what()
 
         half = None if part is None else partial(checked, part)
@@ -211,9 +228,21 @@ class VirtualStore:
         self._history = str(await self._call("history", lambda: self._server.rows.history))
         return self._history
 
+    async def check_history(self) -> None:
+        """As `AsyncRowStore.check_history`."""
+        await self._call("history again", self._require_history)
+
     async def confirm(self) -> None:
         """As `AsyncRowStore.confirm`."""
-        await self._call("confirm", lambda: self._server.sync(len(self._server.moments)))
+
+        def confirm() -> None:
+            self._require_history()
+            self._server.sync(len(self._server.moments))
+
+        await self._call("confirm", confirm)
+
+    def _require_history(self) -> None:
+        check_history(self._history, self._server.rows.history)
 
     async def facts(self) -> ServerFacts:
         """As `AsyncRowStore.facts`."""

@@ -20,6 +20,7 @@ from tests.simulation.mutants import (
     A_LOST_LOG_IS_FOLDED_TO_ITS_END,
     GO_ON_AT_THE_MARK,
     NOTES_COME_BEFORE_ROWS,
+    READERS_SWITCH_TO_WHAT_HAS_CAUGHT_UP,
     ROWS_AHEAD_ARE_REFUSED,
     TABLES_TAKE_WHAT_WAS_GIVEN,
     WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
@@ -185,6 +186,23 @@ def test_a_filled_generation_lags_and_is_caught_up(world: World, broken: bool) -
             assert come_to_rest(world)
             judge(world, "user item")
             assert [view.generation for view in world.reference.current("user")] == [2]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_readers_switch_to_what_has_caught_up(world: World, broken: bool) -> None:
+    """The stream is beyond the floors, and no worker takes a step while the backfill goes on."""
+    with READERS_SWITCH_TO_WHAT_HAS_CAUGHT_UP.applied() if broken else nullcontext():
+        name = begin_filling(world)
+        produce(world, 14)
+        stream_alone(world, name)
+        for _ in range(300):
+            if world.fillings.operator is not None:
+                step_of(world, name)
+        switched = [view.generation for view in world.reference.current("user")] == [2]
+        assert switched == broken
+        assert come_to_rest(world)
+        judge(world, "user item")
+        assert [view.generation for view in world.reference.current("user")] == [2]
 
 
 def test_a_staged_generation_whose_messages_left_the_topic_holds_nobody_up(world: World) -> None:

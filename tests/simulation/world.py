@@ -157,10 +157,11 @@ class World:
         self.story.append(f"{event.kind} {event.pick}: {what}")
         self.loop.settle()
         self.happened[event.kind] = self.happened.get(event.kind, 0) + 1
+        losses = self.server.losses
         for group in self.groups:
             for name in [name for name, member in group.members.items() if member.ended]:
                 self.loop.kill(name)  # with a process go all its tasks
-                self.reasons.append(f"{name}: {group.members.pop(name).reason()}")
+                self.reasons.append(f"{name}: {group.members.pop(name).reason(losses)}")
                 self.story.append(f"    {self.reasons[-1]}")
         for ended in (self.fillings.ended(), self.moves.ended()):
             if ended is not None:
@@ -230,6 +231,7 @@ class World:
         handler = group.make(group.config, self._servers)
         sender = VirtualSender(self.loop, self.broker)
         group.members[name] = Member(name, handler, sender, self.loop)
+        group.members[name].losses = self.server.losses
         return name
 
     def do_kill(self, pick: int) -> str | None:

@@ -90,6 +90,34 @@ def test_a_wipe_shows_at_the_next_confirmation(server: OwnServer) -> None:
             store.confirm()
 
 
+def test_a_wipe_shows_when_it_is_asked_for(server: OwnServer) -> None:
+    """Without a file as well, and once another has begun anew in what the wipe left."""
+    server.run("CONFIG", "SET", "appendonly", "no")
+    with RedisRowStore(patient(server)) as store, RedisRowStore(patient(server)) as other:
+        store.begin_history()
+        store.check_history()
+        server.run("FLUSHALL")
+        with pytest.raises(HistoryError, match="got no marker: it restarted, failed over or was"):
+            store.check_history()
+        store.put_text("a", "the connection goes on")
+        other.begin_history()
+        other.check_history()
+        with pytest.raises(HistoryError, match="its history: needs"):
+            store.check_history()
+
+
+def test_a_wipe_shows_on_the_event_loop_too(server: OwnServer) -> None:
+    async def run() -> None:
+        async with AsyncRedisRowStore(patient(server)) as store:
+            await store.begin_history()
+            await store.check_history()
+            server.run("FLUSHALL")
+            with pytest.raises(HistoryError, match="got no marker"):
+                await store.check_history()
+
+    asyncio.run(run())
+
+
 def test_a_script_that_the_server_forgot_confirms_nothing_by_itself(server: OwnServer) -> None:
     with RedisRowStore(patient(server)) as store:
         store.begin_history()
@@ -171,6 +199,31 @@ def test_the_memory_double_goes_back_to_what_was_confirmed() -> None:
     assert (rows.get_text("a"), rows.get_progress("t", "g")[0].next_offset) == ("durable", 5)
     rows.restore(Image())
     assert rows.get_text("a") is None
+
+
+def test_the_memory_double_is_flushed_under_its_clients() -> None:
+    rows = MemoryRowStore()
+    mine = AsyncMemoryRowStore(rows)
+
+    async def run() -> None:
+        for store in (mine, AsyncMemoryRowStore(rows)):
+            await store.begin_history()
+            await store.put_text("a", "there")
+            held = rows.image()
+            rows.flush()
+            assert await store.get_text("a") is None
+            for ask in (store.check_history, store.confirm):
+                with pytest.raises(HistoryError):
+                    await ask()
+            rows.go_back(held)
+            assert await store.get_text("a") == "there"
+        rows.begin_history()
+        rows.flush()
+        for told in (rows.check_history, rows.confirm):
+            with pytest.raises(HistoryError):
+                told()
+
+    asyncio.run(run())
 
 
 def test_a_connection_that_was_cut_short_at_its_beginning_is_not_used(server: OwnServer) -> None:
