@@ -399,6 +399,7 @@ class StreamApp:
 
     async def _shut(self, app: Any) -> None:
         """Stop Faust, which commits the marks; never longer than STOP_S."""
+        app.rebalancing = False  # else the fetcher, cancelled, reports a crash instead of ending
         try:
             await asyncio.wait_for(app.stop(), STOP_S)
         except Exception as error:

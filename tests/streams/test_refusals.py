@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faust.transport.consumer import Fetcher
 
 from encore.local import Server, start_broker
 from schemas.errors import RecordError, SettingsError, StreamError
@@ -163,6 +164,34 @@ def test_an_agent_that_fails_ends_the_process(tmp_path: Path) -> None:
 
     with pytest.raises(StreamError, match=r"group g: needs a running agent.*half a message"):
         asyncio.run(work())
+
+
+class Rebalancing:
+    """The part of an application that its fetcher asks, while the group is being formed."""
+
+    rebalancing = True
+
+    def __init__(self) -> None:
+        self.consumer, self.fetcher = self, Fetcher(self)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def stop(self) -> None:
+        await self.fetcher.stop()
+
+
+def test_a_drain_while_the_group_is_formed_is_no_crash(tmp_path: Path) -> None:
+    async def drain() -> Fetcher:
+        app = Rebalancing()
+        await app.fetcher.start()
+        await asyncio.sleep(0.05)
+        await app_of(tmp_path)._shut(app)
+        return app.fetcher
+
+    fetcher = asyncio.run(drain())
+    assert not fetcher.crashed
+    assert fetcher.crash_reason is None
 
 
 def test_a_record_that_is_not_confirmed(tmp_path: Path) -> None:
