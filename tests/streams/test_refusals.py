@@ -172,7 +172,7 @@ class Rebalancing:
     rebalancing = True
 
     def __init__(self) -> None:
-        self.consumer, self.fetcher = self, Fetcher(self)
+        self.consumer, self.fetcher = self, Fetcher(self)  # type: ignore[arg-type]
 
     async def _drain_messages(self, fetcher: Any) -> None:
         await asyncio.sleep(60)
