@@ -37,6 +37,7 @@ from streams import (
 from streams.durability import Confirmations
 from streams.folding import Folder
 from streams.generations import Generations
+from streams.item_holes import ItemHoles
 from streams.item_worker import ItemWorker
 from streams.messages import ActionRun
 from streams.moving import Place
@@ -246,7 +247,7 @@ def expire_too_soon(view: Any, retention_ms: int) -> int:
     return int(view.ttl_ms)
 
 
-#: For `tests.simulation.test_scenes`: chance finds them once in a hundred histories.
+#: For `test_scenes` and `test_holes` beside it: chance finds them once in a hundred histories.
 A_LOST_LOG_GETS_NO_NUMBER: Final = Mutant(
     "a lost log gets no number", Source, "open", classmethod(number_a_lost_log)
 )
@@ -262,6 +263,9 @@ TABLES_TAKE_WHAT_WAS_GIVEN: Final = Mutant(
     SourceTable,
     "raise_to",
     take_more_than_was_given,
+)
+WHAT_IS_BEFORE_A_HOLE_IS_FOLDED_FIRST: Final = Mutant(
+    "what was re-keyed before a hole is folded first", ItemHoles, "_wait_folded", never_wait
 )
 ROWS_AHEAD_ARE_REFUSED: Final = Mutant(
     "rows ahead of a lost log are refused", Pair, "enter", forget_where_it_ended

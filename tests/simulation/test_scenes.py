@@ -18,11 +18,9 @@ from tests.simulation.mutants import (
     A_FILLING_IS_OF_ONE_SOURCE,
     A_LOST_LOG_GETS_NO_NUMBER,
     A_LOST_LOG_IS_FOLDED_TO_ITS_END,
-    GO_ON_AT_THE_MARK,
     NOTES_COME_BEFORE_ROWS,
     READERS_SWITCH_TO_WHAT_HAS_CAUGHT_UP,
     ROWS_AHEAD_ARE_REFUSED,
-    TABLES_TAKE_WHAT_WAS_GIVEN,
     WHAT_IS_LEFT_TO_TELL_COMES_AFTER,
     WHAT_IS_OUTSIDE_OF_BOTH_IS_TOLD_ONCE,
     WHAT_LAGS_TAKES_NOTHING,
@@ -30,7 +28,7 @@ from tests.simulation.mutants import (
 )
 from tests.simulation.reference import Origin
 from tests.simulation.rest import aside, come_to_rest, happen_next, judge
-from tests.simulation.setting import CONFIG, REAL, Event
+from tests.simulation.setting import REAL, Event
 from tests.simulation.world import World
 
 USERS, ITEMS = 0, 1
@@ -383,93 +381,3 @@ def test_what_is_waited_for_is_not_taken_back(world: World) -> None:
     assert world.fillings.staged().state == "filled"
     assert come_to_rest(world)
     judge(world, "user item")
-
-
-# --- the topic dropped what was not folded ----------------------------------------------------
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_what_the_topic_dropped_comes_back_from_the_archive(world: World, broken: bool) -> None:
-    """Nobody read for long. Worker after worker ends at the hole, until the view is filled up to
-    where the log ends; then it goes on from there."""
-    produce(world, 6)
-    assert come_to_rest(world)
-    while world.members(lambda member: True):
-        assert world.happen(Event("kill", 0))
-    world.loop.pending.clear()
-    produce(world, 12)
-    log = world.broker.logs[CONFIG.topic]
-    for partition in range(CONFIG.partitions):
-        world.fillings.archived(log, partition, log.end(partition))
-        log.first[partition] = log.end(partition)
-    produce(world, 6)
-    with GO_ON_AT_THE_MARK.applied() if broken else nullcontext():
-        assert world.happen(Event("start", USERS))
-        for _ in range(60):
-            happen_next(world, Random(1))
-        assert any("without a hole, got" in reason for reason in world.reasons)
-        assert world.happen(Event("backfill", ONLY_USERS))
-        users_go_on(world)
-        produce(world, 6)
-        users_go_on(world)
-        ends = {p: log.end(p) for p in range(CONFIG.partitions)}
-        marks = world.server.rows.get_progress(CONFIG.topic, CONFIG.group)
-        there = {p: mark.next_offset for p, mark in marks.items()}
-        assert (there == ends) is not broken
-    if not broken:
-        judge(world, "user")
-
-
-@pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("seed", range(6))
-def test_items_get_over_what_their_source_dropped(world: World, seed: int, lost: bool) -> None:
-    """Item workers are killed anywhere, and nobody reads for long. Where the re-keyed log is lost,
-    too, it begins anew behind what the tables know."""
-    over_a_hole(world, seed, lost)
-    told = [each for each in world.reasons if each.startswith("g.items") and "are missing" in each]
-    assert told or seed % 2, "workers end at the hole"
-    assert [view.generation for view in world.reference.current("item")] == [2]
-
-
-def test_over_a_hole_tables_take_what_was_given(world: World) -> None:
-    with TABLES_TAKE_WHAT_WAS_GIVEN.applied(), pytest.raises(SimulationError):
-        over_a_hole(world, 0, lost=False)
-
-
-def over_a_hole(world: World, seed: int, lost: bool) -> None:
-    """Until all is stored."""
-    drop_what_nobody_read(world, Random(seed), lost)
-    for _ in range(0 if seed % 2 else 60):
-        happen_next(world, Random(1))
-    assert world.happen(Event("backfill", 1))
-    assert come_to_rest(world)
-    produce(world, 8)
-    assert come_to_rest(world)
-    judge(world, "user item")
-
-
-def drop_what_nobody_read(world: World, dice: Random, lost: bool) -> None:
-    produce(world, 6)
-    assert come_to_rest(world)
-    produce(world, 6)
-    for _ in range(dice.randrange(120)):
-        happen_next(world, dice)
-    while world.members(lambda member: True):
-        assert world.happen(Event("kill", 0))
-    world.loop.pending.clear()
-    produce(world, 12)
-    if lost:
-        assert world.happen(Event("lose", 1))
-    log = world.broker.logs[CONFIG.topic]
-    for partition in range(CONFIG.partitions):
-        upto = log.end(partition) - dice.randrange(3)
-        world.fillings.archived(log, partition, upto)
-        log.first[partition] = world.reference.expired[log.topic_id, partition] = upto
-    produce(world, 6)
-
-
-def users_go_on(world: World) -> None:
-    """Long enough for all; the item worker has a hole of its own, and ends there each time."""
-    dice = Random(0)
-    for _ in range(1_000):
-        happen_next(world, dice)
