@@ -1,12 +1,13 @@
 """`python -m bench chaos [--quick] [--kills N] [--seed S]`: exactly once, whatever dies.
 
-Two to four workers, by the seed, and two item workers fold a load into the demo's views while a
+Two to four workers, by the seed, and two item workers fold a load into the demo's views; of both
+kinds one more joins, up to four, or one leaves for good, down to two, again and again; and a
 seeded deck of events strikes: a process killed (SIGKILL); one stopped for longer than its session
 and then let go on; the store killed and its file cut to what was confirmed; the broker restarted
 without its log (it keeps none); all clients cut off from it and let in again, its log as it was;
 the re-keyed topic lost alone; every view filled anew from the archive and switched to, by a process
 that may be killed, stopped and cut off as well. Afterwards every row must equal the oracle bit for
-bit.
+bit. N counts what strikes; who joins and leaves comes on top.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
 from bench.chaos_check import Logged, Verdict, check_view, unlogged
-from bench.chaos_events import Chaos, Crew, deck
+from bench.chaos_deck import deck, moves
+from bench.chaos_events import LEFT, Chaos, Crew
 from bench.chaos_nursery import Nursery
 from bench.chaos_world import Load, World, world
 from bench.report import Options, Report
@@ -42,13 +45,19 @@ def run(options: Options) -> Report:
         verdict.unlogged = unlogged(chaos.load.logged, made.logged)
     report, workers = Report(), workers_of(options.seed)
     report.table(
-        f"{kills} kills of {workers} workers, {ITEM_WORKERS} item workers and what they need,"
+        f"{kills} kills of {workers} workers, {ITEM_WORKERS} item workers, who joined and what they"
+        f" need,"
         f" in {struck_s:.0f} s, seed {options.seed}",
         ["event", "times"],
         [*sorted(chaos.done.items()), *sorted((f"ended: {k}", n) for k, n in exits.items())],
     )
     report.note(f"the store lost {made.cut_bytes:,} bytes, the broker {made.epoch - 1} logs")
     report.note(f"every view filled in a new generation and switched to {chaos.crew.filled} times")
+    joined, left, drained = (chaos.done["join"], chaos.done["leave"], exits.get(f"{LEFT}exit 0", 0))
+    report.note(
+        f"{joined} processes joined, {left} were told to leave: {drained} of them drained, the"
+        " others were struck before they were done"
+    )
     gate = made.gate.counts
     report.note(
         f"cut off: {gate.connections} connections, {gate.halved} in the midst of a reply;"
@@ -62,6 +71,9 @@ def run(options: Options) -> Report:
         "kills": kills,
         "seed": options.seed,
         "workers": workers,
+        "joined": joined,
+        "left": left,
+        "left_drained": drained,
         "actions": verdict.actions,
         "rows": verdict.rows,
         "lost": verdict.lost,
@@ -91,12 +103,15 @@ def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, 
     dice = random.Random(options.seed)
     config = made.config
     with Nursery(config) as nursery:
-        crew = Crew(nursery, crew_of(options.seed))
+        kinds = crew_of(options.seed)
+        moving = random.Random(f"moves of {options.seed}")
+        places = moves(kills, Counter(kinds.values()), moving)
+        crew = Crew(nursery, kinds)
         crew.start()
         load = Load(config, options.seed, ACTIONS_PER_S)
         load.start()
-        chaos = Chaos(made, crew, dice, load, ACTIONS_PER_S, options.say)
-        chaos.run(deck(kills, dice))
+        chaos = Chaos(made, crew, dice, moving, load, ACTIONS_PER_S, options.say)
+        chaos.run(deck(kills, dice), places)
         drained = crew.drain()
         return chaos, {**crew.ended, **{f"drained, {k}": n for k, n in drained.items()}}
 

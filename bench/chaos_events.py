@@ -4,6 +4,9 @@ Before each event the workers are given time to store something, so that it stri
 way; how soon after that is drawn. What ended, killed or by itself, is started again at once, as a
 supervisor would; what was stopped goes on after longer than the group's session lasts, when others
 have its partitions.
+
+Who leaves is sent SIGTERM and not started again. While it drains it is hit by what comes, as all
+others are; so is who has just joined.
 """
 
 from __future__ import annotations
@@ -14,15 +17,14 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
+from bench.chaos_deck import EventKind, Move
 from bench.chaos_nursery import Nursery
 from bench.chaos_world import Load, World, continued
 from schemas.errors import StreamError
-
-EventKind = Literal["kill", "stop", "store", "broker", "rekeyed", "cut", "fill"]
 
 PROGRESS_S: Final = 4.0
 TICK_S: Final = 0.01
@@ -31,40 +33,35 @@ CUT_S: Final = (0.5, 3.5)
 SETTLE_S: Final = 60.0
 LOOK_S: Final = 0.2
 DRAIN_S: Final = 25.0
+#: Of who leaves in the midst of it all: it may be stopped, and wait for servers that are away.
+LEAVE_S: Final = 60.0
+#: A member learns that another left by its next heartbeat.
+NOTICED_S: Final = 1.0
+#: Between who joins or leaves and what strikes then: partitions are about to be moved.
+MOVED_S: Final = (0.0, 1.0)
 FILLED_S: Final = 180.0
 FILLER: Final = "filler"
-
-
-def deck(kills: int, dice: random.Random) -> list[EventKind]:
-    """The events, shuffled: of ten about one store, of twenty one lost log of each kind, one time
-    that the broker is away with its log, and one backfill of all views."""
-    few = max(1, kills // 20)
-    events: list[EventKind] = ["store"] * max(1, kills // 10)
-    counts: dict[EventKind, int] = {
-        "broker": few if kills >= 4 else 0,
-        "rekeyed": few if kills >= 5 else 0,
-        "cut": few if kills >= 6 else 0,
-        "fill": few if kills >= 7 else 0,
-        "stop": kills // 4,
-    }
-    for event, count in counts.items():
-        events += [event] * count
-    events += ["kill"] * (kills - len(events))
-    dice.shuffle(events)
-    return events[:kills]
+#: How the ends of those that were told to leave are told apart.
+LEFT: Final = "left, "
 
 
 @dataclass(slots=True)
 class Crew:
-    """The stream processes: name → pid, kept running. stopped: pid → when it goes on.
-    filled: how many backfills were done."""
+    """The stream processes: name → pid, kept running. kinds: of those that shall run. stopped: pid
+    → when it goes on. leaving: pid → when it has to be gone. filled: how many backfills were done.
+    """
 
     nursery: Nursery
     kinds: dict[str, str]
     pids: dict[str, int] = field(default_factory=dict)
     stopped: dict[int, float] = field(default_factory=dict)
+    leaving: dict[int, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
     filled: int = 0
+    _named: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._named.update(self.kinds.values())
 
     def start(self) -> None:
         """Everybody that does not run."""
@@ -73,13 +70,18 @@ class Crew:
                 self.pids[name] = self.nursery.start(name, kind)
 
     def look_after(self) -> None:
-        """Start again what ended, let go on what was stopped for long enough."""
+        """Start again what ended, let go on what was stopped for long enough.
+
+        Raises StreamError where one that was told to leave does not.
+        """
         while True:
             try:
                 name, pid, code = self.nursery.ended.get_nowait()
             except queue.Empty:
                 break
-            self.ended["killed" if code < 0 else f"exit {code}"] += 1
+            how = "killed" if code == -signal.SIGKILL else f"exit {code}"
+            left = self.leaving.pop(pid, None) is not None
+            self.ended[f"{LEFT}{how}" if left else how] += 1
             self.stopped.pop(pid, None)
             if self.pids.get(name) == pid:
                 del self.pids[name]
@@ -90,7 +92,24 @@ class Crew:
         for pid in [pid for pid, until_s in self.stopped.items() if now_s >= until_s]:
             del self.stopped[pid]
             self._signal(pid, signal.SIGCONT)
+        if any(now_s > until_s for until_s in self.leaving.values()):
+            names = [name for name, pid in self.pids.items() if pid in self.leaving]
+            required = f"an end within {LEAVE_S:g} s of SIGTERM"
+            raise StreamError("leave", required=required, got=f"none of {', '.join(names)}")
         self.start()
+
+    def join(self, kind: str) -> None:
+        """One more of a kind, under a name that nobody had."""
+        self._named[kind] += 1
+        self.kinds[f"{kind}-{self._named[kind]}"] = kind
+        self.start()
+
+    def leave(self, kind: str, dice: random.Random) -> None:
+        """SIGTERM to one of a kind, which may be stopped, and is not started again."""
+        name = dice.choice(sorted(name for name, each in self.kinds.items() if each == kind))
+        del self.kinds[name]
+        self.leaving[self.pids[name]] = time.monotonic() + LEAVE_S
+        self._signal(self.pids[name], signal.SIGTERM)
 
     @property
     def fills(self) -> bool:
@@ -145,27 +164,45 @@ class Crew:
 
 @dataclass(slots=True)
 class Chaos:
-    """One run: strikes until the deck is empty."""
+    """One run: strikes until the deck is empty.
+
+    dice: of the events. moving: of who leaves, and how soon it is followed. done: how often each.
+    """
 
     world: World
     crew: Crew
     dice: random.Random
+    moving: random.Random
     load: Load
     per_s: int
     say: Callable[[str], None]
     done: Counter[str] = field(default_factory=Counter)
 
-    def run(self, events: list[EventKind]) -> None:
-        """All events, then quiet: the load ends and everything is stored."""
+    def run(self, events: list[EventKind], moves: Mapping[int, Move]) -> None:
+        """All events, each behind its move; then quiet: the load ends, everything is stored and who
+        was told to leave has left. moves: number of an event, from 1 on → what comes before it."""
         for number, event in enumerate(events, 1):
             self._progress()
             self._wait(self.dice.uniform(0.0, 0.6))
+            if number in moves:
+                self._move(moves[number])
             self.say(f"{number}/{len(events)} {event}")
             self._strike(event)
             self.done[event] += 1
+        self._nobody_leaves()
         self._settle()
-        self._filled()
+        self._at_rest()
         self.world.read_log()
+
+    def _move(self, move: Move) -> None:
+        how, kind = move
+        self.say(" ".join(move))
+        if how == "join":
+            self.crew.join(kind)
+        else:
+            self.crew.leave(kind, self.moving)
+        self.done[how] += 1
+        self._wait(self.moving.uniform(*MOVED_S))
 
     def _strike(self, event: EventKind) -> None:
         if event == "kill":
@@ -208,7 +245,15 @@ class Chaos:
                 if time.monotonic() > deadline_s:
                     raise
 
-    def _filled(self) -> None:
+    def _nobody_leaves(self) -> None:
+        """Until who was told to leave is gone and the others have noticed, the load going on: once
+        what it sent is stored, their groups are formed. The embedded broker's do not get over
+        members that all drain in the midst of that."""
+        while self.crew.leaving:
+            self._wait(LOOK_S)
+        self._wait(NOTICED_S)
+
+    def _at_rest(self) -> None:
         """Until no backfill is under way."""
         deadline_s = time.monotonic() + FILLED_S
         while self.crew.fills:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,9 @@ import pytest
 
 from bench.chaos import crew_of, judge, run
 from bench.chaos_check import unlogged
-from bench.chaos_events import deck
+from bench.chaos_deck import CREW, deck, moves
+from bench.chaos_events import LEFT, Crew
+from bench.chaos_nursery import Nursery
 from bench.chaos_world import T0, chaos_plan, draw_actions, world
 from bench.report import Options
 from schemas.layout import layout_of
@@ -21,6 +27,8 @@ from store.base import Write
 from store.redis_store import RedisRowStore
 
 pytestmark = pytest.mark.kill
+
+WAIT_S = 40.0
 
 
 def test_a_deck_holds_some_of_everything() -> None:
@@ -43,6 +51,66 @@ def test_seeds_take_two_to_four_workers() -> None:
     assert crews == [{"worker": workers, "items": 2} for workers in (2, 3, 4)]
 
 
+@pytest.mark.parametrize("kills", [4, 7, 20, 200])
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_as_many_join_as_leave_and_crews_keep_their_bounds(kills: int, workers: int) -> None:
+    for seed in range(50):
+        size = Counter(worker=workers, items=2)
+        found = moves(kills, size, random.Random(seed))
+        assert found == moves(kills, size, random.Random(seed))
+        assert Counter(found.values()) == {
+            (how, kind): max(1, kills // share)
+            for how in ("join", "leave")
+            for kind, share in (("worker", 12), ("items", 24))
+        }
+        assert sorted(found) == list(found)
+        assert set(found) <= set(range(1, kills + 1))
+        for how, kind in found.values():
+            size[kind] += 1 if how == "join" else -1
+            assert CREW[0] <= size[kind] <= CREW[1]
+
+
+def test_few_events_leave_crews_as_they_are() -> None:
+    assert moves(3, {"worker": 2, "items": 2}, random.Random(1)) == {}
+
+
+def test_who_leaves_drains_or_is_killed_and_is_not_started_again(tmp_path: Path) -> None:
+    with world(tmp_path) as made, Nursery(made.config) as nursery:
+        crew = Crew(nursery, {"worker-1": "worker", "worker-2": "worker"})
+        crew.start()
+        crew.join("worker")
+        assert sorted(crew.pids) == ["worker-1", "worker-2", "worker-3"]
+        wait_for(lambda: all(_reads(tmp_path, name) for name in crew.pids), crew)
+        crew.leave("worker", random.Random(1))
+        assert (len(crew.kinds), len(crew.leaving)) == (2, 1)
+        wait_for(lambda: not crew.leaving, crew)
+        assert crew.ended == {f"{LEFT}exit 0": 1}
+        crew.join("worker")
+        assert "worker-4" in crew.pids  # nobody had that name
+        crew.leave("worker", random.Random(2))
+        (leaving,) = crew.leaving
+        os.kill(leaving, signal.SIGKILL)
+        wait_for(lambda: not crew.leaving, crew)
+        assert sum(crew.ended.values()) == 2
+        assert sorted(crew.pids) == sorted(crew.kinds)
+        assert len(crew.kinds) == 2
+
+
+def _reads(directory: Path, name: str) -> bool:
+    """The process says that it reads: from then on it takes a SIGTERM for a drain."""
+    log = directory / f"{name}.log"
+    return log.exists() and ": reading " in log.read_text()
+
+
+def wait_for(done: Callable[[], bool], crew: Crew) -> None:
+    """Looking after the crew. Raises AssertionError after WAIT_S."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < deadline_s
+        crew.look_after()
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 # kafka-python, closed while it connects anew, leaves that socket: without a peer, on loopback.
 @pytest.mark.filterwarnings(
@@ -53,7 +121,7 @@ def test_every_row_survives_one_of_each() -> None:
     line = run(Options(True, said.append, kills=7, seed=7)).line
     assert (line["lost"], line["doubled"], line["unequal_rows"]) == (0, 0, 0), said
     assert (line["kills"], line["unlogged"], line["filled"]) == (7, 0, 1)
-    assert line["workers"] == 3
+    assert (line["workers"], line["joined"], line["left"]) == (3, 2, 2)
     assert line["connections_cut"] > 0
     assert line["rows"] > 500
 
