@@ -92,7 +92,7 @@ class Sizes:
 
 
 QUICK: Final = Sizes(
-    {"batched": 600_000, "single": 150_000, "distinct": 100_000}, 1, 1_200, 0, 200_000, LOADS[:1]
+    {"batched": 600_000, "single": 150_000, "distinct": 100_000}, 1, 800, 0, 200_000, LOADS[:1]
 )
 FULL: Final = Sizes(
     {"batched": 3_000_000, "single": 600_000, "distinct": 400_000},

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.stream_log import PARTITIONS, Actions
-from bench.stream_rates import Cluster, json_line
+from bench.stream_rates import SESSION_S, Cluster, json_line
 from schemas.actions import ACTION, encode_batch
 from schemas.errors import LocalError
 
@@ -105,6 +105,7 @@ def run_peer(peer: Peer, topic: str, cluster: Cluster, actions: Actions) -> Peer
             "topic": topic,
             "group": Path(directory).name,
             "partitions": PARTITIONS,
+            "session_s": SESSION_S,
             "body_at": message_layout()[0],
             "skip": len(actions) // 5,
             "total": len(actions),

@@ -38,8 +38,8 @@ def main(settings: dict[str, Any]) -> int:
         web_enabled=False,
         topic_disable_leader=True,
         topic_partitions=settings["partitions"],
-        broker_session_timeout=3,
-        broker_heartbeat_interval=1,
+        broker_session_timeout=settings["session_s"],
+        broker_heartbeat_interval=settings["session_s"] / 3,
         consumer_auto_offset_reset="earliest",
         producer_linger=0.05,
     )

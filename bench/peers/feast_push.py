@@ -61,9 +61,8 @@ async def _consume(settings: dict[str, Any], store: FeatureStore) -> list[int]:
         settings["topic"],
         bootstrap_servers=settings["bootstrap"],
         group_id=settings["group"],
-        # The embedded broker answers a first JoinGroup after half of the session's time.
-        session_timeout_ms=3_000,
-        heartbeat_interval_ms=1_000,
+        session_timeout_ms=round(settings["session_s"] * 1000),
+        heartbeat_interval_ms=round(settings["session_s"] * 1000 / 3),
         auto_offset_reset="earliest",
         enable_auto_commit=False,
     )

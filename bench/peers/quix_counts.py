@@ -32,6 +32,7 @@ def main(settings: dict[str, Any]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quixstreams = importlib.import_module("quixstreams")  # of this script's interpreter alone
+    session_ms = round(settings["session_s"] * 1000)
     app = quixstreams.Application(
         broker_address=settings["bootstrap"],
         consumer_group=settings["group"],
@@ -40,8 +41,10 @@ def main(settings: dict[str, Any]) -> int:
         loglevel="WARNING",
         use_changelog_topics=False,
         commit_interval=1.0,
-        # The embedded broker answers a first JoinGroup after half of the session's time.
-        consumer_extra_config={"session.timeout.ms": 3_000, "heartbeat.interval.ms": 1_000},
+        consumer_extra_config={
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": session_ms // 3,
+        },
     )
     unpack = struct.Struct("<q8xq").unpack_from  # user, time_ms
     skip, total, body_at = settings["skip"], settings["total"], settings["body_at"]
