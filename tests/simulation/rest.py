@@ -71,9 +71,8 @@ def happen_next(world: World, dice: Random) -> None:
     began = False
     for place, group in enumerate(world.groups):
         alive = group.alive()
-        lags = _users_lag if len(group.topics) == 1 else _items_lag
-        if group.config.topic != world.newest.topic and not lags(world, group.config):
-            continue  # all of it is stored: who reads it ends
+        if group.config.topic != world.newest.topic and not _behind_anywhere(world):
+            continue  # all is stored: who reads an old topic ends
         held = {tp for m in alive if m.generation == group.generation for tp in m.places}
         if not alive:
             began = world.happen(Event("start", place))
@@ -122,18 +121,27 @@ def idle(member: Member) -> bool:
 
 def lagging(world: World) -> list[str]:
     """Marks that are not where their log ends."""
-    late = [
-        each
-        for config in world.moves.open()
-        for lags in (_users_lag, _items_lag)
-        for each in lags(world, config)
-    ]
+    late = _behind_anywhere(world)
     if world.fillings.staged().active:
         late.append(f"staged: {world.fillings.staged().views}")
     found = world.moves.succession
     if len(found.open) < len(found.topics):
         late.append(f"{found.newest.name} is not open")
     return late
+
+
+def _behind_anywhere(world: World) -> list[str]:
+    """Marks and pairs that lag, of any topic that is read.
+
+    Whoever reads the old topic goes on while those of the new one wait for it: what is stored in
+    each generation, only its own readers can tell.
+    """
+    return [
+        each
+        for config in world.moves.open()
+        for lags in (_users_lag, _items_lag)
+        for each in lags(world, config)
+    ]
 
 
 def _behind(world: World, config: StreamConfig, group: str) -> list[str]:
