@@ -55,8 +55,7 @@ def run(options: Options) -> Report:
     report.note(f"every view filled in a new generation and switched to {chaos.crew.filled} times")
     joined, left, drained = (chaos.done["join"], chaos.done["leave"], exits.get(f"{LEFT}exit 0", 0))
     report.note(
-        f"{joined} processes joined, {left} were told to leave: {drained} of them drained, the"
-        " others were struck before they were done"
+        f"{joined} processes joined, {left} were told to leave: {drained} of them drained in order"
     )
     gate = made.gate.counts
     report.note(

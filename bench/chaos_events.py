@@ -5,8 +5,8 @@ way; how soon after that is drawn. What ended, killed or by itself, is started a
 supervisor would; what was stopped goes on after longer than the group's session lasts, when others
 have its partitions.
 
-Who leaves is sent SIGTERM and not started again. While it drains it is hit by what comes, as all
-others are; so is who has just joined.
+Who has just joined is hit by what comes, as all others are. Who leaves is sent SIGTERM once the
+groups are formed, drains and is not started again; what comes strikes while others take over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ CUT_S: Final = (0.5, 3.5)
 SETTLE_S: Final = 60.0
 LOOK_S: Final = 0.2
 DRAIN_S: Final = 25.0
-#: Of who leaves in the midst of it all: it may be stopped, and wait for servers that are away.
 LEAVE_S: Final = 60.0
 #: A member learns that another left by its next heartbeat.
 NOTICED_S: Final = 1.0
@@ -105,7 +104,7 @@ class Crew:
         self.start()
 
     def leave(self, kind: str, dice: random.Random) -> None:
-        """SIGTERM to one of a kind, which may be stopped, and is not started again."""
+        """SIGTERM to one of a kind, which is not started again."""
         name = dice.choice(sorted(name for name, each in self.kinds.items() if each == kind))
         del self.kinds[name]
         self.leaving[self.pids[name]] = time.monotonic() + LEAVE_S
@@ -179,8 +178,10 @@ class Chaos:
     done: Counter[str] = field(default_factory=Counter)
 
     def run(self, events: list[EventKind], moves: Mapping[int, Move]) -> None:
-        """All events, each behind its move; then quiet: the load ends, everything is stored and who
-        was told to leave has left. moves: number of an event, from 1 on → what comes before it."""
+        """All events, each behind its move; then quiet: the load ends and everything is stored.
+
+        moves: number of an event, from 1 on → what comes before it.
+        """
         for number, event in enumerate(events, 1):
             self._progress()
             self._wait(self.dice.uniform(0.0, 0.6))
@@ -189,7 +190,7 @@ class Chaos:
             self.say(f"{number}/{len(events)} {event}")
             self._strike(event)
             self.done[event] += 1
-        self._nobody_leaves()
+        self._formed()
         self._settle()
         self._at_rest()
         self.world.read_log()
@@ -200,7 +201,10 @@ class Chaos:
         if how == "join":
             self.crew.join(kind)
         else:
+            self._formed()
             self.crew.leave(kind, self.moving)
+            while self.crew.leaving:
+                self._wait(TICK_S)
         self.done[how] += 1
         self._wait(self.moving.uniform(*MOVED_S))
 
@@ -245,13 +249,15 @@ class Chaos:
                 if time.monotonic() > deadline_s:
                     raise
 
-    def _nobody_leaves(self) -> None:
-        """Until who was told to leave is gone and the others have noticed, the load going on: once
-        what it sent is stored, their groups are formed. The embedded broker's do not get over
-        members that all drain in the midst of that."""
-        while self.crew.leaving:
-            self._wait(LOOK_S)
+    def _formed(self) -> None:
+        """Until the groups are formed: nobody is stopped, and all that was sent by then is stored.
+
+        The embedded broker's coordinator does not get over a leader that leaves before.
+        """
+        while self.crew.stopped:
+            self._wait(TICK_S)
         self._wait(NOTICED_S)
+        self._caught_up(self.world.ends())
 
     def _at_rest(self) -> None:
         """Until no backfill is under way."""
