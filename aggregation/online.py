@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from aggregation.finalise import Features, Finaliser
 from schemas.elements import element_name
-from schemas.errors import PlanError
+from schemas.errors import PlanError, nearest
 from schemas.ids import FIRST_ID, MISSING
 from schemas.layout import layout_of
 from schemas.names import row_keys
@@ -131,7 +131,7 @@ def online_feature(view: ViewPlan, name: str) -> OnlineFeature:
             f"{view.name}.{name}",
             required="a feature of the plan",
             got="none of that name",
-            do="run `encore apply`",
+            do=nearest(name, known) or "run `encore apply`",
         )
     return OnlineFeature(name, tuple(elements), True, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from catalog.durations import text
@@ -94,14 +95,7 @@ def describe(plan: Plan, name: str) -> Page:
     known = all_features(plan)
     hits = [each for each in known if name in (each.name, each.feature)]
     if len(hits) != 1:
-        names = ", ".join(each.name for each in hits)
-        near = nearest(name, [spelt for each in known for spelt in (each.name, each.feature)])
-        raise PlanError(
-            "features.show",
-            required=f"one of {names}" if hits else "a published feature",
-            got=repr(name),
-            do="name it as view.feature" if hits else near or "see `encore features list`",
-        )
+        raise _no_single(plan, name, known, hits)
     found = hits[0]
     view = plan.view(found.view)
     feature = view.feature(found.feature)
@@ -119,6 +113,35 @@ def describe(plan: Plan, name: str) -> Page:
         slots=tuple(_slots(plan, view, feature)),
         crosses=tuple(_crosses(plan, view, feature)),
     )
+
+
+def _no_single(
+    plan: Plan, name: str, known: Sequence[Described], hits: Sequence[Described]
+) -> PlanError:
+    """What is wrong with a name that not exactly one feature has; that of a `recent` is of none."""
+    columns = [each for view in plan.views for each in _columns(view, name)]
+    if hits:
+        required = f"one of {', '.join(each.name for each in hits)}"
+        do = "name it as view.feature"
+    elif columns:
+        required = f"one of its columns, {', '.join(columns)}"
+        do = ""
+    else:
+        required = "a published feature"
+        near = nearest(name, [spelt for each in known for spelt in (each.name, each.feature)])
+        do = near or "see `encore features list`"
+    return PlanError("features.show", required=required, got=repr(name), do=do)
+
+
+def _columns(view: ViewPlan, name: str) -> list[str]:
+    """The features that the columns of a `recent` are, by its name, with or without the view's."""
+    return [
+        f"{view.name}.{feature.name}"
+        for held in view.sequences
+        if name in (held.name, f"{view.name}.{held.name}")
+        for feature in view.features
+        if feature.kind in ("sequence", "age") and feature.source in (*held.fields, held.time_field)
+    ]
 
 
 def describe_cross(plan: Plan, name: str) -> CrossPage | None:

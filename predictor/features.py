@@ -93,7 +93,8 @@ def parse_features(body: bytes, plan: Plan, limits: Limits) -> FeatureQuery:
     try:
         views = {name: OnlineView(plan.view(name), held) for name, held in names.items()}
     except PlanError as error:
-        raise RequestError("features", required=error.required, got=_asked(error)) from None
+        asked = _asked(error)
+        raise RequestError("features", required=error.required, got=asked, do=error.do) from None
     references = tuple(
         (view, name, value_name(view, name) if full else name) for view, name in chosen
     )

@@ -310,8 +310,3 @@ def split_request_id(text: str) -> tuple[int, int]:
     """
     number = uuid.UUID(text).int
     return number >> 64, number & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def join_request_id(high: int, low: int) -> str:
-    """The inverse of `split_request_id`."""
-    return str(uuid.UUID(int=(int(high) << 64) | int(low)))

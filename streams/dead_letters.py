@@ -49,6 +49,7 @@ from streams.messages import decode_records, record_headers
 
 LEASE_MS: Final = 60_000
 SEND_TIMEOUT_S: Final = 20.0
+LETTER: Final = "letter"  # stands for a topic where a letter is tried
 PARTITION: Final = 0  # a dead-letter topic has one
 OWN_HEADERS: Final = (HEADER_CODE, HEADER_REASON, HEADER_SOURCE, HEADER_VIEW, HEADER_REDRIVEN)
 
@@ -134,10 +135,11 @@ def refusal(letter: Letter, target: TopicFacts, actions: bool) -> str | None:
         partition = 0  # a key that is no number is refused in any
     headers = tuple(letter.headers.items())
     record: ConsumerRecord[Any, Any] = ConsumerRecord(
-        "letter", partition, letter.offset, 0, 0, letter.key, letter.value, 0, 0, 0, headers
+        LETTER, partition, letter.offset, 0, 0, letter.key, letter.value, 0, 0, 0, headers
     )
     _, dead = decode_records((record,), partitions)
-    return str(dead[0].error) if dead else None
+    place = f"{LETTER}/{partition}/{letter.offset}"  # where it would lie, which it never did
+    return str(dead[0].error).removeprefix(place).lstrip(".: ") if dead else None
 
 
 def parse_record(text: str | None, where: str) -> Record:

@@ -133,6 +133,14 @@ def test_show_tells_of_crosses(
     assert read_by_crosses_alone.services == ("ranking",)
 
 
+def test_a_recent_is_shown_by_its_columns() -> None:
+    """Its name is declared, but no feature has it."""
+    columns = r"user_activity\.videos_item, "
+    for name in ("videos", "user_activity.videos"):
+        with pytest.raises(PlanError, match=f"needs one of its columns, {columns}.*got '{name}'"):
+            describe(demo_plan(), name)
+
+
 def test_what_is_not_known_is_refused(plan: Plan) -> None:
     with pytest.raises(
         PlanError, match=r"features\.show: needs a published feature, got 'nothing'; see"

@@ -89,7 +89,7 @@ def test_letters(broker_of_its_own: str, capsys: pytest.CaptureFixture[str]) -> 
     assert shown.endswith("… 600 bytes\n")
     assert json.loads(printed("show", "1", "--json"))["value_hex"] == "0001" * 300
     told = printed("redrive", "--all")
-    assert told.startswith("0 left: letter/")
+    assert told.startswith("0 left: sent_ms: needs ")
     assert told.endswith("put back         0\nput back before  0\nleft             2\n")
     assert set(json.loads(printed("redrive", "1", "--json"))["refused"]) == {"1"}
     assert main(["stream", "dead", "redrive"]) == 1

@@ -210,6 +210,10 @@ READS: list[tuple[dict[str, Any], str]] = [
         {**ONE, "features": ["songs:nothing"]},
         "features: needs a feature of the plan, got songs.nothing, none of that name",
     ),
+    (
+        {**ONE, "features": ["songs:fan"]},
+        "got songs.fan, none of that name; did you mean fans?",
+    ),
     ({**ONE, "feature_service": "nothing"}, "feature_service: needs one of ranking, got 'nothing'"),
     (
         {**ONE, "features": ["songs:fans", "songs:fans"]},

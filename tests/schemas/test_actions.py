@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from schemas.actions import (
     decode_json,
     decode_message,
     encode_batch,
-    join_request_id,
     split_request_id,
 )
 from schemas.errors import ActionError
@@ -220,6 +220,7 @@ def test_json_refusals_name_the_place(raw: bytes, where: str) -> None:
     assert caught.value.where.startswith(where)
 
 
-@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
-def test_request_ids_round_trip(high: int, low: int) -> None:
-    assert split_request_id(join_request_id(high, low)) == (high, low)
+@given(st.uuids())
+def test_request_ids_are_split_big_endian(request_id: UUID) -> None:
+    high, low = split_request_id(str(request_id))
+    assert high.to_bytes(8, "big") + low.to_bytes(8, "big") == request_id.bytes
