@@ -35,6 +35,14 @@ class Invocation:
 
         return resolved(self.settings)
 
+    @cached_property
+    def stored(self) -> Settings:
+        """The same for what talks to the store alone: no broker has to be set. Raises
+        SettingsError."""
+        from encore.stack_file import resolved
+
+        return resolved(self.settings, ["store_url"])
+
 
 def invocation(context: typer.Context) -> Invocation:
     """The invocation that the root callback put into the context."""

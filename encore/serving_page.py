@@ -1,8 +1,11 @@
-"""What the supervisor of many serving processes tells: all their metrics, and how they are.
+"""What a process that looks after others tells on a port of its own; the supervisor of many
+serving processes all their metrics, and how they are.
 
 GET /metrics            of all of them, each sample with its `worker`
 GET /v2/health/ready    200 while all are ready: how many there are and were started again
 GET /v2/health/live     200
+
+HEAD is answered as GET, without the body.
 """
 
 from __future__ import annotations
@@ -117,6 +120,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A page, or 404."""
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        """The same without its body."""
+        self._answer()
+
+    def _answer(self) -> None:
         page = self.server.pages.get(self.path)
         status, kind, body = (
             json_page({"error": "no such page"}, http.client.NOT_FOUND) if page is None else page()
@@ -125,15 +135,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Scrapes are not logged."""
 
 
 @contextmanager
-def serving_pages(host: str, port: int, pages: Pages) -> Any:
+def serving_pages(host: str, port: int, pages: Pages, setting: str = "metrics_port") -> Any:
     """Serve the pages from a thread while inside. Yields the port; 0 takes a free one.
+
+    setting: the port's name, for messages.
 
     Raises LocalError where the address is taken.
     """
@@ -141,10 +154,10 @@ def serving_pages(host: str, port: int, pages: Pages) -> Any:
         server = _Server((host, port), pages)
     except OSError as error:
         raise LocalError(
-            f"metrics {host}:{port}",
+            f"{setting.removesuffix('_port').replace('_', ' ')} {host}:{port}",
             required="an address nobody listens on",
             got=error.strerror or type(error).__name__,
-            do="choose another metrics_port",
+            do=f"choose another {setting}",
         ) from None
     thread = threading.Thread(target=server.serve_forever, name="pages", daemon=True)
     thread.start()

@@ -10,15 +10,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import psutil
 
 from encore.settings import LOCAL, Settings
 from schemas.errors import LocalError, SettingsError
+
+ADDRESSES: Final = ("bootstrap", "store_url")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,15 @@ def running_stack(run_dir: Path) -> StackFile | None:
     return None
 
 
-def resolved(settings: Settings) -> Settings:
+def resolved(settings: Settings, names: Sequence[str] = ADDRESSES) -> Settings:
     """The settings with `local` replaced by where the running local stack listens.
 
-    Raises SettingsError when `bootstrap` or `store_url` is `local` and no stack runs.
+    names: those of ADDRESSES that are needed. Raises SettingsError when one of them is `local` and
+    no stack runs.
     """
     changes = {}
     stack = running_stack(settings.runs)
-    for name in ("bootstrap", "store_url"):
+    for name in names:
         if getattr(settings, name) == LOCAL:
             if stack is None:
                 raise SettingsError(

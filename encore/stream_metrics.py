@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 
+from encore.serving_page import METRICS_PATH, serving_pages, text_page
 from predictor.tallies import Labels, Reading
-from schemas.errors import EncoreError, LocalError
+from schemas.errors import EncoreError
 from store.redis_store import AsyncRedisRowStore
 from streams.config import StreamConfig
 from streams.status import Line, StreamStatus, read_status
@@ -132,25 +133,13 @@ async def tell(config: StreamConfig, host: str, port: int) -> None:
     port: 0 takes a free one (logged). Raises LocalError where the address is taken.
     """
     metrics = StreamMetrics()
-    try:
-        server, thread = start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise LocalError(
-            f"stream metrics {host}:{port}",
-            required="an address nobody listens on",
-            got=error.strerror or type(error).__name__,
-            do="choose another stream_metrics_port",
-        ) from None
-    log.info("metrics of the streams on http://%s:%d/metrics", *server.server_address[:2])
-    try:
+    pages = {METRICS_PATH: lambda: text_page(generate_latest(metrics.registry).decode())}
+    with serving_pages(host, port, pages, "stream_metrics_port") as taken:
+        log.info("metrics of the streams on http://%s:%d%s", host, taken, METRICS_PATH)
         async with AsyncRedisRowStore(config.store_url) as store:
             while True:
                 await _read(config, store, metrics)
                 await asyncio.sleep(READ_EVERY_S)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 async def _read(config: StreamConfig, store: AsyncRedisRowStore, metrics: StreamMetrics) -> None:

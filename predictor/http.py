@@ -9,6 +9,7 @@
     GET  /health                                     as /v2/health/ready
     GET  /metrics                                    Prometheus
     GET  /openapi.json, /docs                        all of this for other programs, for people
+    HEAD                                             what GET answers, without its body
 
 Every error of every route is `{"error", "code", "where", "required", "got", "do"}`: the protocol's
 `error` (one line for people) and its parts. 400 the request is wrong, 404 no such route or model,
@@ -53,24 +54,27 @@ WAITED: Final = "waited_s"
 
 def create_app(service: Service) -> FastAPI:
     """The application over a running service."""
+    told: dict[str, Callable[..., Awaitable[Response]]] = {
+        "/v2": server_metadata,
+        "/v2/health/live": live,
+        "/v2/health/ready": ready,
+        "/health": ready,
+        "/metrics": metrics,
+        "/openapi.json": openapi,
+        "/docs": docs,
+    }
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False
     app.state.service = service
-    app.get("/v2")(server_metadata)
-    app.get("/v2/health/live")(live)
-    app.get("/v2/health/ready")(ready)
     for path in (_MODEL, f"{_MODEL}/versions/{{version}}"):
-        app.get(path)(model_metadata)
-        app.get(f"{path}/ready")(model_ready)
+        told |= {path: model_metadata, f"{path}/ready": model_ready}
         # Called for each request, and needs nothing of what FastAPI does around a handler.
         app.router.add_route(f"{path}/infer", infer, methods=["POST"])
     app.post("/get-online-features")(online_features)
     app.post("/push")(push)
     app.post("/write-to-online-store")(write_to_online_store)
-    app.get("/health")(ready)
-    app.get("/metrics")(metrics)
-    app.get("/openapi.json")(openapi)
-    app.get("/docs")(docs)
+    for path, handler in told.items():
+        app.add_api_route(path, handler, methods=["GET", "HEAD"])
     app.exception_handler(EncoreError)(_on_encore_error)
     app.exception_handler(HTTPException)(_on_http_error)
     app.exception_handler(Exception)(_on_defect)

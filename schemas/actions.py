@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -253,8 +253,17 @@ def decode_json(data: bytes, where: str = "action") -> ActionBatch:
 
 def action_of(record: object, where: str) -> NDArray[np.void]:
     """One action in JSON, parsed already, as (1,) of dtype ACTION. Raises ActionError."""
+    return _one(JsonAction.model_validate, record, where)
+
+
+def action_of_line(line: bytes, where: str) -> NDArray[np.void]:
+    """The same of its text: a whole JSON object, and nothing but that. Raises ActionError."""
+    return _one(JsonAction.model_validate_json, line, where)
+
+
+def _one(parse: Callable[[Any], JsonAction], given: object, where: str) -> NDArray[np.void]:
     try:
-        action = JsonAction.model_validate(record)
+        action = parse(given)
     except ValidationError as error:
         raise _not_json(error, where, "the JSON form of an action") from None
     actions = np.zeros(1, ACTION)

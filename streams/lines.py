@@ -77,7 +77,7 @@ def parse_line(line: str, now_ms: int, where: str) -> NDArray[np.void]:
     """
     try:
         record: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets in brackets
         raise ActionError(
             where,
             required="one JSON object a line",

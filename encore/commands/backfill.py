@@ -199,7 +199,7 @@ def _cancel(call: Invocation, as_json: bool) -> None:
     from encore.backfilling import give_up
     from encore.output import put, put_json
 
-    was = give_up(call.connected)
+    was = give_up(call.stored)
     if as_json:
         put_json({"given_up": was.views, "state": was.state})
         return

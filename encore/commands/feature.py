@@ -157,7 +157,7 @@ def _store_url(call: Invocation, required: bool) -> str | None:
     from encore.stack_file import running_stack
 
     if required:
-        return call.connected.store_url
+        return call.stored.store_url
     if call.settings.store_url != LOCAL:
         return call.settings.store_url
     stack = running_stack(call.settings.runs)
@@ -197,7 +197,7 @@ def load(
     from encore.progress import Bars
     from store.redis_store import RedisRowStore
 
-    settings = invocation(context).connected
+    settings = invocation(context).stored
     if kuairand is not None:
         from encore.kuairand import write_sources
 

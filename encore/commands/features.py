@@ -61,7 +61,7 @@ def list_features(
     from encore.output import put_json, put_table
     from store.redis_store import RedisRowStore
 
-    with RedisRowStore(invocation(context).connected.store_url) as store:
+    with RedisRowStore(invocation(context).stored.store_url) as store:
         found = all_features(published_plan(store), view)
     if as_json:
         put_json([asdict(each) for each in found])
@@ -93,7 +93,7 @@ def show(
     from encore.output import put_facts, put_json
     from store.redis_store import RedisRowStore
 
-    with RedisRowStore(invocation(context).connected.store_url) as store:
+    with RedisRowStore(invocation(context).stored.store_url) as store:
         plan = published_plan(store)
     cross = describe_cross(plan, name)
     page = describe(plan, name) if cross is None else cross
@@ -147,7 +147,7 @@ def get(
 
     ids = parse_entities(entities)
     clock_ms = _now_ms() if now_ms is None else now_ms
-    with RedisRowStore(invocation(context).connected.store_url) as store:
+    with RedisRowStore(invocation(context).stored.store_url) as store:
         views = views_of(published_plan(store), ids, view)
         readings = read_features(store, views, ids, clock_ms)
     if as_json:
@@ -186,7 +186,7 @@ def watch(
     from store.redis_store import RedisRowStore
 
     ids = parse_entities(entities)
-    with RedisRowStore(invocation(context).connected.store_url) as store:
+    with RedisRowStore(invocation(context).stored.store_url) as store:
         for number, found in enumerate(islice(changes(store, ids, view, _now_ms), looks)):
             for each in found:
                 before = "" if number == 0 else f"{_shown(each.before)} → "

@@ -91,7 +91,7 @@ def _walked(
     from encore.wiring import stream_config
     from store.keyspace import RedisKeySpace
 
-    config = stream_config(invocation(context).connected)
+    config = stream_config(invocation(context).stored)
     with RedisKeySpace(config.store_url, keys_per_s) as store, Bars() as bars:
         return work(store, config, lambda done, total: bars.update("keys", done, total))
 

@@ -54,7 +54,7 @@ def train(
     from encore.output import put_facts, put_json
     from encore.progress import Bars
 
-    settings = invocation(context).connected
+    settings = invocation(context).stored
     from encore.lookup import published_plan
     from store.redis_store import RedisRowStore
     from training.run import TrainConfig

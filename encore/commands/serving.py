@@ -43,7 +43,7 @@ def serve(
     from encore.logs import start_logging
     from encore.signals import terminate_as_exit, terminate_as_interrupt
 
-    settings = invocation(context).connected
+    settings = invocation(context).stored
     count = workers or settings.workers
     if count > 1 and socket is None:
         from encore.serving import run_workers
@@ -85,7 +85,7 @@ def cache(
     from store.tracking import TrackedStore
     from store.wire import StoreConfig
 
-    settings = invocation(context).connected
+    settings = invocation(context).stored
     start_logging(settings.log_level, settings.log_format)
     source = TrackedStore(StoreConfig(settings.store_url, timeout_ms=settings.store_timeout_ms))
     with terminate_as_exit():

@@ -45,9 +45,12 @@ def plan(project: Path) -> Plan:
 
 
 @pytest.fixture
-def connected(valkey: str, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def connected(
+    valkey: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A store, and no broker."""
     monkeypatch.setenv("ENCORE_STORE_URL", valkey)
-    monkeypatch.setenv("ENCORE_BOOTSTRAP", "127.0.0.1:9")
+    monkeypatch.setenv("ENCORE_DATA_DIR", str(tmp_path))
     with RedisRowStore(valkey) as store:
         store.put_text(PLAN_KEY, dump_plan(plan))
     yield

@@ -144,6 +144,17 @@ def test_who_asks_the_page_nothing_takes_no_files_for_good(monkeypatch: pytest.M
             assert reply.read() == b"x"
 
 
+def test_a_page_takes_head_without_its_body() -> None:
+    with serving_pages("127.0.0.1", 0, {"/a": lambda: (200, "text/plain", b"x")}) as port:
+        for path, status in (("/a", 200), ("/b", 404)):
+            line = f"HEAD {path} HTTP/1.0\r\n\r\n".encode()
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as caller:
+                caller.sendall(line)
+                reply = caller.makefile("rb").read()
+            assert reply.startswith(b"HTTP/1.0 %d " % status)
+            assert reply.endswith(b"\r\n\r\n"), "no body"
+
+
 # --- ports ----------------------------------------------------------------------------------
 
 

@@ -31,6 +31,13 @@ def test_nothing_runs(settings: Settings) -> None:
         resolved(settings)
 
 
+def test_a_broker_that_nobody_asks_for_need_not_be_there(settings: Settings) -> None:
+    given = settings.model_copy(update={"store_url": "redis://store/0"})
+    assert resolved(given, ["store_url"]) == given
+    with pytest.raises(SettingsError, match="start `encore up`, or set store_url"):
+        resolved(settings, ["store_url"])
+
+
 def test_what_is_set_needs_no_stack(settings: Settings) -> None:
     given = settings.model_copy(update={"bootstrap": "kafka:9092", "store_url": "redis://store/0"})
     assert resolved(given) == given

@@ -216,6 +216,22 @@ def test_routes_that_are_not_there(
     assert_error(running.client.request(method, path, json=body()), status)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/health/live", "/v2/health/ready", "/health", "/v2/models/rank", "/metrics", "/docs"],
+)
+def test_head_is_get_without_the_body(path: str, running: RunningServer) -> None:
+    """On one connection: a body behind a HEAD's reply would be read as the next one."""
+    head, get = running.client.head(path), running.client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert get.status_code == 200
+    assert len(get.content) > 1
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert running.client.head(INFER).status_code == 405
+    if path != "/metrics":
+        assert int(head.headers["content-length"]) == len(get.content)
+
+
 def without(key: str) -> dict[str, Any]:
     return {name: value for name, value in body().items() if name != key}
 

@@ -132,5 +132,33 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StreamError, match=r"b\.parquet: needs a file of actions"):
         take_foreign([tmp_path / "b.parquet"], None, tmp_path / "aside")
     (tmp_path / "c.jsonl").write_text('{"user": 1}\n')
-    with pytest.raises(ActionError, match=r"c\.jsonl, from line 1"):
+    with pytest.raises(ActionError, match=r"c\.jsonl:1\.item"):
         take_foreign([tmp_path / "c.jsonl"], None, tmp_path / "aside")
+
+
+LINE = '{"user": %d, "item": 7, "type": "click", "time_ms": 1650000000000}'
+#: What a line may be that means something only where lines are read as one text.
+CRAFTED = {
+    "two actions": f"{LINE % 8},{LINE % 9}",
+    "two without a comma": f"{LINE % 8}{LINE % 9}",
+    "in the place of all before it": f'{LINE % 8}], "actions": [{LINE % 9}',
+    "with a time of sending": f'{LINE % 8}], "sent_ms": 7, "actions": [{LINE % 9}',
+    "begun": '{"user": 8, "item": 7',
+    "ended": '"type": "click", "time_ms": 1650000000000}',
+    "a list": f"[{LINE % 8}]",
+    "brackets": "[" * 100_000,
+    "no text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_line_is_read_by_itself(tmp_path: Path, name: str) -> None:
+    """A crafted one is refused by its number, and does not hide others."""
+    lines = [LINE % 1, "", CRAFTED[name], LINE % 3]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines), errors="surrogateescape")
+    with pytest.raises(ActionError, match=r"a\.jsonl:3[.:]"):
+        take_foreign([path], None, tmp_path / "aside")
+    path.write_text("\n".join((*lines[:2], lines[3])))
+    (chunk,) = read_chunks(take_foreign([path], None, tmp_path / "aside")[0], COLUMNS)
+    assert chunk.actions["user"].tolist() == [1, 3]

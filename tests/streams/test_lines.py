@@ -45,6 +45,7 @@ def test_a_line_is_an_action_of_now_unless_it_says_when() -> None:
     ("line", "message"),
     [
         ("like", "lines:3: needs one JSON object a line"),
+        ("[" * 100_000, "lines:3: needs one JSON object a line"),
         ("[1]", "lines:3: needs the JSON form of an action"),
         (
             LIKE[:-1] + ', "mood": 1}',
