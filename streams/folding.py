@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Final, TypeVar
 
@@ -92,6 +92,9 @@ class FoldCounts:
     conflicts: int = 0
     saturated: int = 0
     deleted: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{each.name}={getattr(self, each.name)}" for each in fields(self))
 
 
 @dataclass(slots=True)

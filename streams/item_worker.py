@@ -48,6 +48,7 @@ from streams.overlap import ended
 from streams.positions import OVER_ITEMS, OVER_REKEYED, Positions
 from streams.refolding import Refolding, in_lost_log, unmakeable
 from streams.rekey import Rekeyer, rekey_group
+from streams.reporting import Reporter
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
@@ -57,7 +58,6 @@ from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
-REPORT_EVERY_S: Final = 10.0
 #: How long a process goes on folding after re-keying has come to a hole in the source.
 HOLE_S: Final = 5.0
 
@@ -103,35 +103,50 @@ class ItemWorker:
         self._pairs: dict[int, Pair] = {}  # as they were saved
         self._read: dict[int, SourceTable] = {}  # ahead of them: of what came by
         self._storing = Storing(self._save)
+        self._beats: dict[str, Heartbeat] = {}  # by topic
         self._dropped = 0
-        self._reported_s = self._whole_s = self._servers.clock_s()
+        self._whole_s = self._servers.clock_s()
+        self._reporter = Reporter(self._done, self._servers.clock_s)
 
     # --- life -------------------------------------------------------------------------------
 
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epochs."""
-        config = self._config
         self._send, self._marks = send, marks
-        self._store = self._servers.open_store(config)
+        self._store = self._servers.open_store(self._config)
         await self._store.begin_history()
         await self._store.check_policy()
+        await self._open_logs()
+        # Also confirms the logs' numbers: a store that forgot one would give it to another log.
+        self._confirmations = await open_confirmations(self._store, marks, self._config)
+        self._open_rekeying()
+        await self._open_folding(send)
+        self._holding = Holding(
+            self._store,
+            self._servers.clock_s,
+            self._sent.check,
+            lambda: self._tables.check(self._pairs),
+        )
+        self._tell_views()
+
+    async def _open_logs(self) -> None:
+        """Both topics, as the broker has them now."""
+        config, clock_s = self._config, self._servers.clock_s
         self._admin = await self._servers.admin(config)
-        self._place = Place(self._store, self._admin, config, items_done, self._servers.clock_s)
+        self._place = Place(self._store, self._admin, config, items_done, clock_s)
         await self._place.check()
         facts = await asyncio.to_thread(self._admin.ensure_topics, config.topics)
         self._source, self._target = [
-            await Source.open(
-                self._admin, facts[name], self._store, config.patience_ms, self._servers.clock_s
-            )
+            await Source.open(self._admin, facts[name], self._store, config.patience_ms, clock_s)
             for name in (config.topic, config.item_topic)
         ]
         await self._place.check_log(self._source.topic_id)
-        # Also confirms the logs' numbers: a store that forgot one would give it to another log.
-        self._confirmations = await open_confirmations(self._store, marks, config)
+
+    def _open_rekeying(self) -> None:
+        """What stage one needs."""
+        config = self._config
         group = rekey_group(config.item_group, self._target.epoch)
         self._sent = Positions(self._store, config.topic, group, self._source.epoch, OVER_ITEMS)
-        target = config.item_topic, config.item_group
-        self._folded = Positions(self._store, *target, self._target.epoch, OVER_REKEYED)
         self._rekeyer = Rekeyer(
             self._source,
             self._target,
@@ -140,37 +155,30 @@ class ItemWorker:
             self._confirmations,
             config.patience_ms,
         )
-        self._tables = PairStore(
-            self._store, config.item_topic, config.item_group, config.patience_ms
+        self._beats[config.topic] = Heartbeat(
+            self._store, (config.topic, group), self._rekeyer.tally, self._servers
         )
-        self._holding = Holding(
-            self._store,
-            self._servers.clock_s,
-            self._sent.check,
-            lambda: self._tables.check(self._pairs),
-        )
+
+    async def _open_folding(self, send: Sender) -> None:
+        """What stage two needs, the plan among it."""
+        config, store = self._config, self._store
+        target = config.item_topic, config.item_group
+        self._folded = Positions(store, *target, self._target.epoch, OVER_REKEYED)
+        self._tables = PairStore(store, *target, config.patience_ms)
         self._aside = SideOutputs(config.item_topic, send)
-        self._generations = ItemGenerations(config, self._servers, self._store, self._target)
-        self._plan = PlanFollower(
-            self._store, "item", config.item_topic, False, self._servers.clock_s
-        )
+        self._generations = ItemGenerations(config, self._servers, store, self._target)
+        self._plan = PlanFollower(store, "item", config.item_topic, False, self._servers.clock_s)
         await self._plan.open()
         self._folder = Folder(
-            self._store,
+            store,
             self._plan.views,
             self._target.epoch,
             self._aside.send_late,
             config.patience_ms,
+            retention_ms=config.retention_ms,
         )
-        self._item_marks = ItemMarks(self._store, target, self._servers)
-        self._beats = {
-            config.topic: Heartbeat(
-                self._store, (config.topic, group), self._rekeyer.tally, self._servers
-            ),
-            config.item_topic: Heartbeat(self._store, target, self._aside.tally, self._servers),
-        }
-        self._folder.retention_ms = config.retention_ms
-        self._tell_views()
+        self._item_marks = ItemMarks(store, target, self._servers)
+        self._beats[config.item_topic] = Heartbeat(store, target, self._aside.tally, self._servers)
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
         """Of the source the marks of what was re-keyed; of the re-keyed topic the saved pairs.
@@ -238,7 +246,7 @@ class ItemWorker:
         """What is under way is stored; the store's disk is waited for."""
         await self._rekeyer.settle()
         await self._storing.settle()
-        self._report(now=True)
+        self._reporter.end()
         await self._item_marks.tell(self._generations.standing(self._pairs), now=True)
         await self._generations.close()
         await self._confirmations.settle()
@@ -276,7 +284,7 @@ class ItemWorker:
         await self._place.look_now_and_then(self._sent.all_ended())
         for beat in self._beats.values():
             await beat.now_and_then()
-        self._report()
+        self._reporter.look()
 
     def _look_for_holes(self) -> None:
         """Raises NotHeldError some time after re-keying stopped at a hole: what is in the re-keyed
@@ -404,15 +412,8 @@ class ItemWorker:
             ", ".join(f"{v.name}@{v.generation}" for v in self._plan.views) or "no views",
         )
 
-    def _report(self, now: bool = False) -> None:
-        clock_s = self._servers.clock_s()
-        if not now and clock_s - self._reported_s < REPORT_EVERY_S:
-            return
-        self._reported_s = clock_s
-        log.info(
-            "re-keyed %d actions; stored so far: %s, %d re-keyed twice, %d dead letters",
-            self._rekeyer.actions,
-            self._folder.counts,
-            self._dropped,
-            self._aside.dead_letters,
+    def _done(self) -> str:
+        return (
+            f"re-keyed {self._rekeyer.actions} actions; stored so far: {self._folder.counts},"
+            f" {self._dropped} re-keyed twice, {self._aside.dead_letters} dead letters"
         )

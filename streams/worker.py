@@ -26,7 +26,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Final
 
 from faust.types import TP
 
@@ -44,6 +43,7 @@ from streams.messages import ActionRun, DeadLetter, decode_records, join_runs
 from streams.moving import Place, find_place, users_done
 from streams.overlap import ended
 from streams.positions import Positions
+from streams.reporting import Reporter
 from streams.servers import REAL_SERVERS, Servers
 from streams.side_outputs import SideOutputs
 from streams.source import Source
@@ -52,7 +52,6 @@ from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
-REPORT_EVERY_S: Final = 10.0
 
 #: Decoded lists, what was refused of them, and the next offset of each partition.
 Batch = tuple[list[ActionRun], list[DeadLetter], dict[TP, int]]
@@ -76,20 +75,27 @@ class Worker:
 
     def __init__(self, config: StreamConfig, servers: Servers = REAL_SERVERS) -> None:
         self._config, self._servers = config, servers
-        self._reported_s = self._servers.clock_s()
+        self._reporter = Reporter(self._done, self._servers.clock_s)
         self._storing = Storing(self._mark)
 
     # --- life -------------------------------------------------------------------------------
 
     async def open(self, send: Sender, marks: Marks) -> None:
         """Connect, create missing topics, load the plan, learn the epoch."""
-        config = self._config
-        self._aside, self._marks = SideOutputs(config.topic, send), marks
-        self._store = self._servers.open_store(config)
+        self._aside, self._marks = SideOutputs(self._config.topic, send), marks
+        self._store = self._servers.open_store(self._config)
         await self._store.begin_history()
         await self._store.check_policy()
+        await self._open_log()
+        # Also confirms the log's number: a store that forgot it would give it to another log.
+        self._confirmations = await open_confirmations(self._store, marks, self._config)
+        await self._open_folding()
+        self._tell_views()
+
+    async def _open_log(self) -> None:
+        """The topic, as the broker has it now."""
+        config, clock_s = self._config, self._servers.clock_s
         self._admin = await self._servers.admin(config)
-        clock_s = self._servers.clock_s
         self._place = Place(self._store, self._admin, config, users_done, clock_s)
         await self._place.check()
         facts = (await asyncio.to_thread(self._admin.ensure_topics, config.topics))[config.topic]
@@ -97,23 +103,26 @@ class Worker:
             self._admin, facts, self._store, config.patience_ms, clock_s
         )
         await self._place.check_log(self._source.topic_id)
-        # Also confirms the logs' numbers: a store that forgot one would give it to another log.
-        self._confirmations = await open_confirmations(self._store, marks, config)
-        epoch = self._source.epoch
-        self._positions = Positions(self._store, config.topic, config.group, epoch)
-        self._holding = Holding(self._store, clock_s, self._positions.check)
-        self._generations = Generations(
-            self._store, config.topic, config.group, epoch, config.patience_ms
-        )
-        place = config.topic, config.group
-        self._beat = Heartbeat(self._store, place, self._aside.tally, self._servers)
+
+    async def _open_folding(self) -> None:
+        """What reading and folding need, the plan among it."""
+        config, store, clock_s = self._config, self._store, self._servers.clock_s
+        epoch, place = self._source.epoch, (config.topic, config.group)
+        self._positions = Positions(store, *place, epoch)
+        self._holding = Holding(store, clock_s, self._positions.check)
+        self._generations = Generations(store, *place, epoch, config.patience_ms)
+        self._beat = Heartbeat(store, place, self._aside.tally, self._servers)
         self._catch_up = CatchUp(config, self._servers, self._source, self._generations)
-        self._plan = PlanFollower(self._store, "user", config.topic, clock_s=clock_s)
+        self._plan = PlanFollower(store, "user", config.topic, clock_s=clock_s)
         await self._plan.open()
-        views = self._plan.views
-        self._folder = Folder(self._store, views, epoch, self._aside.send_late, config.patience_ms)
-        self._folder.retention_ms = config.retention_ms
-        self._tell_views()
+        self._folder = Folder(
+            store,
+            self._plan.views,
+            epoch,
+            self._aside.send_late,
+            config.patience_ms,
+            retention_ms=config.retention_ms,
+        )
 
     async def start_at(self, tps: frozenset[TP]) -> dict[TP, int]:
         """The store's progress marks; the beginning where this log has none.
@@ -151,12 +160,12 @@ class Worker:
         await self._follow()
         await self._place.look_now_and_then(self._positions.all_ended())
         await self._beat.now_and_then()
-        self._report()
+        self._reporter.look()
 
     async def close(self) -> None:
         """What is under way is stored; the store's disk is waited for."""
         await self._storing.settle()
-        self._report(now=True)
+        self._reporter.end()
         await self._catch_up.close()
         await self._confirmations.settle()
         await self._beat.leave()
@@ -186,7 +195,7 @@ class Worker:
             await ended(same_log)
         await self._place.look_now_and_then(self._positions.all_ended())
         await self._beat.now_and_then()
-        self._report()
+        self._reporter.look()
 
     def _batches(self, lists: list[Fetched]) -> Iterator[Batch]:
         """Decoded lists, grouped up to `batch_actions`, with the next offset of each partition.
@@ -262,11 +271,5 @@ class Worker:
             ", ".join(f"{view.name}@{view.generation}" for view in self._plan.views),
         )
 
-    def _report(self, now: bool = False) -> None:
-        clock_s = self._servers.clock_s()
-        if not now and clock_s - self._reported_s < REPORT_EVERY_S:
-            return
-        self._reported_s = clock_s
-        log.info(
-            "stored so far: %s, %d dead letters", self._folder.counts, self._aside.dead_letters
-        )
+    def _done(self) -> str:
+        return f"stored so far: {self._folder.counts}, {self._aside.dead_letters} dead letters"
