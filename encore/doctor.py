@@ -162,17 +162,36 @@ def broker(settings: Settings) -> Iterator[Check]:
         do = "start it, or set bootstrap"
         yield Check("broker", "fail", f"nothing answers at {address}", do)
         return
-    from encore.wiring import topics
     from streams.admin import Admin
 
+    wanted, left = _topics(settings_or_skip)
     try:
         with Admin(address, _ADMIN_TIMEOUT_MS) as admin:
             yield Check("broker", "ok", f"answers at {address}")
-            for name, partitions in topics(settings).items():
+            for name, partitions in wanted.items():
                 facts = admin.describe(name)
-                yield _topic(name, facts.partitions if facts else None, partitions)
+                if facts is not None or name not in left:
+                    yield _topic(name, facts.partitions if facts else None, partitions)
     except EncoreError as error:
         yield Check("broker", "fail", f"{error.where}: {error.got}", error.do)
+
+
+def _topics(settings: Settings) -> tuple[dict[str, int], set[str]]:
+    """Partitions of every topic, and those that actions have left, which may be deleted. Without a
+    store nobody knows where they moved to: then the first ones."""
+    from encore.wiring import every_config, open_config, topics
+
+    if isinstance(connected := _addressed(settings, "store_url", "store"), Check):
+        return topics(settings), set()
+    try:
+        configs, read = every_config(connected), open_config(connected).number
+    except EncoreError:  # `store` tells of it
+        return topics(settings), set()
+    wanted: dict[str, int] = {}
+    for config in configs:
+        wanted |= config.topics
+    older = [config for config in configs if config.number < read]
+    return wanted, {name for config in older for name in (config.topic, config.item_topic)}
 
 
 def _topic(name: str, found: int | None, wanted: int) -> Check:

@@ -70,6 +70,14 @@ def newest_config(settings: Settings) -> StreamConfig:
     return config
 
 
+def every_config(settings: Settings) -> tuple[StreamConfig, ...]:
+    """For the first topic and each that actions were moved to. Raises StoreError, StreamError."""
+    from streams.moving import every_config as configs
+
+    with _rows(settings) as store:
+        return configs(store, stream_config(settings))
+
+
 def open_config(settings: Settings) -> StreamConfig:
     """For the newest topic that may be read. Raises StoreError, StreamError."""
     from streams.moving import open_config as newest_open

@@ -15,6 +15,7 @@ after at most `longest_pause_s` and one read.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import time
@@ -131,7 +132,10 @@ class StoreReader:
             for scope in self._waiting:
                 if not scope.expired():
                     scope.reschedule(now_s)
-            self._probing = asyncio.create_task(self._probe(fault), name="breaker")
+            # On behalf of nobody: its log lines would name this request for as long as it goes on.
+            nobody = contextvars.Context()
+            probe = self._probe(fault)
+            self._probing = asyncio.create_task(probe, name="breaker", context=nobody)
 
     async def _probe(self, fault: _Fault) -> None:
         """Ask for what failed until it comes."""

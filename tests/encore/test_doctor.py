@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from encore import doctor
+from encore.local import start_broker
 from encore.settings import Settings
-from schemas.names import PLAN_KEY, PLAN_VERSION_KEY
+from schemas.names import PLAN_KEY, PLAN_VERSION_KEY, topics_keys
 from schemas.plan import Plan, dump_plan
+from schemas.succession import End, Succession, dump_succession
 from store.redis_store import RedisRowStore
+from streams.admin import ensure_topics
 
 
 def states(checks: object) -> dict[str, str]:
@@ -60,6 +63,30 @@ def test_configured_and_absent_fails(tmp_path: Path) -> None:
     checks = [*doctor.broker(settings), *doctor.store(settings)]
     assert states(checks) == {"broker": "fail", "store": "fail"}
     assert "secret" not in str(checks)
+
+
+def test_topics_that_actions_moved_to_are_looked_at(valkey: str, tmp_path: Path) -> None:
+    """What they have left may be deleted, and nobody makes it again."""
+    url = valkey.removesuffix("/0") + "/13"
+    server = start_broker(tmp_path)
+    settings = Settings(data_dir=tmp_path, bootstrap=server.address, store_url=url)
+    moved = Succession.of("actions", settings.partitions).grown("actions.2", 8)
+    ended = moved.with_end("actions", End("the old log", {0: 3}, final=True))
+    key, _ = topics_keys("actions")
+    try:
+        with RedisRowStore(url) as rows:
+            rows.put_text(key, dump_succession(moved))
+            found = states(doctor.broker(settings))
+            assert found["topic actions"] == found["topic actions.2"] == "warn"
+            rows.put_text(key, dump_succession(ended))
+            found = states(doctor.broker(settings))
+            assert not {"topic actions", "topic actions.by-item"} & set(found)
+            assert found["topic actions.2.by-item"] == found["topic actions.dead"] == "warn"
+            ensure_topics(server.address, {"actions": settings.partitions, "actions.2": 7})
+            found = states(doctor.broker(settings))
+            assert (found["topic actions"], found["topic actions.2"]) == ("ok", "fail")
+    finally:
+        server.child.kill()
 
 
 def test_a_taken_port_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

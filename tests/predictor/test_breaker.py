@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,32 @@ def test_faults_in_a_row_open_it_and_a_probe_closes_it(
         await settled(reader)
         assert store.reconnected >= 3
         assert await ask(reader, "b", 60.0) == ([b"b"], None)
+        await reader.close()
+
+    run(work())
+
+
+def test_a_probe_is_on_behalf_of_no_request() -> None:
+    """Its log lines would name the one that came first, long after that was answered."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    named: list[str] = []
+
+    class Telling(Moody):
+        async def read_rows(self, keys: Sequence[RowKeys]) -> StoredRows:
+            named.append(request.get())
+            return await super().read_rows(keys)
+
+    async def work() -> None:
+        store = Telling()
+        reader = StoreReader(store, FAST)
+        store.mood = GONE
+        request.set("a request")
+        for _ in range(3):
+            await reader.read(keys("a"), 60.0)
+        store.mood = 0.0
+        await settled(reader)
+        assert named == ["a request"] * 3 + ["none"] * (len(named) - 3)
+        assert len(named) > 3
         await reader.close()
 
     run(work())
