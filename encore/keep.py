@@ -56,7 +56,8 @@ class Kept:
         self._start_at_s = float("-inf")
         self._started_s = 0.0
         self._asked_s = float("-inf")
-        self._answered_s: float | None = None
+        self._answered = False  # since it was started
+        self._silent_s = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -90,7 +91,7 @@ class Kept:
 
     @property
     def _ask_every_s(self) -> float:
-        return 0.0 if self._answered_s is None else ASK_EVERY_S
+        return ASK_EVERY_S if self._answered else 0.0
 
     def _try_to_start(self, now_s: float) -> None:
         try:
@@ -108,17 +109,20 @@ class Kept:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **spec.environment}
         command = [sys.executable, "-m", "encore", *spec.arguments]
         self.child = spawn(ChildSpec(spec.name, command, None, environment=environment))
-        self._started_s, self._answered_s = now_s, None
+        self._started_s, self._answered, self._silent_s = now_s, False, 0.0
 
     def _ask(self, path: Path, now_s: float) -> None:
-        self._asked_s = now_s
+        since_s, self._asked_s = now_s - self._asked_s, now_s
         answer = ask(path, READY_PATH)
         if answer is not None:
-            self._answered_s, self.ready = now_s, answer[0] == http.client.OK
+            self._answered, self._silent_s = True, 0.0
+            self.ready = answer[0] == http.client.OK
             self.was_ready |= self.ready
             return
         self.ready = False
-        if self._answered_s is not None and now_s - self._answered_s > SILENCE_S:
+        # Who asks may have been stopped for a while itself: that was nobody's silence.
+        self._silent_s += min(since_s, ASK_EVERY_S + _ASK_TIMEOUT_S)
+        if self._answered and self._silent_s > SILENCE_S:
             log.error("%s: no answer for %g s; it is killed", self.spec.name, SILENCE_S)
             assert self.child is not None
             self.child.kill()

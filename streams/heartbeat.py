@@ -2,7 +2,7 @@
 
 One small text a partition, written every two seconds beside the marks and read by `streams.status`.
 It is for people: nothing depends on it, a store that does not take it is no error, and what is
-older than FRESH_MS is of a process that is gone.
+further than FRESH_MS from now is of a process that is gone.
 """
 
 from __future__ import annotations

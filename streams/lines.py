@@ -37,13 +37,13 @@ def send_lines(
 ) -> Sent:
     """Send each line's action, in groups; blank lines are skipped. Blocking.
 
-    clock: ms since 1970, read once a line. where: what the lines are of, for messages. Returns once
-    all are confirmed. Raises ActionError for a line that is no action, after sending those before
-    it; StreamError where the broker does not confirm.
+    clock: ms since 1970, read once a line; it may be set back. where: what the lines are of, for
+    messages. Returns once all are confirmed. Raises ActionError for a line that is no action, after
+    sending those before it; StreamError where the broker does not confirm.
     """
     sent = Sent(0, {})
     group: list[NDArray[np.void]] = []
-    began_ms = 0
+    began_ms = read_ms = 0
 
     def flush(now_ms: int) -> None:
         if group:
@@ -51,11 +51,13 @@ def send_lines(
             sent.actions += len(group)
             group.clear()
 
-    now_ms = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         now_ms = clock()
+        if now_ms < read_ms:  # set back: what it told before would be of the future by it
+            flush(read_ms)
+        read_ms = now_ms
         try:
             action = parse_line(line, now_ms, f"{where}:{number}")
         except ActionError:
@@ -65,7 +67,7 @@ def send_lines(
         group.append(action)
         if len(group) >= GROUP_LINES or now_ms - began_ms >= GROUP_MS:
             flush(now_ms)
-    flush(now_ms)
+    flush(read_ms)
     return sent
 
 

@@ -252,7 +252,8 @@ async def _line(
     name, mark = group.topic.name, group.marks.get(partition)
     current = mark is not None and mark.epoch == group.epoch
     beat = parse_beat(await store.get_text(worker_key(name, group.name, partition)))
-    fresh = beat is not None and now_ms - beat.at_ms < FRESH_MS
+    # Told in the future: by a process that ended before the clock was set back, or another clock.
+    fresh = beat is not None and abs(now_ms - beat.at_ms) < FRESH_MS
     return Line(
         group.does,
         group.name,

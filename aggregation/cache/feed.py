@@ -53,7 +53,8 @@ class CacheConfig:
     """directory: of the cache's files; best in memory (/dev/shm). capacity: most items. beat_ms:
     between two beats. retry_s: before another try where the store failed. standby: wait where
     another process keeps the cache, and take over when it ends. linger_s: how long the cache of the
-    plan before is kept once that of the next is live."""
+    plan before is kept once that of the next is live. room_s: between two looks for room, where
+    there was none."""
 
     service: str
     directory: Path
@@ -62,6 +63,7 @@ class CacheConfig:
     retry_s: float = 0.1
     standby: bool = False
     linger_s: float = 5.0
+    room_s: float = 10.0
 
 
 class _StopError(Exception):
@@ -91,7 +93,7 @@ class ItemFeed:
         self._writer: CacheWriter | None = None
         self._publication: str | None = None
         self._seen = np.zeros((0, 0), bool)  # (slots, V) verified since the last connection
-        self._beat_ns = 0
+        self._beat_ns = self._looked_ns = 0
 
     def run(self) -> None:
         """Follow the store until told to stop."""
@@ -174,6 +176,11 @@ class ItemFeed:
         self._apply(writer, changes.keys)
         writer.live(began_ns)
         self._beat_ns = began_ns
+        if writer.full and now_ns() - self._looked_ns >= self._config.room_s * 1e9:
+            self._looked_ns = now_ns()
+            if writer.has_room_again():
+                log.info("item cache: there is room for further items again")
+                self._verify(writer)
 
     # --- plans -------------------------------------------------------------------------------
 

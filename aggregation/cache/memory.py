@@ -62,6 +62,7 @@ RETIRED: Final = 2  # this file will never be live again
 NOT_LIVE_NS: Final = 1 << 62
 _BLOCK: Final = 1 << 21  # regions begin at multiples: a huge page
 _GROWTH_SLOTS: Final = 8_192  # reserved at once
+_GROWTH_PART: Final = 8  # or this part of what there is, after it was full
 
 Words = NDArray[np.uint64]
 Array = NDArray[Any]
@@ -232,6 +233,24 @@ class CacheMemory:
                 except OSError as error:
                     raise no_room(Path(f"/proc/self/fd/{self._file}"), error) from None
             self._reserved = upto
+
+    def grow(self) -> bool:
+        """Reserve room for a good part more, where the file system has twice that; whether it did.
+
+        What is full stays so while it is nearly full: looking for what had no room is a walk.
+        """
+        more = max(_GROWTH_SLOTS, self.count // _GROWTH_PART)
+        slots = min(self.count + more, self.capacity)
+        index_bytes = index.LINE_BYTES << self._level_for(slots)
+        wanted = more * (self.codec.dtype.itemsize + self.codec.row_bytes) + index_bytes
+        found = os.fstatvfs(self._file)
+        if slots <= self.count or found.f_bavail * found.f_frsize < 2 * wanted:
+            return False
+        try:
+            self.reserve(slots)
+        except LocalError:
+            return False
+        return True
 
     def index_new(self, ids: NDArray[np.int64], slots: index.Slots) -> None:
         """Make new slots known, whose records are written. There is room where it was reserved;

@@ -25,7 +25,7 @@ from aggregation.cache.memory import (
     W_WALKED,
     CacheMemory,
 )
-from aggregation.cache.record import SEQUENCE, UNTIL, Encoded, Raw
+from aggregation.cache.record import FROM, SEQUENCE, UNTIL, Encoded, Raw
 from aggregation.cache.validity import NEVER
 from schemas.errors import LocalError
 from schemas.stored import StoredRows
@@ -47,7 +47,8 @@ class CacheWriter:
     def __init__(self, memory: CacheMemory) -> None:
         self.memory = memory
         self.codec = memory.codec
-        self.full = False
+        self.full = self._by_capacity = False
+        self._latest_ms = NEVER  # what time it was; of a file that is taken up nobody knows
         count = memory.count
         self._due = np.full(max(count, 1), NEVER)  # (slots,) i64
         if count:
@@ -85,7 +86,11 @@ class CacheWriter:
         return self.codec.raw(self.memory.rows[slots], status)
 
     def refresh(self, now_ms: int, most: int = 4 * AT_ONCE) -> int:
-        """Make records anew whose values have aged, so many at most. Returns how many it made."""
+        """Make records anew whose values have aged, so many at most, and where the clock was set
+        back those that are of a time to come. Returns how many it made."""
+        if now_ms < self._latest_ms:
+            self._set_back(now_ms)
+        self._latest_ms = now_ms
         if now_ms < self.due_ms:
             return 0
         due = np.flatnonzero(self._due[: self.memory.count] <= now_ms)
@@ -100,6 +105,12 @@ class CacheWriter:
         done = min(len(due), most)
         self.memory.header[W_AGED] += np.uint64(done)
         return done
+
+    def _set_back(self, now_ms: int) -> None:
+        """Readers would make these anew at each request until that time has come."""
+        from_ms = self.memory.words[: self.memory.count, FROM].view(np.int64)  # (slots,)
+        to_come = np.flatnonzero(from_ms > now_ms)
+        self._note_due(to_come, np.full(len(to_come), now_ms))
 
     def _write(self, ids: NDArray[np.int64], encoded: Encoded, slots: Slots | None = None) -> None:
         """slots: of the ids, where they are known."""
@@ -128,6 +139,14 @@ class CacheWriter:
         self.memory.rows[slots] = rows
         target[slots, SEQUENCE] = odd + _ONE
 
+    def has_room_again(self) -> bool:
+        """Whether there is room for a good part more than there is. If so it is kept, and `full` is
+        over: what has no slot is to be looked for in the store."""
+        if not self.full or self._by_capacity or not self.memory.grow():
+            return False
+        self.full = False
+        return True
+
     def _room(self, wanted: int) -> int:
         """How many new slots there are, at most `wanted`."""
         count = self.memory.count
@@ -137,6 +156,7 @@ class CacheWriter:
             if not self.full:
                 log.warning("%s; further items are read from the store", error)
             self.full = True
+            self._by_capacity |= count + wanted > self.memory.capacity
             self.memory.header[W_COMPLETE] = 0
             return 0
         return wanted

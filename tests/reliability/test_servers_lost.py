@@ -28,6 +28,7 @@ from tests.streams.support import (
     wait_stored,
     wait_until,
 )
+from tests.streams.test_sink import archive_of
 
 Sent = tuple[NDArray[np.void], int]
 
@@ -117,6 +118,33 @@ def test_a_store_that_stands_still_is_waited_for(
         assert worker.terminate() == 0
     with stack.store() as store:
         assert_rows_equal_oracle(store, stack.view, sent)
+
+
+def test_a_sink_outlives_a_store_that_stands_still(
+    broker: str, own_store: Server, tmp_path: Path
+) -> None:
+    """With nothing to do, and with files that it cannot acknowledge: each action is archived once,
+    by the process that was there before."""
+    address = f"redis://{own_store.address}/0"
+    stack = make_stack(broker, address, tmp_path / "data", store_timeout_ms=200, roll_ms=200)
+    config = stack.config
+    ensure_topics(broker, config.topics)
+    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(6)]
+    with (
+        running("sink", stack) as sink,
+        ActionProducer(broker, config.topic, PARTITIONS) as producer,
+    ):
+        wait_stored(stack, send_all(producer, sent[:2]), config.archive_group)
+        os.kill(own_store.child.pid, signal.SIGSTOP)
+        wait_until(lambda: "a newer topic could not be looked for" in sink.text())
+        ends = send_all(producer, sent[2:])
+        wait_until(lambda: "progress of" in sink.text())
+        os.kill(own_store.child.pid, signal.SIGCONT)
+        wait_stored(stack, ends, config.archive_group)
+        assert sink.terminate() == 0
+    table = archive_of(stack, config.topic)
+    times = np.concatenate([actions["time_ms"] for actions, _ in sent])
+    assert sorted(table["time_ms"].to_pylist()) == np.sort(times).tolist()
 
 
 def test_a_store_that_went_back_is_folded_again(

@@ -75,6 +75,8 @@ def test_lines_are_grouped_by_number_and_time(broker: str, topic: str) -> None:
         slow = send_lines([LIKE] * 4, producer, Clock(GROUP_MS), "x")
         assert (slow.actions, sum(slow.ends.values())) == (4, 4)
         assert send_lines([], producer, Clock(), "x").actions == 0
-    batches = [decode_batch(message.value) for message in read_topic(broker, topic, 2, 4)]
-    assert sum(len(batch.actions) for batch in batches) == GROUP_LINES + 5
+        set_back = iter((T0 + 3_600_000, T0 + 3_600_001, T0, T0 + 1)).__next__
+        assert sum(send_lines([LIKE] * 4, producer, set_back, "x").ends.values()) == 6
+    batches = [decode_batch(message.value) for message in read_topic(broker, topic, 2, 6)]
+    assert sum(len(batch.actions) for batch in batches) == GROUP_LINES + 9
     assert all((batch.actions["time_ms"] <= batch.sent_ms).all() for batch in batches)

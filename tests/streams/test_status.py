@@ -103,6 +103,8 @@ def test_a_worker_seen_from_outside(stack: Stack) -> None:
         assert sum(line.lag for line in archive) == sum(ends.values()), "no sink runs"
         gone = rows_of(status_of(stack, now_ms() + FRESH_MS + 60_000))
         assert {line.owner for line in gone.values()} == {""}, "it told nothing lately"
+        ahead = rows_of(status_of(stack, now_ms() - 3_600_000))
+        assert {line.owner for line in ahead.values()} == {""}, "the clock was set back since"
         assert worker.terminate() == 0
     assert {line.owner for line in rows_of(status_of(stack)).values()} == {""}, "it left"
     with pytest.raises(StreamError, match=r"needs nothing that lags within 0 s, got .*archive"):

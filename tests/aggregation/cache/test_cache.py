@@ -147,6 +147,31 @@ def test_only_values_that_aged_are_made_anew(tmp_path: Path) -> None:
     assert cache.counts.aged == 1
 
 
+def test_values_of_a_time_to_come_are_made_anew_once_the_clock_is_set_back(
+    tmp_path: Path,
+) -> None:
+    """Also of a file that was taken up: nobody knows what time it was then."""
+    writer, cache = writer_in(tmp_path, STEADY), reader_of(tmp_path)
+    rows = folded(STEADY.item_views[1], ITEMS, clicks(T0, T0 + 2_000))
+    stored = {row_key("small", 1, int(item)): row for item, row in zip(ITEMS, rows, strict=True)}
+    hour_later = T0 + 3_600_000
+    for taken_up in (False, True):
+        writer.put(ITEMS, raw_of(STEADY, stored, ITEMS), hour_later)
+        writer.refresh(hour_later)
+        if taken_up:
+            writer = CacheWriter(writer.memory)
+        go_live(writer)
+        looked_up(cache, STEADY, stored, ITEMS, T0 + 2_500)
+        aged = cache.counts.aged
+        assert aged > 0
+        assert writer.refresh(T0 + 2_500) == 1
+        side = looked_up(cache, STEADY, stored, ITEMS, T0 + 2_500)
+        assert_as_stored(side, STEADY, stored, ITEMS, T0 + 2_500)
+        assert cache.counts.aged == aged
+        assert writer.refresh(T0 + 2_500) == 0
+        cache.counts.aged = 0
+
+
 def test_a_row_written_elsewhere_is_kept_in_our_layout(tmp_path: Path) -> None:
     writer, stored, ids = steady_world(tmp_path, 4)
     view = DEMO.item_views[0]

@@ -60,7 +60,12 @@ class World:
     @property
     def config(self) -> CacheConfig:
         return CacheConfig(
-            "ranking", self.directory, capacity=1_000, beat_ms=5, linger_s=self.linger_s
+            "ranking",
+            self.directory,
+            capacity=1_000,
+            beat_ms=5,
+            linger_s=self.linger_s,
+            room_s=0.0,
         )
 
     @property
@@ -273,6 +278,33 @@ def test_without_room_for_two_the_old_one_goes_first(
         world.publish(plan, 2)
         wait_until(lambda: world.settled(program))
         assert not world.settled()
+
+
+def test_what_had_no_room_is_cached_once_there_is_some(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full file system under a running writer; nobody starts it again."""
+    world.write(1)
+    reserve = os.posix_fallocate
+
+    def no_records(file: int, start: int, length: int) -> None:
+        if length > 1 << 17:  # header and index are smaller
+            raise OSError(28, "No space left on device")
+        reserve(file, start, length)
+
+    def nothing_is_in() -> bool:
+        found = world.cache.look_up(DEMO, IDS, T0)
+        return found is not None and len(found.missing_ids()) == len(IDS)
+
+    monkeypatch.setattr("os.posix_fallocate", no_records)
+    with keeping(world):
+        wait_until(nothing_is_in)
+        syncs = int(world.memory().header[W_SYNCS])
+        time.sleep(0.1)
+        assert nothing_is_in()
+        assert int(world.memory().header[W_SYNCS]) == syncs, "it does not walk in vain"
+        monkeypatch.undo()
+        wait_until(world.settled)
 
 
 def test_what_ends_a_feed_ends_the_writer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
