@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from schemas.cores import unpinned
 from schemas.errors import LocalError
+from store.cores import unpinned
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.005

@@ -26,9 +26,9 @@ from encore.caching import cache_spec
 from encore.keep import READY_PATH, Kept, KeptSpec, ask
 from encore.serving_page import METRICS_PATH, Page, json_page, merged, serving_pages, text_page
 from encore.settings import Settings
-from schemas.cores import core_of
 from schemas.errors import LocalError
 from schemas.spool import worker_directory
+from store.cores import core_of
 
 log: Final = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.1

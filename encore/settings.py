@@ -19,8 +19,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas.cores import PATTERN as CORES
 from schemas.errors import SettingsError
+from store.cores import PATTERN as CORES
 
 ENV_PREFIX: Final = "ENCORE_"
 CONFIG_VARIABLE: Final = "ENCORE_CONFIG"

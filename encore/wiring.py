@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encore.settings import Settings
-from schemas.cores import core_of
+from store.cores import core_of
 
 if TYPE_CHECKING:
     from aggregation.cache.feed import CacheConfig

@@ -26,8 +26,8 @@ from predictor.front import Front
 from predictor.grpc_server import GrpcServer
 from predictor.http import create_app
 from predictor.service import Service
-from schemas.cores import pin
 from schemas.errors import LocalError
+from store.cores import pin
 
 log: Final = logging.getLogger(__name__)
 #: A thread that waits for the interpreter lock asks for it after this long: with Python's 5 ms the

@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 
 from predictor.card import Expected
 from predictor.package import verify_package
-from schemas.cores import unpinned
 from schemas.errors import PackageError
+from store.cores import unpinned
 
 _EXPECTED = TypeAdapter(Expected)
 _NICENESS = 5

@@ -17,7 +17,8 @@ from schemas.errors import RecordError
 HEADER: Final = struct.Struct("<II")
 MAX_PAYLOAD_BYTES: Final = 1 << 28
 SEGMENT_SUFFIX: Final = ".spool"
-_WORKER: Final = "worker-"
+#: What the names of `worker_directory` begin with.
+WORKER_PREFIX: Final = "worker-"
 
 
 def segment_name(sequence: int) -> str:
@@ -35,12 +36,7 @@ def worker_directory(spool: Path, number: int) -> Path:
     >>> str(worker_directory(Path("spool"), 3))
     'spool/worker-3'
     """
-    return spool / f"{_WORKER}{number}"
-
-
-def worker_directories(spool: Path) -> list[Path]:
-    """The directories below a spool of serving processes that run or ran, sorted."""
-    return sorted(path for path in spool.glob(f"{_WORKER}*") if path.is_dir())
+    return spool / f"{WORKER_PREFIX}{number}"
 
 
 def frame(payload: bytes) -> bytes:

@@ -26,8 +26,8 @@ from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 from yarl import URL
 
-from schemas.cores import pinned
 from schemas.errors import EncoreError, MovedError, StreamError
+from store.cores import pinned
 from streams.config import StreamConfig
 from streams.producer import MAX_MADE_BYTES
 from streams.transport import ListTransport, Marks

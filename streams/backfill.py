@@ -115,23 +115,15 @@ async def fill_view(
         replace(task, store_history=began)
         for task in tasks_of(config, view, origin, found.files, foreign)
     ]
-    total = sum(task.actions for task in tasks)  # a file is read by each task it has actions of
     rows = sum(file.rows for file in history) + taken.taken
     began_s = time.monotonic()
-    counts = await asyncio.to_thread(
-        run_tasks,
-        tasks,
-        stream.store_url,
-        config.cores if total >= FEW_ACTIONS else 1,
-        config.dask,
-        lambda done: note(f"fill {view.name}", min(done, total) * rows // max(1, total), rows, ""),
-        servers.open_rows,
-    )
+    told = partial(note, f"fill {view.name}")
+    counts = await _run(config, tasks, servers, lambda share: told(int(share * rows), rows, ""))
     if stream.fsynced:
         await store.confirm()  # a later history may lack rows
     seconds = time.monotonic() - began_s
     await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
-    note(f"fill {view.name}", rows, rows, f"{counts.rows + counts.there:,} rows")
+    told(rows, rows, f"{counts.rows + counts.there:,} rows")
     return FillReport(
         view=view.name,
         generation=view.generation,
@@ -142,6 +134,25 @@ async def fill_view(
         counts=counts,
         foreign=taken,
         lost=tuple(sorted(found.lost)),
+    )
+
+
+async def _run(
+    config: BackfillConfig,
+    tasks: Sequence[FillTask],
+    servers: Servers,
+    note: Callable[[float], None],
+) -> FillCounts:
+    """Fold in as many processes as it is worth. note: hears what share is done."""
+    total = sum(task.actions for task in tasks)  # a file is read by each task it has actions of
+    return await asyncio.to_thread(
+        run_tasks,
+        tasks,
+        config.stream.store_url,
+        config.cores if total >= FEW_ACTIONS else 1,
+        config.dask,
+        lambda done: note(min(done, total) / max(1, total)),
+        servers.open_rows,
     )
 
 

@@ -28,7 +28,7 @@ from schemas.errors import EncoreError, RecordError, StreamError
 from schemas.ids import partition_of
 from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE, dead_letter_topic
 from schemas.ranklog import decode_record
-from schemas.spool import SEGMENT_SUFFIX, read_frames, segment_name, worker_directories
+from schemas.spool import SEGMENT_SUFFIX, WORKER_PREFIX, read_frames, segment_name
 from store.durable import replacing
 from streams.clients import KafkaError, KafkaProducer, close_producer, require_broker
 from streams.config import StreamConfig
@@ -50,6 +50,11 @@ class SpoolPosition:
 
     sequence: int
     byte: int
+
+
+def worker_directories(spool: Path) -> list[Path]:
+    """The directories below a spool of serving processes that run or ran, sorted."""
+    return sorted(path for path in spool.glob(f"{WORKER_PREFIX}*") if path.is_dir())
 
 
 def shipped_to(directory: Path) -> SpoolPosition:

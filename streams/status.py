@@ -15,7 +15,7 @@ from typing import Final
 
 from schemas.errors import StreamError
 from schemas.names import dead_letter_topic, late_topic, root_topic, worker_key
-from schemas.spool import SEGMENT_SUFFIX, worker_directories
+from schemas.spool import SEGMENT_SUFFIX
 from store.base import AsyncRowStore, Progress
 from streams.admin import Admin, TopicFacts
 from streams.config import StreamConfig
@@ -25,7 +25,7 @@ from streams.heartbeat import FRESH_MS, Counts, parse_beat
 from streams.losses import Accepted, accepted_losses
 from streams.moving import Ended, config_of, items_done, read_succession, users_done
 from streams.rekey import rekey_group
-from streams.ship import shipped_to
+from streams.ship import shipped_to, worker_directories
 from streams.source_table import PairStore
 
 POLL_S: Final = 0.2

@@ -74,6 +74,15 @@ COMES_WITH = {
 }
 
 
+#: Modules, functions and methods by which a program hears of more than its arguments.
+OUTSIDE_WORLD = {
+    *("asyncio", "io", "mmap", "multiprocessing", "os", "random", "secrets", "shutil", "signal"),
+    *("socket", "subprocess", "sys", "tempfile", "threading", "time"),
+    *("open", "print", "exists", "glob", "is_dir", "iterdir", "stat", "now", "today", "uuid4"),
+    *("read_bytes", "read_text", "write_bytes", "write_text"),
+}
+
+
 def imports_of(path: Path) -> set[tuple[str, int]]:
     """Top-level names a file imports anywhere in it, with their lines."""
     found = set()
@@ -83,6 +92,18 @@ def imports_of(path: Path) -> set[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add((node.module.partition(".")[0], node.lineno))
     return found
+
+
+def called_in(path: Path) -> set[tuple[str, int]]:
+    """Last names of what a file calls, with their lines."""
+    calls = (
+        node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    )
+    return {
+        (call.func.id if isinstance(call.func, ast.Name) else call.func.attr, call.lineno)
+        for call in calls
+        if isinstance(call.func, ast.Name | ast.Attribute)
+    }
 
 
 def third_party(room: str) -> list[tuple[str, str]]:
@@ -132,6 +153,17 @@ def test_nothing_undeclared(room: str) -> None:
         if COMES_WITH.get(name, name) not in known
     ]
     assert not undeclared, "\n".join(undeclared)
+
+
+def test_the_contracts_do_no_io_and_read_no_clock() -> None:
+    """`schemas` is what other languages have to agree with: functions of their arguments."""
+    astray = [
+        f"{path.relative_to(ROOT)}:{line} has {name}"
+        for path in sorted((ROOT / "schemas").rglob("*.py"))
+        for name, line in sorted(imports_of(path) | called_in(path))
+        if name in OUTSIDE_WORLD
+    ]
+    assert not astray, "\n".join(astray)
 
 
 def test_nothing_declared_for_nothing() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from encore.context import Invocation, JsonOption, invocation
+
+if TYPE_CHECKING:
+    from catalog.apply import ApplyResult
 
 APPLY_EPILOG = """\b
 Examples:
@@ -118,34 +121,39 @@ def apply(
     else:
         with RedisRowStore(url) as store:
             result = apply_repo(call.settings.repo, store, review, take_over=take_over)
-    plan, parent = result.plan, result.parent
-    views = [f"{view.name}@{view.generation}" for view in plan.views]
-    services = {service.name: service.fingerprint for service in plan.services}
     if as_json:
-        put_json(
-            {
-                "version": plan.version,
-                "parent": parent.version if parent else None,
-                "changed": result.changed,
-                "published": result.published,
-                "lock": result.lock,
-                "views": views,
-                "services": services,
-                "difference": as_data(result.difference, models),
-            }
-        )
+        put_json(_applied(result) | {"difference": as_data(result.difference, models)})
         return
     for line in told(result.difference, models):
         put(line)
-    put_facts(
-        {
-            "plan": f"version {plan.version}, {'changed' if result.changed else 'as before'}",
-            "lock": result.lock,
-            "views": ", ".join(views),
-            "services": ", ".join(f"{name} ({mark})" for name, mark in services.items()),
-            "store": _publication(url, result.published) if publish else "not published",
-        }
-    )
+    to = _publication(url, result.published) if publish else "not published"
+    put_facts(_facts(result) | {"store": to})
+
+
+def _applied(result: ApplyResult) -> dict[str, object]:
+    """For programs."""
+    plan, parent = result.plan, result.parent
+    return {
+        "version": plan.version,
+        "parent": parent.version if parent else None,
+        "changed": result.changed,
+        "published": result.published,
+        "lock": result.lock,
+        "views": [f"{view.name}@{view.generation}" for view in plan.views],
+        "services": {service.name: service.fingerprint for service in plan.services},
+    }
+
+
+def _facts(result: ApplyResult) -> dict[str, str]:
+    """For people."""
+    plan = result.plan
+    services = [f"{service.name} ({service.fingerprint})" for service in plan.services]
+    return {
+        "plan": f"version {plan.version}, {'changed' if result.changed else 'as before'}",
+        "lock": str(result.lock),
+        "views": ", ".join(f"{view.name}@{view.generation}" for view in plan.views),
+        "services": ", ".join(services),
+    }
 
 
 def _store_url(call: Invocation, required: bool) -> str | None:

@@ -79,17 +79,19 @@ def train(
     if as_json:
         put_json(_data(report))
         return
-    put_facts(
-        {
-            "log": f"{report.joined.requests:,} requests, {report.joined.exposed:,} shown items",
-            "learnt from": f"{report.examples:,} examples, {report.validation:,} to stop by",
-            "rescored": f"{report.rescored:,} candidates",
-            **{
-                f"{kind} model": f"validation AUC {_auc(fit):.4f}, {report.packages[kind]}"
-                for kind, fit in _fits(report).items()
-            },
-        }
-    )
+    put_facts(_facts(report))
+
+
+def _facts(report: TrainReport) -> dict[str, str]:
+    """For people."""
+    facts = {
+        "log": f"{report.joined.requests:,} requests, {report.joined.exposed:,} shown items",
+        "learnt from": f"{report.examples:,} examples, {report.validation:,} to stop by",
+        "rescored": f"{report.rescored:,} candidates",
+    }
+    for kind, fit in _fits(report).items():
+        facts[f"{kind} model"] = f"validation AUC {_auc(fit):.4f}, {report.packages[kind]}"
+    return facts
 
 
 def _fits(report: TrainReport) -> dict[Kind, Fit]:

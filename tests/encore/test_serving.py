@@ -30,10 +30,10 @@ from encore.serving import held_port, run_workers
 from encore.serving_page import merged, serving_pages
 from encore.settings import Settings
 from predictor.http_client import Asked, HttpRankingClient, Reply
-from schemas.cores import core_of
 from schemas.errors import LocalError
 from schemas.ranklog import decode_record
 from schemas.spool import read_frames
+from store.cores import core_of
 from store.redis_store import RedisRowStore
 from tests.predictor.support import ITEMS, PLAN, USERS, new_id, put_world, wait_until
 from tests.predictor.support import body as rank_body

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from schemas.cores import AUTO, core_of, pinned
 from schemas.errors import SettingsError
+from store.cores import AUTO, core_of, pinned
 
 USABLE = {1, 2, 3, 6}
 
@@ -47,7 +47,7 @@ def test_pinned_are_its_threads_and_not_what_it_starts() -> None:
     """And batch jobs. In a process of its own, since a process stays pinned."""
     code = """
 import json, os, subprocess, sys, threading
-from schemas.cores import core_of, pin, unpinned
+from store.cores import core_of, pin, unpinned
 SEEN = "[os.sched_getscheduler(%d), *sorted(os.sched_getaffinity(%d))]"
 def seen(thread):
     return eval(SEEN % (thread, thread))
@@ -88,7 +88,7 @@ print(json.dumps(found))
 def test_a_policy_that_an_operator_chose_or_holds_fast_is_left_alone(allowed: bool) -> None:
     code = f"""
 import os
-from schemas.cores import core_of, pin
+from store.cores import core_of, pin
 if {allowed}:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 else:
@@ -105,7 +105,7 @@ print(os.sched_getscheduler(0), len(os.sched_getaffinity(0)))
 def test_a_block_gives_back_what_the_process_had() -> None:
     code = """
 import os, threading
-from schemas.cores import pinned
+from store.cores import pinned
 def seen():
     return [os.sched_getscheduler(0), *sorted(os.sched_getaffinity(0))]
 over, found = threading.Event(), []
