@@ -26,6 +26,7 @@ from store.cores import unpinned
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.005
+_LONGEST_POLL_S = 0.2  # what is longer is a stall
 _LOG_TAIL_BYTES = 4096
 _LOG_TAIL_LINES = 3
 
@@ -97,10 +98,17 @@ class Child:
         self.signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code once it has ended, None when it still runs after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        while self.running and time.monotonic() < deadline:
+        """Its exit code once it has ended, None when it still runs after `timeout_s`.
+
+        Time in which this process stood still counts little: on a machine that stalls the child
+        stood still, too, and could not end.
+        """
+        left_s, before_s = timeout_s, time.monotonic()
+        while self.running and left_s > 0:
             time.sleep(_POLL_S)
+            now_s = time.monotonic()
+            left_s -= min(now_s - before_s, _LONGEST_POLL_S)
+            before_s = now_s
         return self.exit_code
 
     def stop(self, grace_s: float = 10.0) -> int:

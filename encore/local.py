@@ -21,7 +21,7 @@ from encore.children import Child, ChildSpec, spawn, wait_ready
 from schemas.errors import LocalError
 
 HOST: Final = "127.0.0.1"
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 120.0
 _PORT_ATTEMPTS: Final = 5
 _PORTS: Final = range(12_000, 32_000)  # below those of connections
 _PROBE_TIMEOUT_S: Final = 0.5

@@ -21,7 +21,7 @@ from encore.supervise import Supervisor
 from schemas.errors import LocalError
 from store.redis_store import RedisRowStore
 
-APPLY_TIMEOUT_S: Final = 120.0
+APPLY_TIMEOUT_S: Final = 300.0
 _READY_PATH: Final = "/v2/health/ready"
 
 Note = Callable[[str], None]

@@ -22,11 +22,14 @@ from encore.settings import LOCAL, Settings
 from schemas.errors import LocalError, SettingsError
 
 ADDRESSES: Final = ("bootstrap", "store_url")
+#: The system tells when it started in whole seconds, and another one when its clock is set.
+_SAME_START_S: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class StackFile:
-    """Where the parts of a running local stack listen. url: empty while nothing serves."""
+    """Where the parts of a running local stack listen. url: empty while nothing serves. started_s:
+    of its writer, since the machine's start: the time of day may be set meanwhile."""
 
     bootstrap: str
     store_url: str
@@ -53,6 +56,7 @@ def owned(run_dir: Path) -> Iterator[None]:
                 got="one where a stack is running",
                 do="stop it, or set another data_dir",
             ) from None
+        _path(run_dir).unlink(missing_ok=True)  # of one that was killed
         try:
             yield
         finally:
@@ -62,7 +66,7 @@ def owned(run_dir: Path) -> Iterator[None]:
 def announce(run_dir: Path, *, bootstrap: str, store_url: str, url: str = "") -> None:
     """Write the stack file of this process, by rename."""
     pid = os.getpid()
-    stack = StackFile(bootstrap, store_url, url, pid, psutil.Process(pid).create_time())
+    stack = StackFile(bootstrap, store_url, url, pid, _started_s(pid))
     scratch = run_dir / "stack.json.new"
     scratch.write_text(json.dumps(asdict(stack), indent=2) + "\n", encoding="utf-8")
     scratch.replace(_path(run_dir))
@@ -75,9 +79,14 @@ def running_stack(run_dir: Path) -> StackFile | None:
     except (OSError, ValueError, TypeError):
         return None
     with suppress(psutil.NoSuchProcess):
-        if psutil.Process(stack.pid).create_time() == stack.started_s:
+        if abs(_started_s(stack.pid) - stack.started_s) < _SAME_START_S:
             return stack
     return None
+
+
+def _started_s(pid: int) -> float:
+    """When a process started, since the machine did. Raises psutil.NoSuchProcess."""
+    return float(psutil.Process(pid).create_time() - psutil.boot_time())
 
 
 def resolved(settings: Settings, names: Sequence[str] = ADDRESSES) -> Settings:

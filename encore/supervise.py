@@ -22,8 +22,8 @@ from typing import Final, Self
 from encore.children import Child, ChildSpec, spawn, wait_ready
 from schemas.errors import LocalError
 
-READY_TIMEOUT_S: Final = 120.0
-GRACE_S: Final = 20.0
+READY_TIMEOUT_S: Final = 300.0
+GRACE_S: Final = 60.0
 
 
 class Supervisor:

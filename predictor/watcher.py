@@ -42,7 +42,7 @@ class WatchConfig:
 
     packages: Path | None
     poll_s: float = 0.5
-    verify_timeout_s: float = 60.0
+    verify_timeout_s: float = 300.0
     retry_s: float = 30.0
     items_wait_s: float = 30.0
 

@@ -24,15 +24,15 @@ import pytest
 
 from encore.local import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("stack")]
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "tutorial.md"
 PORT: Final = "8080"
 GRPC_PORT: Final = "8090"
 LOOKS: Final = ("encore features", "encore stream", "curl ")
-PATIENCE_S: Final = 60.0
-COMMAND_S: Final = 120.0
+PATIENCE_S: Final = 180.0
+COMMAND_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Reader:
             assert matches(shown, log.read_text()), log.read_text()
             yield
             stack.send_signal(signal.SIGTERM)  # as Ctrl-C; an interrupt may be blocked here
-            assert stack.wait(120) == 0, log.read_text()
+            assert stack.wait(COMMAND_S) == 0, log.read_text()
         finally:
             if stack.poll() is None:
                 stack.kill()

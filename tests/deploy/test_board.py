@@ -25,9 +25,9 @@ from predictor.http import create_app
 from predictor.spool import SpoolConfig
 from schemas.names import generation_group
 from store.redis_store import RedisRowStore
-from store.wire import StoreConfig
 from streams.admin import ensure_topics
 from streams.config import StreamConfig
+from tests.patience import patient
 from tests.predictor.support import NOW_MS, PLAN, body, put_world
 
 ROOT = Path(__file__).parents[2]
@@ -58,14 +58,14 @@ def exposed(text: str) -> Exposed:
 def service(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a service that ranked, refused, and asked a cache."""
     directory, url = tmp_path_factory.mktemp("service"), valkey.removesuffix("/0") + "/6"
-    with RedisRowStore(url) as store:
+    with RedisRowStore(patient(url)) as store:
         put_world(store)
         store.put_progress(VIEW.source, generation_group(*GROUP), {0: (1, 2, NOW_MS)})
 
     async def go() -> str:
         spool = SpoolConfig(directory / "spool")
         config = ServeConfig(
-            StoreConfig(url),
+            patient(url),
             "ranking",
             spool=spool,
             timeout_ms=60_000,

@@ -23,6 +23,7 @@ from schemas.row import encode_rows
 from schemas.rows import empty_rows
 from store.base import Write
 from store.redis_store import RedisRowStore
+from tests.patience import patient
 
 SECOND_MS = 1_000
 YAML = """
@@ -138,7 +139,7 @@ def _source(path: Path, times: list[int], **columns: pa.Array) -> None:
 
 def fill(repo: Path, url: str) -> Plan:
     """Applies and publishes; rows of all views into the store. User 7 clicked twice and played."""
-    with RedisRowStore(url) as store:
+    with RedisRowStore(patient(url)) as store:
         plan = apply(repo, store).plan
         for view in plan.views:
             if view.kind == "batch":

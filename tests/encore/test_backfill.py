@@ -33,6 +33,7 @@ from streams.backfill import BackfillConfig
 from streams.producer import ActionProducer
 from tests.encore.test_evolution import TICK_MS, VIEW, Load, Running, actions, added, under_load
 from tests.encore.test_evolution import stack as stack
+from tests.patience import WAIT_S
 from tests.store.servers import OwnServer, own_server
 from tests.streams.support import (
     T0,
@@ -44,7 +45,7 @@ from tests.streams.support import (
 )
 from tests.streams.test_item_worker import assert_item_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("stack")]
 
 ITEM_VIEW = "song_activity"
 ITEM_DECLARATION = f'''
@@ -88,7 +89,7 @@ def wait_begun(stack: Running) -> None:
     """Until both workers have stored rows: what lies before a floor is then not nothing."""
     keys = {name: row_keys(name, 1, list(range(1, 90))) for name in (VIEW, ITEM_VIEW)}
     with RedisRowStore(patient(stack.settings.store_url)) as store:
-        wait_until(lambda: all(any(store.read(each)) for each in keys.values()), 60)
+        wait_until(lambda: all(any(store.read(each)) for each in keys.values()), WAIT_S)
 
 
 def log_of(stack: Running, load: Load) -> list[tuple[Any, int]]:
@@ -115,7 +116,7 @@ def caught_up(stack: Running, store: RedisRowStore, sent: Sequence[tuple[Any, in
             return False
         return True
 
-    wait_until(equal, 60)
+    wait_until(equal, WAIT_S)
     assert_rows_equal_oracle(store, plan_view(stack, VIEW), sent)
     assert_item_rows(store, plan_view(stack, ITEM_VIEW), sent)
 
@@ -342,4 +343,4 @@ def wait_folded(settings: Settings, ends: dict[int, int]) -> None:
         return all(p in marks and marks[p].next_offset >= end for p, end in ends.items())
 
     with RedisRowStore(patient(settings.store_url)) as store:
-        wait_until(there, 60)
+        wait_until(there, WAIT_S)

@@ -16,6 +16,7 @@ from schemas.plan import Plan, dump_plan
 from schemas.succession import End, Succession, dump_succession
 from store.redis_store import RedisRowStore
 from streams.admin import ensure_topics
+from tests.patience import patient
 
 
 def states(checks: object) -> dict[str, str]:
@@ -110,7 +111,7 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_store_and_plan(valkey: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, repo=tmp_path, store_url=valkey)
-    with RedisRowStore(valkey) as rows:
+    with RedisRowStore(patient(valkey)) as rows:
         before = rows.get_text(PLAN_KEY), rows.get_text(PLAN_VERSION_KEY)
         try:
             first, second = Plan(1, 0, (), ()), Plan(2, 1, (), ())

@@ -33,9 +33,10 @@ from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from streams.generations import parse_floors
 from streams.producer import ActionProducer
 from streams.replay import find_mark, wait_stored
+from tests.patience import WAIT_S
 from tests.streams.support import T0, assert_rows_equal_oracle, patient, read_topic, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("stack")]
 
 TICK_MS = 60_000
 SONGS = (1, 2, 3, 4, 5, 6)
@@ -71,18 +72,18 @@ class Load:
                 mark = await find_mark(store, settings.bootstrap, topic, settings.group)
                 while not self.stop.is_set():
                     now_ms = T0 + self.ticks * TICK_MS
-                    await wait_stored(mark, self.ends, 60.0)
+                    await wait_stored(mark, self.ends, WAIT_S)
                     asked = [request(user, now_ms) for user in range(1, USERS, 3)]
                     self.replies += await asyncio.gather(*map(client.rank, asked))
                     sent = actions(self.ticks, now_ms)
                     self.ends |= await asyncio.to_thread(producer.send, sent, now_ms + TICK_MS)
                     self.ticks += 1
-                await wait_stored(mark, self.ends, 60.0)
+                await wait_stored(mark, self.ends, WAIT_S)
 
     def go_on(self, ticks: int) -> None:
         """Return once so many more ticks are done."""
         target = self.ticks + ticks
-        wait_until(lambda: self.ticks >= target or self.failure is not None, 60)
+        wait_until(lambda: self.ticks >= target or self.failure is not None, WAIT_S)
         assert self.failure is None, self.failure
 
     def wait_served(self, version: int) -> None:
@@ -92,7 +93,7 @@ class Load:
                 self.failure is not None
                 or int(self.replies[-1].parameters["plan_version"]) == version
             ),
-            60,
+            WAIT_S,
         )
 
 
@@ -170,7 +171,7 @@ def under_load(stack: Running) -> Iterator[Load]:
         yield load
     finally:
         load.stop.set()
-        thread.join(60)
+        thread.join(WAIT_S)
     assert load.failure is None, load.failure
 
 
@@ -213,7 +214,7 @@ def test_a_feature_added_changed_and_removed_under_load(stack: Running) -> None:
             assert applied["difference"] == beforehand
             plan = require_lock(stack.project / "feature_repo" / LOCK_NAME)
             load.wait_served(plan.version)
-            wait_until(partial(folds, stack.settings, plan), 60)
+            wait_until(partial(folds, stack.settings, plan), WAIT_S)
             assert stack.served()["fingerprint"] == beforehand["services"][0]["after"]
             load.go_on(5)
             assert {each["name"]: each["what"] for each in beforehand["features"]} == features

@@ -17,6 +17,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from schemas.status import FieldStatus
 from store.redis_store import RedisRowStore
 from tests.encore.feast_world import client, fill, make_repo, remote_repo
+from tests.patience import patient
 from tests.predictor.support import RunningServer, server
 
 pytestmark = [
@@ -37,7 +38,7 @@ def served(
 ) -> Iterator[tuple[Path, RunningServer]]:
     """A filled repo and the service over it."""
     directory, url = tmp_path_factory.mktemp("remote"), valkey.removesuffix("/0") + "/9"
-    with RedisRowStore(url) as store:
+    with RedisRowStore(patient(url)) as store:
         store._ask(("FLUSHDB",), "test")
     repo = make_repo(directory / "repo", url)
     fill(repo, url)
@@ -184,7 +185,7 @@ def test_the_service_and_the_adapter_write_the_same_bytes(
 ) -> None:
     at = datetime(2026, 1, 2, tzinfo=UTC)
     remote.push("videos_push", frame(61, 1, at), to=PushMode.ONLINE)
-    with RedisRowStore(valkey.removesuffix("/0") + "/9") as store:
+    with RedisRowStore(patient(valkey.removesuffix("/0") + "/9")) as store:
         (pushed,) = store.read(["videos@1:{61}"])
         store._ask(("DEL", "videos@1:{61}"), "test")
         direct.push("videos_push", frame(61, 1, at), to=PushMode.ONLINE)

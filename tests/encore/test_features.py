@@ -28,6 +28,7 @@ from store.base import Write
 from store.memory import MemoryRowStore
 from store.redis_store import RedisRowStore
 from tests.aggregation.plans import demo_plan, small_view
+from tests.patience import patient
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def connected(
     """A store, and no broker."""
     monkeypatch.setenv("ENCORE_STORE_URL", valkey)
     monkeypatch.setenv("ENCORE_DATA_DIR", str(tmp_path))
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         store.put_text(PLAN_KEY, dump_plan(plan))
     yield
 
@@ -117,7 +118,7 @@ def test_show_tells_of_crosses(
     plan = demo_plan()
     monkeypatch.setenv("ENCORE_STORE_URL", valkey)
     monkeypatch.setenv("ENCORE_BOOTSTRAP", "127.0.0.1:9")
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         store.put_text(PLAN_KEY, dump_plan(plan))
     assert main(["features", "show", "videos_item"]) == 0
     told = capsys.readouterr().out
@@ -176,7 +177,7 @@ def test_what_the_edge_did_not_know_is_shown_as_unknown(
     fold(view, rows, np.zeros(2, np.intp), clicks, clicks["time_ms"])
     monkeypatch.setenv("ENCORE_STORE_URL", valkey)
     monkeypatch.setenv("ENCORE_BOOTSTRAP", "127.0.0.1:9")
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         store.put_text(PLAN_KEY, dump_plan(Plan(1, 0, (view,), ())))
         store.compare_and_set(
             [Write(row_key(view.name, 1, 5), None, encode_rows(layout_of(view), rows)[0])]

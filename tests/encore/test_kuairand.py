@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, namedtuple
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,40 +23,59 @@ def timeline() -> Timeline:
     return load_timeline(DATA, share=0.02, last_day_share=0.04)
 
 
-def test_every_row_is_kept_once_and_duplicates_are_counted(timeline: Timeline) -> None:
-    rows = pq.read_table(DATA / "interactions.parquet").to_pylist()
-    distinct = {tuple(row.values()) for row in rows}
+@pytest.fixture(scope="module")
+def rows() -> list[Any]:
+    """The interactions as named tuples, as they stand in the file."""
+    table = pq.read_table(DATA / "interactions.parquet")
+    row = namedtuple("row", table.column_names)  # type: ignore[misc]
+    return [*map(row._make, zip(*(column.to_pylist() for column in table.columns), strict=True))]
+
+
+def test_every_row_is_kept_once_and_duplicates_are_counted(
+    timeline: Timeline, rows: list[Any]
+) -> None:
+    distinct = set(rows)
     assert timeline.rows == len(distinct)
     assert timeline.duplicates == len(rows) - len(distinct) == 5066
 
 
-def test_actions_are_what_the_rows_say(timeline: Timeline) -> None:
+#: The flags whose actions come at the impression's time.
+AT_ONCE = {
+    "is_click": int(ActionType.CLICK),
+    "is_like": int(ActionType.LIKE),
+    "is_follow": int(ActionType.FOLLOW),
+    "is_comment": int(ActionType.COMMENT),
+    "is_forward": int(ActionType.SHARE),
+    "is_hate": int(ActionType.DISLIKE),
+    "is_profile_enter": int(ActionType.PROFILE),
+}
+IMPRESSION, PLAY = int(ActionType.IMPRESSION), int(ActionType.PLAY)
+FINISH, LONG_VIEW = int(ActionType.FINISH), int(ActionType.LONG_VIEW)
+
+
+def test_actions_are_what_the_rows_say(timeline: Timeline, rows: list[Any]) -> None:
     """Counted by (user, video, type, time, value): the definition, one row at a time."""
-    expected: Counter[tuple[int, ...]] = Counter()
-    rows = pq.read_table(DATA / "interactions.parquet").to_pylist()
-    for row in {tuple(row.items()) for row in rows}:
-        r = dict(row)
-        at, play = r["time_ms"], r["play_time_ms"]
-        finished = r["duration_ms"] > 0 and play >= 0.95 * r["duration_ms"]
-        found = {
-            ActionType.IMPRESSION: (True, at, 0),
-            ActionType.PLAY: (play > 0, at + play, play),
-            ActionType.FINISH: (finished, at + play, 0),
-            ActionType.LONG_VIEW: (r["long_view"], at + play, 0),
-            ActionType.CLICK: (r["is_click"], at, 0),
-            ActionType.LIKE: (r["is_like"], at, 0),
-            ActionType.FOLLOW: (r["is_follow"], at, 0),
-            ActionType.COMMENT: (r["is_comment"], at, 0),
-            ActionType.SHARE: (r["is_forward"], at, 0),
-            ActionType.DISLIKE: (r["is_hate"], at, 0),
-            ActionType.PROFILE: (r["is_profile_enter"], at, 0),
-        }
-        for kind, (there, time_ms, value) in found.items():
-            if there:
-                expected[(r["user_id"], r["video_id"], int(kind), time_ms, value)] += 1
+    expected: list[tuple[int, ...]] = []
+    for r in set(rows):
+        user, video, at, play = r.user_id, r.video_id, r.time_ms, r.play_time_ms
+        expected.append((user, video, IMPRESSION, at, 0))
+        if play > 0:
+            expected.append((user, video, PLAY, at + play, play))
+        if r.duration_ms > 0 and play >= 0.95 * r.duration_ms:
+            expected.append((user, video, FINISH, at + play, 0))
+        if r.long_view:
+            expected.append((user, video, LONG_VIEW, at + play, 0))
+        for flag, kind in AT_ONCE.items():
+            if getattr(r, flag):
+                expected.append((user, video, kind, at, 0))
     names = ["user", "item", "type", "time_ms", "value"]
     got = Counter(zip(*(timeline.actions[name].tolist() for name in names), strict=True))
-    assert got == expected
+    assert got == Counter(expected)
+
+
+def columns(actions: np.ndarray, *names: str) -> Iterator[tuple[int, ...]]:
+    """Some columns, row by row."""
+    return zip(*(actions[name].tolist() for name in names), strict=True)
 
 
 def test_actions_are_in_order_and_fit_the_wire(timeline: Timeline) -> None:
@@ -68,9 +89,8 @@ def test_actions_are_in_order_and_fit_the_wire(timeline: Timeline) -> None:
 def test_pages_are_an_hour_of_one_user_from_the_first_impression(timeline: Timeline) -> None:
     shown = timeline.actions[timeline.actions["type"] == ActionType.IMPRESSION]
     pages: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for action in shown:
-        key = int(action["request_hi"]), int(action["request_lo"])
-        pages.setdefault(key, []).append((int(action["user"]), int(action["time_ms"])))
+    for hi, lo, user, time_ms in columns(shown, "request_hi", "request_lo", "user", "time_ms"):
+        pages.setdefault((hi, lo), []).append((user, time_ms))
     assert len(pages) == timeline.all_pages
     last: dict[int, int] = {}
     for members in pages.values():
@@ -86,10 +106,9 @@ def test_a_request_holds_its_videos_and_others_already_seen(timeline: Timeline) 
     shown = timeline.actions[timeline.actions["type"] == ActionType.IMPRESSION]
     first_seen: dict[int, int] = {}
     of_page: dict[tuple[int, int], set[int]] = {}
-    for action in shown:
-        item = int(action["item"])
-        first_seen.setdefault(item, int(action["time_ms"]))
-        of_page.setdefault((int(action["request_hi"]), int(action["request_lo"])), set()).add(item)
+    for hi, lo, item, time_ms in columns(shown, "request_hi", "request_lo", "item", "time_ms"):
+        first_seen.setdefault(item, time_ms)
+        of_page.setdefault((hi, lo), set()).add(item)
     times = [page.time_ms for page in timeline.pages]
     assert times == sorted(times)
     for page in timeline.pages:

@@ -94,6 +94,7 @@ def test_a_connection_that_the_server_closes_is_not_used_again(told: bool) -> No
 
 def test_concurrency_is_bounded() -> None:
     now = most = 0
+    all_there = asyncio.Event()
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal now, most
@@ -101,6 +102,9 @@ def test_concurrency_is_bounded() -> None:
             request = await read_request(reader)
             now += 1
             most = max(most, now)
+            if now == 3:
+                all_there.set()
+            await all_there.wait()
             await asyncio.sleep(0.002)
             now -= 1
             writer.write(http(reply(request)))

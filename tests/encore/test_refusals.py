@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from encore.ranking import RankReply, RankRequest
 from encore.replay import ReplayReport
 from encore.settings import Settings
 from encore.stack import publish_plan, running
-from encore.starter import create_project
 from encore.supervise import Supervisor
+from predictor.card import CURRENT
 from schemas.errors import LocalError, PlanError, SettingsError
 from schemas.plan import Plan
 from schemas.staged import Staged
@@ -30,6 +29,7 @@ from store.memory import MemoryRowStore
 from store.redis_store import RedisRowStore
 from streams.replay import ReplayCounts
 from tests.aggregation.plans import users_view
+from tests.patience import patient
 
 
 def test_a_store_without_a_plan() -> None:
@@ -90,11 +90,11 @@ def test_doctor_names_a_schema_compiler_that_is_not_installed(
 @pytest.mark.slow
 def test_up_says_why_the_plan_could_not_be_applied(tmp_path: Path) -> None:
     """The last lines of what `apply` said, and where the rest is."""
-    create_project(tmp_path / "songs")
-    repo = tmp_path / "songs" / "feature_repo"
-    shutil.rmtree(repo)
-    settings = Settings(data_dir=tmp_path / "data", repo=repo, http_port=0)
-    said = r"local\.apply: needs to end within 120 s with exit code 0, got exit code 1: .*; read "
+    settings = Settings(data_dir=tmp_path / "data", repo=tmp_path / "none", http_port=0)
+    current = settings.packages / "fine" / CURRENT
+    current.parent.mkdir(parents=True)
+    current.write_text("../elsewhere")  # refused before Feast is imported, which takes seconds
+    said = r"local\.apply: needs to end within 300 s .* got exit code 1: .*16 hex digits.*; read "
     with pytest.raises(LocalError, match=said), running(settings, lambda note: None):
         pass
 
@@ -103,7 +103,10 @@ def test_up_publishes_nothing_over_an_interrupted_backfill(tmp_path: Path, valke
     """It comes up with what is published, so that the backfill can be run again."""
     settings = Settings(data_dir=tmp_path, repo=tmp_path / "none", store_url=valkey)
     plan = Plan(2, 1, (), ())
-    with RedisRowStore(valkey) as store, Supervisor(tmp_path, settings.environment()) as processes:
+    with (
+        RedisRowStore(patient(valkey)) as store,
+        Supervisor(tmp_path, settings.environment()) as processes,
+    ):
         set_staged(store, Staged("filling", plan, {"user_activity": 2}), version_of(store))
         try:
             said = publish_plan(settings, processes)

@@ -35,6 +35,7 @@ from schemas.ranklog import decode_record
 from schemas.spool import read_frames
 from store.cores import core_of
 from store.redis_store import RedisRowStore
+from tests.patience import patient
 from tests.predictor.support import ITEMS, PLAN, USERS, new_id, put_world, wait_until
 from tests.predictor.support import body as rank_body
 
@@ -264,7 +265,7 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
     """With so many serving processes, which read a cache that is known to be whole so lately."""
     workers, item_cache_max_age_ms = request.param
     url = valkey.removesuffix("/0") + "/9"
-    with RedisRowStore(url) as store:
+    with RedisRowStore(patient(url)) as store:
         store._ask(("FLUSHDB",), "test")
         put_world(store)
     ports = [free_port() for _ in range(3)]
@@ -327,8 +328,8 @@ def logged(spool: Path, number: int) -> set[str]:
 def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving) -> None:
     """One that only serving sees, then a new generation of an item view, whose rows are cached
     before the first request reads them."""
-    wait_until(serving.all_ready, 90)
-    wait_until(serving.cached, 60)
+    wait_until(serving.all_ready)
+    wait_until(serving.cached)
     videos = replace(PLAN.view("videos"), generation=2)
     others = tuple(view for view in PLAN.views if view.name != videos.name)
     second = replace(PLAN, version=2, parent=1)
@@ -346,14 +347,14 @@ def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving)
         loads = [pool.submit(load, number) for number in range(3)]
         try:
             for plan in (second, third):
-                with RedisRowStore(serving.store_url) as store:
+                with RedisRowStore(patient(serving.store_url)) as store:
                     put_world(store, plan)
                 version = plan.version
                 wait_until(
-                    lambda v=version: replies and replies[-1].parameters["plan_version"] == v, 60
+                    lambda v=version: replies and replies[-1].parameters["plan_version"] == v
                 )
             done = len(replies)
-            wait_until(lambda: len(replies) > done + 20, 60)
+            wait_until(lambda: len(replies) > done + 20)
         finally:
             over.set()
         for each in loads:
@@ -368,18 +369,18 @@ def test_plans_are_swapped_under_load_without_a_failed_request(serving: Serving)
 @pytest.mark.parametrize("serving", [(1, 1_000)], indirect=True)
 def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> None:
     """And serves meanwhile."""
-    wait_until(serving.all_ready, 90)
-    wait_until(serving.cached, 60)
+    wait_until(serving.all_ready)
+    wait_until(serving.cached)
     before = serving.cache_writer()
     os.kill(before, signal.SIGKILL)
     serving.rank(new_id())
-    wait_until(lambda: serving.cache_writer() not in (0, before), 60)
-    wait_until(serving.cached, 60)
+    wait_until(lambda: serving.cache_writer() not in (0, before))
+    wait_until(serving.cached)
     after = serving.cache_writer()
     assert before > 0 < after
     every = os.sched_getaffinity(0)
     # The service's main thread may run anywhere while it starts a process.
-    wait_until(lambda: run_on(serving.process.pid, {max(every)}), 60)
+    wait_until(lambda: run_on(serving.process.pid, {max(every)}))
     assert run_on(after, every), "it is not the service"
     serving.process.terminate()
     assert serving.process.wait(60) == 0
@@ -390,7 +391,7 @@ def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> N
 @pytest.mark.slow
 @pytest.mark.kill
 def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serving) -> None:
-    wait_until(serving.all_ready, 90)
+    wait_until(serving.all_ready)
     writer = serving.cache_writer()
     os.kill(writer, signal.SIGKILL)
     asked = [new_id() for _ in range(60)]
@@ -412,11 +413,11 @@ def test_two_workers_share_ports_and_one_that_is_killed_comes_back(serving: Serv
     os.kill(before[0]["pid"], signal.SIGKILL)
     for request_id in asked[40:]:
         serving.rank(request_id)
-    wait_until(lambda: serving.all_ready() and serving.workers()[0]["restarts"] == 1, 90)
+    wait_until(lambda: serving.all_ready() and serving.workers()[0]["restarts"] == 1)
     after = serving.workers()
     assert after[0]["pid"] != before[0]["pid"]
     assert after[1] == before[1]
-    wait_until(lambda: serving.cache_writer() not in (0, writer), 60)
+    wait_until(lambda: serving.cache_writer() not in (0, writer))
 
     serving.process.terminate()
     assert serving.process.wait(60) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 from encore.settings import Settings
@@ -50,6 +51,18 @@ def test_what_a_killed_stack_left_is_ignored(settings: Settings, change: dict[st
     file = settings.runs / "stack.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert running_stack(settings.runs) is None
+
+
+def test_a_clock_that_is_set_changes_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system then tells another time of its start, and processes another one of theirs."""
+    before_s = psutil.boot_time()
+    with owned(settings.runs):
+        announce(settings.runs, bootstrap="127.0.0.1:1", store_url="redis://127.0.0.1:2/0")
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: before_s + 3_600.0)
+        assert psutil.boot_time() == before_s + 3_600.0
+        assert running_stack(settings.runs) is not None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"bootstrap": 1}', '{"other": 1}'])

@@ -19,6 +19,7 @@ from store.redis_store import RedisRowStore
 from streams.admin import ensure_topics
 from streams.config import StreamConfig
 from streams.producer import ActionProducer
+from tests.patience import WAIT_S, patient
 from tests.streams.support import T0, own_plan, raw_producer, some_actions, wait_until
 
 LETTERS = {
@@ -37,6 +38,8 @@ def broker_of_its_own(
     monkeypatch.setenv("ENCORE_BOOTSTRAP", server.address)
     monkeypatch.setenv("ENCORE_STORE_URL", url)
     monkeypatch.setenv("ENCORE_DATA_DIR", str(tmp_path / "data"))
+    with RedisRowStore(patient(url)) as store:
+        store._ask(("FLUSHDB",), "test")
     ensure_topics(server.address, StreamConfig(server.address, url, tmp_path).topics)
     with raw_producer(server.address) as producer:
         for value, own in LETTERS.items():
@@ -104,15 +107,15 @@ def test_the_last_line_of_a_log_says_why_it_ended(broker_of_its_own: str, tmp_pa
     """Also of a worker that had its partitions: what it is made of says nothing behind that."""
     url = os.environ["ENCORE_STORE_URL"]
     actions = some_actions(20, 5)
-    with RedisRowStore(url) as store, Supervisor(tmp_path, {}) as processes:
+    with RedisRowStore(patient(url)) as store, Supervisor(tmp_path, {}) as processes:
         store.put_text(PLAN_KEY, dump_plan(own_plan("actions")))
         child = processes.start("stream", ["stream"])
         with ActionProducer(broker_of_its_own, "actions", 4) as producer:
             producer.send(actions, T0)
-            wait_until(lambda: bool(store.get_progress("actions", "encore")), 60)
+            wait_until(lambda: bool(store.get_progress("actions", "encore")), WAIT_S)
             with redis.Redis.from_url(url) as client:
                 client.flushdb()
             producer.send(actions, T0)
-        assert child.wait(60) == 1
+        assert child.wait(WAIT_S) == 1
         (*_, last) = child.log_tail().split(" | ")
         assert " ERROR encore.streams: encore: ended: " in last

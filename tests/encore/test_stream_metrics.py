@@ -22,6 +22,7 @@ from streams.admin import ensure_topics
 from streams.config import StreamConfig
 from streams.heartbeat import Counts
 from streams.status import Line, StreamStatus
+from tests.patience import WAIT_S
 
 ROWS = Line("rows", "g", "actions", 0, 40, 70, 2, 5_500, "host:1", 3.0, Counts(90, 4, 3, 2))
 IDLE = Line("archive", "a", "actions", 1, 9, 9, 2, 0)
@@ -92,7 +93,7 @@ def test_the_process_answers_and_ends_in_order(broker: str, valkey: str, tmp_pat
             return False
 
     try:
-        wait_ready(child, answers, 60)
+        wait_ready(child, answers, WAIT_S)
     finally:
         code = child.stop(60)
     assert code == 0, log.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -60,7 +59,5 @@ def test_an_error_stops_them_too(tmp_path: Path) -> None:
 def test_watch_ends_when_one_ends(tmp_path: Path) -> None:
     with supervisor(tmp_path) as processes:
         processes.start("version", ["--version"])
-        began = time.monotonic()
         with pytest.raises(LocalError, match="exit code 0"):
             processes.watch(lambda: None, interval_s=0.01)
-        assert time.monotonic() - began < 60

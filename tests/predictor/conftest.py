@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from store.redis_store import RedisRowStore
+from tests.patience import patient
 from tests.predictor.support import RunningServer, publish, put_world, server
 
 
@@ -29,7 +30,7 @@ def predictor_url(valkey: str) -> str:
 @pytest.fixture
 def rows(predictor_url: str) -> Iterator[RedisRowStore]:
     """That database, empty before each test."""
-    with RedisRowStore(predictor_url) as store:
+    with RedisRowStore(patient(predictor_url)) as store:
         store._ask(("FLUSHDB",), "test")
         yield store
 
@@ -44,7 +45,7 @@ def running_url(valkey: str) -> str:
 def running(running_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with rows and both models, for the tests that only ask it."""
     directory = tmp_path_factory.mktemp("server")
-    with RedisRowStore(running_url) as store:
+    with RedisRowStore(patient(running_url)) as store:
         store._ask(("FLUSHDB",), "test")
         put_world(store)
         for kind in ("two_tower", "fine"):

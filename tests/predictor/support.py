@@ -33,6 +33,7 @@ from schemas.stored import RowKeys, StoredRows
 from store.memory import AsyncMemoryRowStore
 from store.redis_store import RedisRowStore
 from tests.aggregation.plans import demo_plan
+from tests.patience import WAIT_S
 from tests.schemas.views import random_rows
 
 PLAN = demo_plan()
@@ -220,7 +221,7 @@ def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningS
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as client:
             running = RunningServer(child, client, packages, spool, f"127.0.0.1:{grpc_port}")
-            wait_until(lambda: running.ready() or not child.running, 90)
+            wait_until(lambda: running.ready() or not child.running, WAIT_S)
             assert child.running, (directory / "serve.log").read_text()
             yield running
     finally:
@@ -229,7 +230,7 @@ def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningS
         child.stop(60)
 
 
-def wait_until(condition: Any, timeout_s: float = 60) -> None:
+def wait_until(condition: Any, timeout_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "not in time"

@@ -25,6 +25,7 @@ from schemas.status import FieldStatus, Status
 from store.base import Write
 from store.memory import AsyncMemoryRowStore
 from store.redis_store import RedisRowStore
+from tests.patience import patient
 from tests.predictor.support import USERS, RunningServer, publish_plan, put_world, server
 
 VOCAB = TransformPlan("vocab", 4, values=("song", "dance"))
@@ -84,7 +85,7 @@ SEVEN = [f"songs:{name}" for name in NAMES]
 def running(
     predictor_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    with RedisRowStore(predictor_url) as store:
+    with RedisRowStore(patient(predictor_url)) as store:
         store._ask(("FLUSHDB",), "test")
         put_world(store)
         base = store.get_text("encore:plan")
@@ -180,7 +181,7 @@ def test_health(running: RunningServer) -> None:
 def test_rows_equal_those_of_the_columns(running: RunningServer, predictor_url: str) -> None:
     """All fields that were given are present, and only those."""
     assert push(running, {**WRITTEN, "song_id": [15, 16]}).status_code == 200
-    with RedisRowStore(predictor_url) as store:
+    with RedisRowStore(patient(predictor_url)) as store:
         raw = store.read(row_keys("songs", 1, [15, 16]))
     rows, status = decode_rows(layout_of(SONGS), raw, np.array([15, 16]))
     assert status.tolist() == [0, 0]
@@ -412,7 +413,7 @@ def test_a_push_that_the_store_does_not_confirm(ends_as: str, message: str) -> N
     df = {"song_id": [1], "event_timestamp": ["2026-01-01"]}
     body = json.dumps({"push_source_name": "songs", "df": df}).encode()
     pushed = parse_push(body, PLAN, Limits())
-    timeout_ms = 50 if ends_as == "silent" else 5_000
+    timeout_ms = 50 if ends_as == "silent" else 60_000
     with pytest.raises(RequestError, match=message) as refused:
         asyncio.run(write_pushed(LosingStore(ends_as), pushed, timeout_ms))
     assert refused.value.status == 503

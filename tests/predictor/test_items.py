@@ -25,6 +25,7 @@ from schemas.status import Status
 from schemas.stored import StoredRows
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
+from tests.patience import patient
 from tests.predictor.support import ITEMS, NOW_MS, PLAN, USERS, DictStore, put_world, world
 from tests.store.servers import OwnServer, own_server
 
@@ -89,7 +90,7 @@ def test_what_is_not_cached_comes_with_the_user_in_one_round_trip(
         return reply
 
     with own_server(tmp_path / "store") as own:
-        with RedisRowStore(own.url) as rows:
+        with RedisRowStore(patient(own.url)) as rows:
             put_world(rows)
         reply = asyncio.run(served(own))
         asked: Any = own.run("INFO", "commandstats")

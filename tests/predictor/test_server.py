@@ -26,6 +26,7 @@ from schemas.names import PLAN_KEY
 from schemas.ranklog import decode_record
 from schemas.spool import read_frames
 from store.redis_store import RedisRowStore
+from tests.patience import patient
 from tests.predictor.support import (
     ITEMS,
     NOW_MS,
@@ -105,9 +106,9 @@ def test_models_come_and_go_without_a_failed_request(
         assert reply.json()["outputs"][1]["data"] == [None] * 21  # NaN
         with Load(running) as load:
             publish(running.packages, "two_tower")
-            wait_until(lambda: parameters(running)["degraded"] == "no_fine_model", 60)
+            wait_until(lambda: parameters(running)["degraded"] == "no_fine_model")
             first = publish(running.packages, "fine", seed=1)
-            wait_until(lambda: parameters(running)["fine_version"] == first.name, 60)
+            wait_until(lambda: parameters(running)["fine_version"] == first.name)
             assert parameters(running)["degraded"] == ""
 
             bad = write_package(running.packages, draft("fine", seed=2))
@@ -115,14 +116,14 @@ def test_models_come_and_go_without_a_failed_request(
                 file.seek(5000)
                 file.write(b"\xff\xff\xff\xff")
             publish_package(bad)
-            wait_until(lambda: "refused_fine" in metadata(running), 60)
+            wait_until(lambda: "refused_fine" in metadata(running))
             assert "sha256" in metadata(running)["refused_fine"]
             assert parameters(running)["fine_version"] == first.name
 
             (running.packages / "fine" / CURRENT).write_text("../../../etc/passwd")
             wait_until(lambda: "16 hex digits" in metadata(running)["refused_fine"])
             third = publish(running.packages, "fine", seed=3)
-            wait_until(lambda: parameters(running)["fine_version"] == third.name, 60)
+            wait_until(lambda: parameters(running)["fine_version"] == third.name)
             assert "refused_fine" not in metadata(running)
     assert load.replies
     assert {status for _, status, _ in load.replies} == {200}
@@ -161,7 +162,7 @@ def test_plans_are_followed(rows: RedisRowStore, predictor_url: str, tmp_path: P
         wait_until(lambda: parameters(running)["plan_version"] == 4)
         assert parameters(running)["degraded"] == "no_model"
         trained = publish(tmp_path / "packages", "fine", plan=other)
-        wait_until(lambda: parameters(running)["fine_version"] == trained.name, 60)
+        wait_until(lambda: parameters(running)["fine_version"] == trained.name)
 
 
 @pytest.mark.parametrize("spool_options", [{}, {"refuse": True}])
@@ -181,7 +182,7 @@ def test_sigterm_answers_what_is_in_flight_and_keeps_the_log(
 @pytest.mark.kill
 def test_a_stopped_store_degrades_in_time_and_comes_back(tmp_path: Path) -> None:
     with own_server(tmp_path / "store") as own:
-        with RedisRowStore(own.url) as store:
+        with RedisRowStore(patient(own.url)) as store:
             put_world(store)
         options = OPTIONS | {"store_timeout_ms": 150}
         with server(tmp_path, own.url, **options) as running:
@@ -276,9 +277,10 @@ def test_what_came_in_while_the_process_stood_still_is_answered_by_its_deadline_
 ) -> None:
     """The whole process stops, so its event loop is late for all of it at once."""
     put_world(rows)
-    with server(tmp_path, predictor_url, **OPTIONS) as running:
+    options = OPTIONS | {"limits": {"timeout_ms": 60_000}}
+    with server(tmp_path, predictor_url, **options) as running:
         assert running.infer().status_code == 200
-        asked = [json.dumps(body(parameters={"timeout": ms})).encode() for ms in (400, 10_000)]
+        asked = [json.dumps(body(parameters={"timeout": ms})).encode() for ms in (400, 60_000)]
         head = "POST /v2/models/rank/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n"
         address = ("127.0.0.1", running.client.base_url.port)
         with socket.create_connection(address) as hasty, socket.create_connection(address) as other:

@@ -34,7 +34,7 @@ from schemas.errors import RequestError
 from schemas.ranklog import Degraded
 from schemas.status import Status
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
-from store.wire import StoreConfig
+from tests.patience import patient
 from tests.predictor.collector import Collector, collecting
 from tests.predictor.support import ITEMS, USERS, body, put_world
 
@@ -59,7 +59,7 @@ def test_what_the_store_takes_is_known_to_admission(
     rows: RedisRowStore, predictor_url: str
 ) -> None:
     async def go() -> None:
-        async with serving(ServeConfig(StoreConfig(predictor_url), "ranking")) as service:
+        async with serving(ServeConfig(patient(predictor_url), "ranking")) as service:
             admission, store = service.ranker.admission, service.store
             assert isinstance(store, AsyncRedisRowStore)
             assert store.on_rows_read is not None
@@ -79,7 +79,7 @@ def ask(directory: Path, url: str, watch: WatchRequests, traceparent: str) -> ht
 
     async def go() -> httpx.Response:
         config = ServeConfig(
-            StoreConfig(url), "ranking", packages=directory, watch=watch, timeout_ms=60_000
+            patient(url), "ranking", packages=directory, watch=watch, timeout_ms=60_000
         )
         async with serving(config) as service:
             transport = httpx.ASGITransport(app=create_app(service))
@@ -124,7 +124,7 @@ def test_the_callers_trace_comes_in_grpc_metadata(
         message.raw_input_contents.append(np.array(values, np.int64).tobytes())
 
     async def go(watch: WatchRequests) -> None:
-        config = ServeConfig(StoreConfig(predictor_url), "ranking", watch=watch, timeout_ms=60_000)
+        config = ServeConfig(patient(predictor_url), "ranking", watch=watch, timeout_ms=60_000)
         async with serving(config) as service:
             server = GrpcServer(service, "127.0.0.1", 0)
             await server.start()

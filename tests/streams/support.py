@@ -30,12 +30,12 @@ from schemas.plan import Plan, ViewPlan, dump_plan
 from schemas.row import TOMBSTONE_MS, decode_rows, encode_rows, read_fence
 from store.base import RowStore
 from store.redis_store import RedisRowStore
-from store.wire import StoreConfig
 from streams.clients import KafkaProducer
 from streams.config import StreamConfig
 from streams.producer import ActionProducer, producer_settings
 from tests.aggregation.plans import small_view
 from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
+from tests.patience import patient as patient
 from tests.streams import process as stream_process
 from tests.streams.forked import Forked
 
@@ -144,11 +144,6 @@ def assert_rows_equal_oracle(
 def describe(view: ViewPlan, raw: bytes | None, state: Any) -> str:
     rows, _ = decode_rows(layout_of(view), [raw], np.zeros(1, np.int64))
     return f"got { ({k: v[0].tolist() for k, v in rows.values.items()}) }, want {state}"
-
-
-def patient(url: str) -> StoreConfig:
-    """For a test's own questions: a busy machine may hold the store up for seconds."""
-    return StoreConfig(url, timeout_ms=30_000, connect_timeout_ms=30_000)
 
 
 # --- a stack of one test --------------------------------------------------------------------
