@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -67,6 +68,24 @@ def test_stop_kills_what_does_not_listen(tmp_path: Path) -> None:
     child = child_of(tmp_path, STUBBORN)
     wait_until("started", lambda: child.log_tail() == "up")
     assert child.stop(grace_s=0.1) == -signal.SIGKILL
+
+
+def test_a_stall_is_not_held_against_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at it comes half a minute after the last: it gets as many as its grace is for."""
+    now_s, sleep = [0.0], time.sleep
+
+    def stall(_: float) -> None:
+        now_s[0] += 30.0
+        sleep(0.02)
+
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], sleep=stall)
+    monkeypatch.setattr("encore.children.time", clock)
+    child = child_of(tmp_path, SLEEP)
+    assert child.wait(1.0) is None
+    assert now_s[0] >= 30.0 * 5
+    assert child.stop(grace_s=600.0) == -signal.SIGTERM
 
 
 def test_grandchildren_end_with_their_group(tmp_path: Path) -> None:
