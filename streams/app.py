@@ -3,6 +3,7 @@
 The process ends, with a reason in the log, for anything that its handler does not settle itself:
 restarted, it goes on from what is stored. SIGTERM and SIGINT drain: nothing more is fetched, what
 was handed over is finished, the handler flushes, positions are committed, the exit code is 0.
+Before anything was handed over there is nothing to finish, and they end the process at once.
 """
 
 from __future__ import annotations
@@ -11,15 +12,12 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 import faust
 from aiokafka.structs import ConsumerRecord
@@ -29,9 +27,10 @@ from yarl import URL
 from schemas.errors import EncoreError, MovedError, StreamError
 from store.cores import pinned
 from streams.config import StreamConfig
+from streams.leaving import LEAVE_UNBEGUN_S, Leaving, StoppedError, told_to_stop, unless
 from streams.producer import MAX_MADE_BYTES
 from streams.transport import ListTransport, Marks
-from streams.watchdog import Watchdog
+from streams.watchdog import Sight, Waits, Watchdog
 
 log = logging.getLogger("encore.streams")
 
@@ -41,8 +40,6 @@ EXIT_FAILED: Final = 1
 EXIT_MOVED: Final = 3
 DRAIN_S: Final = 20.0
 STOP_S: Final = 10.0
-#: From the moment Faust is told to stop.
-LEAVE_S: Final = 15.0
 #: For how long the consumer's thread waits while the event loop folds; Python's own 5 ms, at each
 #: of the many reads that a fetch takes, would leave the loop without records.
 SWITCH_S: Final = 0.001
@@ -115,64 +112,39 @@ class Handler(Protocol):
 
 def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Handler) -> int:
     """Run until SIGTERM or SIGINT (exit code 0) or a failure (1). Blocking."""
-    app = StreamApp(config, group, tuple(topics), handler)
-    with tuned_interpreter(), pinned(config.core, CORE_SETTING), app.leaving:
-        return asyncio.run(app.run())
+
+    async def make() -> StreamApp:
+        return StreamApp(config, group, tuple(topics), handler)
+
+    return run_apps(make, config.core)
 
 
-def run_apps(make: Callable[[], Awaitable[StreamApp]], core: int | None = None) -> int:
+def run_apps(make: Callable[[], Coroutine[Any, Any, StreamApp]], core: int | None = None) -> int:
     """The same with one application after the other, each until its handler raises MovedError.
 
     make: the next one; what it raises ends the process. core: which the process runs on.
     """
 
     async def run() -> int:
-        code, app = EXIT_MOVED, None
-        while code == EXIT_MOVED and not (app is not None and app.told_to_stop):
+        told, code = told_to_stop(), EXIT_MOVED
+        while code == EXIT_MOVED and not told.is_set():
             try:
-                app = await make()
+                app = await unless(told, make())
+            except StoppedError:
+                left.enter_context(Leaving()).begin(EXIT_OK, LEAVE_UNBEGUN_S)
+                log.info("told to stop before the servers had answered")
+                return EXIT_OK
             except EncoreError as error:
                 log.error("ended: %s", error, extra={"error": error.parts()})
                 return EXIT_FAILED
             left.enter_context(app.leaving)
-            code = await app.run()
+            code = await app.run(told)
             if code == EXIT_MOVED:
                 left.close()
         return EXIT_OK if code == EXIT_MOVED else code
 
     with tuned_interpreter(), pinned(core, CORE_SETTING), ExitStack() as left:
         return asyncio.run(run())
-
-
-class Leaving:
-    """The process ends within `LEAVE_S` of `begin` unless the block does, whatever hangs.
-
-    A task of Faust's that does not take its cancellation holds up its stop, or `asyncio.run`, and
-    nobody starts a process again that does not end. What has to be stored and told is by then.
-    """
-
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def begin(self, code: int) -> None:
-        """code: the exit code."""
-        self._timer = threading.Timer(LEAVE_S, os._exit, (code,))
-        self._timer.daemon = True
-        self._timer.start()
-
-
-def ending(code: int) -> int:
-    """The same exit code, of a process that ends with it now: a thread may be left that does not
-    end, for which the interpreter would wait."""
-    Leaving().begin(code)
-    return code
 
 
 @contextmanager
@@ -217,49 +189,80 @@ class StreamApp:
         self._marks = Marks()
         self._inbox: asyncio.Queue[Fetched] = asyncio.Queue(config.inbox_lists)
         self._stop = asyncio.Event()
+        self._waits_for = Waits.SERVERS
         self._busy = asyncio.Lock()  # the handler is called by one task at a time
         self._draining = False
         self._standing: dict[TP, int] = {}  # what comes next in each partition, for the watchdog
         self._failure: asyncio.Future[None]
         self.leaving = Leaving()
 
-    async def run(self) -> int:
-        """Returns the exit code."""
-        config = self._config
+    async def run(self, told: asyncio.Event) -> int:
+        """Returns the exit code. told: set by the signals that ask for an end."""
+        config, group = self._config, self._group
+        self._stop = told
         self._loop = loop = asyncio.get_running_loop()
         self._failure = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
         app = self._faust_app()
-        try:
-            await self._handler.open(self._sender(app), self._marks)
-            await app.start()
-            log.info("%s: reading %s", self._group, ", ".join(self._topics))
-            code = EXIT_OK
-            with Watchdog(config, lambda: dict(self._standing), self._stuck, time.monotonic):
-                try:
-                    await self._work(app)
-                except MovedError as moved:
-                    log.info("%s: %s", self._group, moved)
-                    code = EXIT_MOVED
-                await self._drain()
-            log.info("%s: drained", self._group)
-            # Of a topic that has ended nobody needs the partitions at once.
-            app.transport.leaves_group = code == EXIT_OK
-        except EncoreError as error:
-            log.error("%s: ended: %s", self._group, error, extra={"error": error.parts()})
-            code = EXIT_FAILED
-        except Exception:
-            log.exception("%s: ended by an unforeseen error", self._group)
-            code = EXIT_FAILED
-        self.leaving.begin(EXIT_FAILED if code == EXIT_MOVED else code)
+        within_s = None
+        with Watchdog(config, self._sight(app), self._stuck, time.monotonic):
+            try:
+                code = await self._live(app)
+                # Of a topic that has ended nobody needs the partitions at once.
+                app.transport.leaves_group = code == EXIT_OK
+            except StoppedError:
+                log.info("%s: told to stop before anything was read", group)
+                code, within_s = EXIT_OK, LEAVE_UNBEGUN_S
+            except EncoreError as error:
+                log.error("%s: ended: %s", group, error, extra={"error": error.parts()})
+                code = EXIT_FAILED
+            except Exception:
+                log.exception("%s: ended by an unforeseen error", group)
+                code = EXIT_FAILED
+        self.leaving.begin(EXIT_FAILED if code == EXIT_MOVED else code, within_s)
         await self._shut(app)
         return code
 
-    @property
-    def told_to_stop(self) -> bool:
-        """A signal came."""
-        return self._stop.is_set()
+    async def _live(self, app: Any) -> int:
+        """From the first question to the last commit but Faust's own. Returns the exit code."""
+        await self._begin(app)
+        log.info("%s: reading %s", self._group, ", ".join(self._topics))
+        code = EXIT_OK
+        try:
+            await self._work(app)
+        except MovedError as moved:
+            log.info("%s: %s", self._group, moved)
+            code = EXIT_MOVED
+        await self._drain()
+        log.info("%s: drained", self._group)
+        return code
+
+    async def _begin(self, app: Any) -> None:
+        """Until partitions were given, none of them included: a group may have more members.
+
+        Raises StoppedError; what the watchdog found; what the handler or Faust raised.
+        """
+
+        async def start() -> None:
+            await self._handler.open(self._sender(app), self._marks)
+            self._waits_for = Waits.GROUP
+            await app.start()
+            self._waits_for = Waits.NOTHING
+
+        begun = asyncio.ensure_future(unless(self._stop, start()))
+        try:
+            await asyncio.wait({begun, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            await (begun if begun.done() else self._failure)
+        finally:
+            begun.cancel()
+
+    def _sight(self, app: Any) -> Sight:
+        """What the watchdog's thread sees of this process."""
+        return Sight(
+            self._group,
+            lambda: dict(self._standing),
+            lambda: self._waits_for,
+            app.transport.membership,
+        )
 
     # --- Faust ------------------------------------------------------------------------------
 

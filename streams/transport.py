@@ -85,12 +85,30 @@ class ListConsumerThread(driver.AIOKafkaConsumerThread):
         self._vanish_unless_leaving()
         super().close()
 
+    def membership(self) -> str:
+        """How far this consumer is with its group, for people. Any thread may ask."""
+        coordinator = getattr(self._consumer, "_coordinator", None)
+        if coordinator is None:
+            return "no broker has answered yet"
+        if coordinator.coordinator_id is None:
+            return "no coordinator of the group was found"
+        if coordinator.generation < 0:
+            return f"coordinator {coordinator.coordinator_id} has not let it join"
+        return f"it is in generation {coordinator.generation}, and was not told its partitions"
+
     def _vanish_unless_leaving(self) -> None:
-        """Closing the coordinator leaves the group otherwise, even one that it is just joining."""
+        """Closing the coordinator leaves the group otherwise, even one that it is just joining;
+        and it waits for as long as a broker that does not answer the join is given, 90 s."""
         transport = cast(ListTransport, self.consumer.transport)
         coordinator = getattr(self._consumer, "_coordinator", None)
-        if coordinator is not None and not transport.leaves_group:
-            coordinator._maybe_leave_group = _stay
+        if coordinator is None or transport.leaves_group:
+            return
+        coordinator._maybe_leave_group = _stay
+        joining = getattr(coordinator, "_coordination_task", None)  # only of a group
+        if joining is not None and not joining.done():
+            coordinator._coordination_task = ended = self.thread_loop.create_future()
+            ended.set_result(None)
+            self.thread_loop.call_soon_threadsafe(joining.cancel)
 
 
 async def _stay() -> None:
@@ -105,9 +123,14 @@ class ListConsumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._positions = asyncio.Lock()  # a fetch moves them, and so does a seek
+        self.transport.consumer = self
 
     def _new_consumer_thread(self) -> ListConsumerThread:
         return ListConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def membership(self) -> str:
+        """As `ListConsumerThread.membership`."""
+        return cast(ListConsumerThread, self._thread).membership()
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -192,6 +215,11 @@ class ListTransport(driver.Transport):
     fetch_wait_ms: int
     marks: Marks
     start_at: StartAt
+    consumer: ListConsumer | None = None
+
+    def membership(self) -> str:
+        """How far the consumer is with its group, for people. Any thread may ask."""
+        return "it has not asked yet" if self.consumer is None else self.consumer.membership()
 
     def configure(self, fetch_wait_ms: int, marks: Marks, start_at: StartAt) -> None:
         """Set what Faust's own constructor has no place for."""

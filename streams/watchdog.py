@@ -1,4 +1,4 @@
-"""Ends a process whose offsets stand still while there is something to read.
+"""Ends a process whose offsets stand still while there is something to read, or that never begins.
 
 Some standstills raise nothing: a fetch that never comes back, a handler that waits for what does
 not happen, code that holds the event loop. The consumer group does not notice, since heartbeats go
@@ -6,7 +6,14 @@ on. So a thread of its own looks at the positions. When they have not moved for 
 asks the broker where the partitions end (`streams.ends`); if that is further, the process is told
 to end, and a few seconds later ended. Started again, it goes on from what is stored.
 
-What is no standstill: nothing to read; a broker that does not say where partitions end, which the
+Until partitions were given there are no positions. A consumer group that is never formed raises
+nothing either: a broker accepts the connection and leaves the question unanswered, or has no
+coordinator, and aiokafka asks for ever. So what a beginning waits for has `stand_still_ms` as well,
+step by step; a group's members have half of that to come together (Kafka's rebalance time-out,
+60 s of the 120 s).
+
+What is no standstill: to be given no partition, where there are more members than partitions;
+nothing to read; a broker that does not say where partitions end, which the
 consumer waits for; a store that is away, which its callers give up on by themselves after
 `patience_ms`, of which `stand_still_ms` is more than twice.
 """
@@ -19,6 +26,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 from faust.types import TP
@@ -34,6 +42,54 @@ GRACE_S: Final = 15.0
 EXIT_STUCK: Final = 1
 
 Positions = Mapping[TP, int]
+
+
+class Waits(Enum):
+    """What a beginning waits for, one after the other."""
+
+    SERVERS = "answers of store and broker"
+    GROUP = "an assignment of partitions, be it of none,"
+    NOTHING = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the watchdog's thread is shown of a process.
+
+    group: its consumer group. positions: what each partition is read up to. waits_for: how far it
+    has begun. membership: how far it is with the group, for people.
+    """
+
+    group: str
+    positions: Callable[[], Positions]
+    waits_for: Callable[[], Waits]
+    membership: Callable[[], str]
+
+
+@dataclass(slots=True)
+class Beginning:
+    """The judgement of a process that has not begun, without a clock of its own."""
+
+    sight: Sight
+    limit_ms: int
+    _last: Waits | None = None
+    _since_s: float = 0.0
+
+    def look(self, now_s: float) -> StreamError | None:
+        """As `Standstill.look`."""
+        waits_for = self.sight.waits_for()
+        if waits_for is not self._last:
+            self._last, self._since_s = waits_for, now_s
+        waited_s = now_s - self._since_s
+        if waits_for is Waits.NOTHING or waited_s * 1000 < self.limit_ms:
+            return None
+        return StreamError(
+            f"group {self.sight.group}",
+            required=f"{waits_for.value} within {self.limit_ms / 1000:g} s",
+            got=f"none: {self.sight.membership()}",
+            do="restart this process; where that does not help, see whether the broker answers"
+            " (`encore stream status`), and restart it if its groups do not form",
+        )
 
 
 @dataclass(slots=True)
@@ -82,12 +138,13 @@ class Watchdog:
     def __init__(
         self,
         config: StreamConfig,
-        positions: Callable[[], Positions],
+        sight: Sight,
         fail: Callable[[StreamError], None],
         clock_s: Callable[[], float],
     ) -> None:
-        """positions, fail: called in the thread; fail asks the process to end."""
-        self._standstill = Standstill(positions, self._ends, config.stand_still_ms)
+        """sight, fail: called in the thread; fail asks the process to end."""
+        self._beginning = Beginning(sight, config.stand_still_ms)
+        self._standstill = Standstill(sight.positions, self._ends, config.stand_still_ms)
         self._bootstrap, self._clock_s, self._fail = config.bootstrap, clock_s, fail
         self._every_s = config.stand_still_ms / 4000
         self._grace_s = min(GRACE_S, config.stand_still_ms / 1000)
@@ -103,7 +160,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every_s):
-            error = self._standstill.look(self._clock_s())
+            now_s = self._clock_s()
+            error = self._beginning.look(now_s) or self._standstill.look(now_s)
             if error is not None:
                 log.error("standing still: %s", error)
                 self._fail(error)

@@ -45,7 +45,7 @@ def stream(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     config = _prepare(context)
-    from streams.app import ending
+    from streams.leaving import ending
     from streams.worker import run_worker
 
     raise typer.Exit(ending(run_worker(config)))
@@ -159,8 +159,8 @@ def items(context: typer.Context) -> None:
     SIGTERM drains and ends. Several workers share the partitions.
     """
     config = _prepare(context)
-    from streams.app import ending
     from streams.item_worker import run_item_worker
+    from streams.leaving import ending
 
     raise typer.Exit(ending(run_item_worker(config)))
 
@@ -178,7 +178,7 @@ def sink(
     name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.
     """
     config = _prepare(context)
-    from streams.app import ending
+    from streams.leaving import ending
     from streams.sink import run_sink
 
     raise typer.Exit(ending(run_sink(config, accept_loss)))

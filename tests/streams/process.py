@@ -18,9 +18,10 @@ from unittest.mock import patch
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore
 from store.wire import Disks
-from streams.app import ending, run_app
+from streams.app import run_app
 from streams.config import StreamConfig
 from streams.item_worker import ItemWorker, run_item_worker
+from streams.leaving import ending
 from streams.servers import Servers
 from streams.ship import run_shipper
 from streams.sink import run_sink
@@ -110,7 +111,7 @@ def main(kind: str, settings: str, fault: str) -> int:
         handler = UnsavedItemWorker(config)
         return ending(run_app(config, config.item_group, topics, handler))
     if fault:
-        with patch("streams.app.LEAVE_S", 3.0):
+        with patch("streams.leaving.LEAVE_S", 3.0):
             return ending(run_app(config, config.group, [config.topic], FAULTS[fault](config)))
     runs = {
         "worker": run_worker,

@@ -114,7 +114,7 @@ def test_it_waits_longer_than_the_store_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stack(broker: str, valkey: str, tmp_path: Path) -> Iterator[Stack]:
-    made = make_stack(*(broker, valkey, tmp_path / "data"), patience_ms=1_000, stand_still_ms=3_000)
+    made = make_stack(*(broker, valkey, tmp_path / "data"), patience_ms=1_000, stand_still_ms=5_000)
     ensure_topics(broker, made.config.topics)
     yield made
 
@@ -146,10 +146,10 @@ def test_who_runs_a_stream_lives_on_after_its_end(tmp_path: Path) -> None:
 def test_a_process_ends_though_a_thread_does_not() -> None:
     code = """
 import sys, threading, time
-from streams import app
-app.LEAVE_S = 0.1
+from streams import leaving
+leaving.LEAVE_S = 0.1
 threading.Thread(target=time.sleep, args=(300,)).start()
-sys.exit(app.ending(3))
+sys.exit(leaving.ending(3))
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 3
 

@@ -1,0 +1,126 @@
+"""A consumer group that is never formed: the process ends, by itself or when it is told to."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from streams.admin import ensure_topics
+from streams.config import StreamConfig
+from streams.leaving import LEAVE_UNBEGUN_S
+from streams.watchdog import Beginning, Sight, Waits
+from tests.streams.deaf import (
+    EVERYTHING,
+    FIND_COORDINATOR,
+    JOIN_GROUP,
+    SYNC_GROUP,
+    DeafGate,
+    deaf_broker,
+)
+from tests.streams.support import Stack, make_stack, running, wait_until
+
+STILL_MS = 2_100
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeafGate]:
+    with deaf_broker(tmp_path_factory.mktemp("broker")) as made:
+        yield made
+
+
+@pytest.fixture
+def stack(gate: DeafGate, valkey: str, tmp_path: Path) -> Iterator[Stack]:
+    made = make_stack(
+        *(gate.address, valkey, tmp_path / "data"), patience_ms=1_000, stand_still_ms=STILL_MS
+    )
+    ensure_topics(gate.address, made.config.topics)
+    gate.asked.clear()
+    yield made
+    gate.deaf = frozenset()
+
+
+def asked(gate: DeafGate, kind: int) -> None:
+    wait_until(lambda: gate.asked.get(kind, 0) > 0, 60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "deaf", "told"),
+    [
+        ("worker", JOIN_GROUP, "coordinator .* has not let it join"),
+        ("items", SYNC_GROUP, r"it is in generation \d+, and was not told its partitions"),
+        ("sink", FIND_COORDINATOR, "no coordinator of the group was found"),
+    ],
+)
+def test_a_group_that_is_never_formed(
+    stack: Stack, gate: DeafGate, kind: str, deaf: int, told: str
+) -> None:
+    gate.deaf = frozenset({deaf})
+    with running(kind, stack) as process:
+        assert process.wait() == 1
+        text = process.text()
+    assert gate.asked[deaf] > 0
+    group = {"worker": "", "items": ".items", "sink": ".archive"}[kind]
+    assert f"group {stack.config.group}{group}: needs an assignment of partitions" in text
+    assert "within 2.1 s, got none: " in text
+    assert re.search(told, text)
+
+
+@pytest.mark.parametrize(
+    ("deaf", "said"),
+    [
+        (frozenset({JOIN_GROUP}), "told to stop before anything was read"),
+        (EVERYTHING, "told to stop before the servers had answered"),
+    ],
+    ids=["in the group", "in the first question"],
+)
+def test_a_signal_ends_what_has_not_begun(
+    stack: Stack, gate: DeafGate, deaf: frozenset[int], said: str
+) -> None:
+    gate.deaf = deaf
+    with running("worker", replace(stack, config=patient(stack))) as worker:
+        wait_until(lambda: any(kind in deaf for kind in gate.asked))
+        began_s = time.monotonic()
+        assert worker.terminate() == 0
+        assert time.monotonic() - began_s < LEAVE_UNBEGUN_S + 3
+        assert said in worker.text()
+
+
+def patient(stack: Stack) -> StreamConfig:
+    return replace(stack.config, patience_ms=30_000, stand_still_ms=120_000)
+
+
+def test_more_members_than_partitions(gate: DeafGate, valkey: str, tmp_path: Path) -> None:
+    """One of them is given none, and waits for as long as that is so."""
+    still_ms = 3_000
+    alone = make_stack(
+        *(gate.address, valkey, tmp_path / "data"),
+        partitions=1,
+        patience_ms=1_000,
+        stand_still_ms=still_ms,
+    )
+    ensure_topics(gate.address, alone.config.topics)
+    with running("worker", alone) as one, running("worker", alone) as other:
+        both = (one, other)
+        wait_until(lambda: all("reading" in each.text() for each in both))
+        time.sleep(1.2 * still_ms / 1000)
+        assert [each.popen.poll() for each in both] == [None, None]
+        assert [each.terminate() for each in both] == [0, 0]
+
+
+def test_each_step_of_a_beginning_has_its_time() -> None:
+    steps = {"at": Waits.SERVERS}
+    sight = Sight("g", dict, lambda: steps["at"], lambda: "nobody knows why")
+    beginning = Beginning(sight, 10_000)
+    assert [beginning.look(float(now_s)) for now_s in range(10)] == [None] * 10
+    steps["at"] = Waits.GROUP
+    assert [beginning.look(float(now_s)) for now_s in range(10, 20)] == [None] * 10
+    told = str(beginning.look(20.0))
+    assert told.startswith("group g: needs an assignment of partitions")
+    assert "within 10 s, got none: nobody knows why; restart this process" in told
+    steps["at"] = Waits.NOTHING
+    assert beginning.look(1_000.0) is None
