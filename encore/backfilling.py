@@ -6,15 +6,12 @@ Each step may be run again; a run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from catalog.apply import Review
 from catalog.difference import Difference
 from catalog.staging import Staging, end, mark_filled, require_history, stage, switch
+from encore.alone import alone_in
 from encore.settings import Settings
 from encore.wiring import disks
 from schemas.errors import StreamError
@@ -66,7 +63,15 @@ def run_backfill(
     Raises DeclarationError, PlanError, SettingsError, StoreError, StreamError, HistoryError,
     ActionError, and what `review` raises.
     """
-    with _alone(settings.data_dir / "backfill"):
+    directory = settings.data_dir / "backfill"
+    with alone_in(directory) as alone:
+        if not alone:
+            raise StreamError(
+                str(directory),
+                required="one backfill at a time",
+                got="another that is under way",
+                do="let it end, or interrupt it; run again, this one goes on where it was",
+            )
         return _run(settings, config, options, note, review)
 
 
@@ -97,23 +102,6 @@ def _run(
     with _rows(settings) as store:  # one that restarted since has what was confirmed
         result = switch(settings.repo, store, now)
     return BackfillResult(result.plan, staging.difference, staging.resumed, fills)
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold the directory; whoever dies lets go of it. Raises StreamError while another has it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StreamError(
-                str(directory),
-                required="one backfill at a time",
-                got="another that is under way",
-                do="let it end, or interrupt it; run again, this one goes on where it was",
-            ) from None
-        yield
 
 
 def give_up(settings: Settings) -> Staged:

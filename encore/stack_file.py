@@ -7,7 +7,6 @@ beside it keeps two stacks off one directory.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Final
 
 import psutil
 
+from encore.alone import alone_in
 from encore.settings import LOCAL, Settings
 from schemas.errors import LocalError, SettingsError
 
@@ -45,17 +45,14 @@ def _path(run_dir: Path) -> Path:
 @contextmanager
 def owned(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` for one stack. Raises LocalError when another process holds it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with alone_in(run_dir) as alone:
+        if not alone:
             raise LocalError(
                 str(run_dir),
                 required="a directory of its own for each local stack",
                 got="one where a stack is running",
                 do="stop it, or set another data_dir",
-            ) from None
+            )
         _path(run_dir).unlink(missing_ok=True)  # of one that was killed
         try:
             yield

@@ -70,6 +70,17 @@ async def refusal(channel: grpc.aio.Channel, message: bytes) -> tuple[Any, dict[
     return caught.value.code(), error_parts(trailers[messages.STATUS_TRAILER]) or {}
 
 
+def begun(channel: grpc.aio.Channel, count: int) -> list[Any]:
+    """Calls whose message never comes."""
+
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+        yield b""
+
+    open_stream: Any = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
+    return [open_stream(nothing()) for _ in range(count)]
+
+
 @pytest.mark.parametrize("size", [3, 500_000])
 def test_a_full_service_refuses_before_the_message_is_read(size: int) -> None:
     async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
@@ -88,14 +99,9 @@ def test_a_full_service_refuses_before_the_message_is_read(size: int) -> None:
 def test_calls_without_a_message_keep_nobody_from_being_served() -> None:
     """And are ended in the end."""
 
-    async def nothing() -> Any:
-        await asyncio.Event().wait()
-        yield b""
-
     async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
         admission.in_flight = 0
-        open_stream: Any = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
-        calls = [open_stream(nothing()) for _ in range(Limits().in_flight + 20)]
+        calls = begun(channel, Limits().in_flight + 20)
         while admission.coming or not admission.unsent:
             await asyncio.sleep(0.01)
         code, parts = await refusal(channel, NOISE)
@@ -114,14 +120,9 @@ def test_calls_without_a_message_keep_nobody_from_being_served() -> None:
 
 
 def test_a_caller_that_leaves_before_its_message_came_is_forgotten() -> None:
-    async def nothing() -> Any:
-        await asyncio.Event().wait()
-        yield b""
-
     async def talk(channel: grpc.aio.Channel, admission: Any) -> None:
         admission.in_flight = 0
-        open_stream: Any = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
-        calls = [open_stream(nothing()) for _ in range(20)]
+        calls = begun(channel, 20)
         while admission.unsent < len(calls):
             await asyncio.sleep(0.01)
         for call in calls:

@@ -8,25 +8,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
 
 from encore.local import Server, start_store
 from store.wire import Disks
-from streams.admin import ensure_topics
-from streams.clients import KafkaAdminClient
 from streams.producer import ActionProducer
+from tests.reliability.worlds import committed, messages, stack_in
 from tests.streams.support import (
     PARTITIONS,
-    T0,
-    Stack,
     assert_rows_equal_oracle,
-    make_stack,
     running,
     send_all,
-    some_actions,
     wait_stored,
     wait_until,
 )
@@ -57,16 +51,6 @@ def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
         server.child.kill()
 
 
-def committed(stack: Stack) -> dict[int, int]:
-    """Partition → the position that the group committed."""
-    admin: Any = KafkaAdminClient(bootstrap_servers=stack.config.bootstrap)
-    try:
-        found = admin.list_group_offsets(stack.config.group)[stack.config.group]
-    finally:
-        admin.close()
-    return {tp.partition: each.offset for tp, each in found.items()}
-
-
 def test_a_failover_to_the_replica_that_confirmed(
     broker: str, pair: tuple[Server, Server], tmp_path: Path
 ) -> None:
@@ -74,19 +58,23 @@ def test_a_failover_to_the_replica_that_confirmed(
     it has all that was committed, and the rest is folded again."""
     own, replica = pair
     disks = Disks(own=False, replicas=1)
-    first = make_stack(broker, f"redis://{own.address}/0", tmp_path / "data", disks=disks)
+    first = stack_in(broker, own, tmp_path, disks=disks)
     config = first.config
-    ensure_topics(broker, config.topics)
-    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(30)]
+    sent = messages(30)
+
+    def committed_of() -> dict[int, int]:
+        found = committed(first, config.group)
+        return {partition: offset for (_, partition), offset in found.items()}
+
     with ActionProducer(broker, config.topic, PARTITIONS) as producer:
         with running("worker", first) as worker:
             ends = send_all(producer, sent[:10])
             wait_stored(first, ends)
-            wait_until(lambda: committed(first) == ends)
+            wait_until(lambda: committed_of() == ends)
             os.kill(replica.child.pid, signal.SIGSTOP)
             wait_stored(first, send_all(producer, sent[10:20]))
             time.sleep(MOMENT_S)
-            assert committed(first) == ends
+            assert committed_of() == ends
             own.child.kill()
             os.kill(replica.child.pid, signal.SIGCONT)
             worker.kill()

@@ -14,23 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from streams.admin import ensure_topics
 from streams.clients import KafkaAdminClient
 from streams.producer import ActionProducer
+from tests.reliability.worlds import Sent, committed, messages
 from tests.streams.support import (
     KILLED_S,
     PARTITIONS,
-    T0,
     Stack,
     assert_rows_equal_oracle,
     make_stack,
     running,
     send_all,
-    some_actions,
     wait_stored,
     wait_until,
 )
@@ -38,18 +35,8 @@ from tests.streams.test_item_worker import assert_item_rows, wait_items
 
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(300)]
 
-Sent = list[tuple[NDArray[np.void], int]]
 #: The commit interval.
 MOMENT_S = 0.2
-
-
-def committed(stack: Stack, group: str) -> int:
-    """Of how many partitions the group has committed something."""
-    admin: Any = KafkaAdminClient(bootstrap_servers=stack.config.bootstrap)
-    try:
-        return len(admin.list_group_offsets(group)[group])
-    finally:
-        admin.close()
 
 
 def forget(stack: Stack, group: str) -> None:
@@ -63,17 +50,17 @@ def forget(stack: Stack, group: str) -> None:
 
 def fold_and_forget(
     stack: Stack, kind: str, group: str, wait: Callable[[dict[int, int]], None]
-) -> Sent:
+) -> list[Sent]:
     """The group is forgotten under its only member, and once more when it ended.
 
     Raises AssertionError where the successor folds anything again.
     """
     config, partitions = stack.config, PARTITIONS * (1 if kind == "worker" else 2)
-    sent: Sent = []
+    sent: list[Sent] = []
     with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
 
         def send(count: int) -> None:
-            parts = [(some_actions(50, 20, len(sent) + nth), T0 + 20_000) for nth in range(count)]
+            parts = messages(count, len(sent))
             sent.extend(parts)
             wait(send_all(producer, parts))
 
@@ -81,7 +68,7 @@ def fold_and_forget(
             """A member that was forgotten joins anew, and commits what comes from then on."""
             send(1)
             time.sleep(MOMENT_S)
-            return committed(stack, group) == partitions
+            return len(committed(stack, group)) == partitions
 
         with running(kind, stack) as first:
             send(10)

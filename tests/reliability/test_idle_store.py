@@ -17,23 +17,18 @@ from encore.local import Server, start_store
 from streams.admin import ensure_topics
 from streams.holding import WATCH_S
 from streams.producer import ActionProducer
-from tests.reliability.test_servers_lost import Sent, dump_keys, own_store, restore_keys
+from tests.reliability.worlds import Sent, dump_keys, messages, restore_keys, stack_in
 from tests.streams.support import (
     PARTITIONS,
-    T0,
     Process,
     Stack,
     assert_rows_equal_oracle,
-    make_stack,
     running,
     send_all,
-    some_actions,
     wait_stored,
     wait_until,
 )
 from tests.streams.test_item_worker import assert_item_rows, wait_items
-
-__all__ = ["own_store"]
 
 pytestmark = pytest.mark.kill
 
@@ -54,8 +49,7 @@ class Idle:
 
     def fold(self, count: int) -> None:
         """So many messages more, until all is in the rows."""
-        first = len(self.sent)
-        parts = [(some_actions(50, 20, first + n), T0 + 20_000) for n in range(count)]
+        parts = messages(count, len(self.sent))
         self.sent += parts
         self.ends |= send_all(self.producer, parts)
         self.wait_folded()
@@ -74,7 +68,7 @@ class Idle:
 def idle(
     request: pytest.FixtureRequest, broker: str, own_store: Server, tmp_path: Path
 ) -> Iterator[Idle]:
-    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    stack = stack_in(broker, own_store, tmp_path)
     if request.param == "items":
         view = replace(stack.view, entity="item", source=stack.config.item_topic)
         stack = replace(stack, plan=replace(stack.plan, views=(view,)))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from redis import Redis
 
-from encore.local import Server, start_broker, start_store
+from encore.local import Server, start_broker
 from streams.admin import ensure_topics
 from streams.producer import ActionProducer
+from tests.reliability.worlds import (
+    Sent,
+    dump_keys,
+    messages,
+    restore_keys,
+    stack_in,
+    times_ms,
+)
 from tests.streams.support import (
     PARTITIONS,
     T0,
@@ -30,25 +34,7 @@ from tests.streams.support import (
 )
 from tests.streams.test_sink import archive_of
 
-Sent = tuple[NDArray[np.void], int]
-
 pytestmark = pytest.mark.kill
-
-
-@pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "broker").mkdir()
-    server = start_broker(tmp_path / "broker")
-    yield server
-    server.child.kill()
-
-
-@pytest.fixture
-def own_store(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "store").mkdir()
-    server = start_store(tmp_path / "store")
-    yield server
-    server.child.kill()
 
 
 def test_a_broker_that_lost_its_log(own_broker: Server, valkey: str, tmp_path: Path) -> None:
@@ -98,12 +84,9 @@ def wait_epoch(stack: Stack, epoch: int, ends: dict[int, int]) -> None:
 def test_a_store_that_stands_still_is_waited_for(
     broker: str, own_store: Server, tmp_path: Path
 ) -> None:
-    stack = make_stack(
-        broker, f"redis://{own_store.address}/0", tmp_path / "data", store_timeout_ms=200
-    )
+    stack = stack_in(broker, own_store, tmp_path, store_timeout_ms=200)
     config = stack.config
-    ensure_topics(broker, config.topics)
-    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(20)]
+    sent = messages(20)
     with (
         running("worker", stack) as worker,
         ActionProducer(broker, config.topic, PARTITIONS) as producer,
@@ -125,11 +108,9 @@ def test_a_sink_outlives_a_store_that_stands_still(
 ) -> None:
     """With nothing to do, and with files that it cannot acknowledge: each action is archived once,
     by the process that was there before."""
-    address = f"redis://{own_store.address}/0"
-    stack = make_stack(broker, address, tmp_path / "data", store_timeout_ms=200, roll_ms=200)
+    stack = stack_in(broker, own_store, tmp_path, store_timeout_ms=200, roll_ms=200)
     config = stack.config
-    ensure_topics(broker, config.topics)
-    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(6)]
+    sent = messages(6)
     with (
         running("sink", stack) as sink,
         ActionProducer(broker, config.topic, PARTITIONS) as producer,
@@ -142,19 +123,17 @@ def test_a_sink_outlives_a_store_that_stands_still(
         os.kill(own_store.child.pid, signal.SIGCONT)
         wait_stored(stack, ends, config.archive_group)
         assert sink.terminate() == 0
-    table = archive_of(stack, config.topic)
-    times = np.concatenate([actions["time_ms"] for actions, _ in sent])
-    assert sorted(table["time_ms"].to_pylist()) == np.sort(times).tolist()
+    archived = archive_of(stack, config.topic)["time_ms"].to_pylist()
+    assert sorted(archived) == times_ms(sent)
 
 
 def test_a_store_that_went_back_is_folded_again(
     broker: str, own_store: Server, tmp_path: Path
 ) -> None:
     """Rows and marks of an earlier moment: what a failover to a lagging replica leaves."""
-    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    stack = stack_in(broker, own_store, tmp_path)
     config = stack.config
-    ensure_topics(broker, config.topics)
-    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(30)]
+    sent = messages(30)
     with ActionProducer(broker, config.topic, PARTITIONS) as producer:
         with running("worker", stack) as worker:
             ends = send_all(producer, sent[:10])
@@ -177,10 +156,9 @@ def test_a_store_that_was_wiped_is_told_and_filled_from_what_the_topic_holds(
     broker: str, own_store: Server, tmp_path: Path
 ) -> None:
     """The broker's commits are the witness: the store itself knows of nothing that it lost."""
-    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    stack = stack_in(broker, own_store, tmp_path)
     config = stack.config
-    ensure_topics(broker, config.topics)
-    sent = [(some_actions(50, 20, seed), T0 + 20_000) for seed in range(20)]
+    sent = messages(20)
     with ActionProducer(broker, config.topic, PARTITIONS) as producer:
         with running("worker", stack) as worker:
             ends = send_all(producer, sent[:10])
@@ -201,10 +179,9 @@ def test_a_store_that_was_wiped_is_told_and_filled_from_what_the_topic_holds(
 def test_a_wipe_under_a_running_worker_ends_it(
     broker: str, own_store: Server, tmp_path: Path
 ) -> None:
-    stack = make_stack(broker, f"redis://{own_store.address}/0", tmp_path / "data")
+    stack = stack_in(broker, own_store, tmp_path)
     config = stack.config
-    ensure_topics(broker, config.topics)
-    part = some_actions(50, 20), T0 + 20_000
+    (part,) = messages(1)
     with (
         ActionProducer(broker, config.topic, PARTITIONS) as producer,
         running("worker", stack) as worker,
@@ -215,19 +192,3 @@ def test_a_wipe_under_a_running_worker_ends_it(
         producer.send(*part)
         assert worker.wait() == 1
         assert "went back" in worker.text() or "no marker" in worker.text()
-
-
-def dump_keys(server: Server) -> dict[bytes, Any]:
-    """Everything the store holds, in its own serialisation."""
-    with Redis(port=server.port) as client:
-        keys = list(client.scan_iter(count=10_000))
-        return dict(zip(keys, [client.dump(key) for key in keys], strict=True))
-
-
-def restore_keys(server: Server, keys: dict[bytes, Any]) -> None:
-    """Back to that moment, in one transaction."""
-    with Redis(port=server.port) as client, client.pipeline() as transaction:
-        transaction.flushall()
-        for key, value in keys.items():
-            transaction.restore(key, 0, value)
-        transaction.execute()
