@@ -312,8 +312,13 @@ def _timeout_ms(given: Mapping[str, Any], settings: Defaults, remaining_ms: floa
         return settings.timeout_ms if remaining_ms is None else ends_ms
     value = given["timeout"]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= most:
-        required = f"ms from 1 to {most}"
-        raise RequestError("parameters.timeout", required=required, got=repr(value)[:80])
+        raise RequestError(
+            "parameters.timeout",
+            required=f"ms from 1 to {most}",
+            got=repr(value)[:80],
+            do="tritonclient's argument of that name is documented in µs: give it ms here, or set"
+            " the call's own deadline",
+        )
     return min(float(value), ends_ms)
 
 

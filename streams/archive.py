@@ -2,7 +2,8 @@
 
     <root>/topic_id=<uuid>/partition=<p>/<first:020d>-<last:020d>.parquet
     <root>/topic_id=<uuid>/partition=<p>/<first:020d>-<last:020d>.lost.parquet
-    <root>/topic_id=<uuid>/_topic    the name of the topic whose log it is, as text
+    <root>/topic_id=<uuid>/_topic         the name of the topic whose log it is, as text
+    <root>/topic_id=<uuid>/_partitions    how many it has, with and without messages, as text
 
 Both offsets are inclusive. A file is complete once it has its name: it is written beside, fsynced,
 and renamed, and the directory is fsynced, before its offsets are acknowledged. No two files of a
@@ -29,6 +30,7 @@ SUFFIX: Final = ".parquet"
 UNFINISHED: Final = ".unfinished"
 LOST: Final = ".lost"
 TOPIC: Final = "_topic"
+PARTITIONS: Final = "_partitions"
 _NAME: Final = re.compile(r"(\d{20})-(\d{20})(\.lost)?\.parquet")
 
 
@@ -47,15 +49,30 @@ def partition_dir(root: Path, topic_id: str, partition: int) -> Path:
     return root / f"topic_id={topic_id}" / f"partition={partition}"
 
 
-def name_log(root: Path, topic_id: str, topic: str) -> None:
-    """Say durably which topic's log this is: a topic and its successors share a root."""
+def name_log(root: Path, topic_id: str, topic: str, partitions: int) -> None:
+    """Say durably which topic's log this is, and how many partitions that has: a topic and its
+    successors share a root."""
     write_text(root / f"topic_id={topic_id}" / TOPIC, topic)
+    write_text(root / f"topic_id={topic_id}" / PARTITIONS, str(partitions))
 
 
 def topic_of_log(root: Path, topic_id: str) -> str | None:
     """What `name_log` said, None where nobody did."""
     path = root / f"topic_id={topic_id}" / TOPIC
     return path.read_text() if path.is_file() else None
+
+
+def partitions_of_log(root: Path, topic_id: str) -> int | None:
+    """As `topic_of_log`. Raises StreamError where it is no number."""
+    path = root / f"topic_id={topic_id}" / PARTITIONS
+    if not path.is_file():
+        return None
+    text = path.read_text()
+    if not text.isdecimal():
+        raise StreamError(
+            str(path), required="a number of partitions", got=repr(text[:40]), do="remove it"
+        )
+    return int(text)
 
 
 def file_name(first: int, last: int, lost: bool = False) -> str:

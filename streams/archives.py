@@ -106,7 +106,7 @@ class ActionArchive:
         write_file(directory, first, last, ACTION_SCHEMA.empty_table(), lost=True)
 
     def _directory(self, partition: int) -> Path:
-        name_log(self._root, self._topic_id, self._topic)
+        name_log(self._root, self._topic_id, self._topic, self._partitions)
         return partition_dir(self._root, self._topic_id, partition)
 
 

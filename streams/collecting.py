@@ -1,7 +1,8 @@
 """The history of a topic: which files hold it, and what the archive lacks read from the log.
 
     <data_dir>/archive/<topic>/topic_id=…/      every log there was; the present one up to its end,
-                                                and in `_topic` which topic's it is
+                                                and in `_topic` which topic's it is, in
+                                                `_partitions` of how many
     <data_dir>/backfill/<name>/log/partition=…  what only the log holds yet, while a backfill runs
 
 An earlier log of the topic is history as a whole. Of the present one each partition is needed up to
@@ -31,6 +32,7 @@ from streams.archive import (
     list_files,
     next_offset,
     partition_dir,
+    partitions_of_log,
     topic_of_log,
     write_file,
 )
@@ -111,13 +113,12 @@ async def collect(
     """The history of `log.topic` up to the offsets `needed` of its present log.
 
     root: the topic's archive. needed: one offset for each partition. ended: the topics before,
-    where the broker still has them. They had other partitions, so once there were any, any
-    partition of an earlier log may hold actions of any user. Raises StreamError for an archive with
-    holes, or a part behind its end that the log does not hold.
+    where the broker still has them. Raises StreamError for an archive with holes, or a part behind
+    its end that the log does not hold.
     """
     shutil.rmtree(rest.aside, ignore_errors=True)
     found = Collected()
-    moved = topic_number(log.topic) > 1
+    moved = topic_number(log.topic) > 1 or _otherwise_parted(root, log, len(needed))
     every = await _all_earlier(root, log, rest, found, ended) if moved else []
     reading = _Reading(rest, rest.aside, log, len(needed), found)
     for partition, before in sorted(needed.items()):
@@ -127,6 +128,14 @@ async def collect(
     return found
 
 
+def _otherwise_parted(root: Path, log: Log, partitions: int) -> bool:
+    """Whether any partition of an earlier log may hold actions of any user: it had another count of
+    them, or nobody said which. A store that was wiped does not know of moves to other topics, and a
+    broker set up anew may have been given another count."""
+    logs = {path.name.partition("=")[2] for path in root.glob("topic_id=*")} - {log.topic_id}
+    return any(partitions_of_log(root, each) != partitions for each in logs)
+
+
 async def _all_earlier(
     root: Path, log: Log, rest: Rest, found: Collected, ended: Sequence[Before]
 ) -> list[HistoryFile]:
@@ -134,7 +143,7 @@ async def _all_earlier(
     ends = {each.log.topic_id: each for each in ended}
     held = {path.name.partition("=")[2]: path for path in root.glob("topic_id=*")}
     files: list[HistoryFile] = []
-    order = {each: _order(root, each, ends) for each in {*held, *ends} - {log.topic_id}}
+    order = {each: _order(root, log, each, ends) for each in {*held, *ends} - {log.topic_id}}
     for topic_id in sorted(order, key=lambda each: order[each]):
         directories = sorted(held[topic_id].glob("partition=*")) if topic_id in held else []
         files += _wholes(log, directories, rest, found)
@@ -143,15 +152,18 @@ async def _all_earlier(
     return files
 
 
-def _order(root: Path, topic_id: str, ends: Mapping[str, Before]) -> tuple[int, bool, int, str]:
+def _order(
+    root: Path, log: Log, topic_id: str, ends: Mapping[str, Before]
+) -> tuple[int, bool, int, str]:
     """Sorts logs as they are read. One that nobody named is of an archive that is older than the
     names, or was brought without: before all others, as it began. The log with a topic's end is
-    that topic's last."""
+    that topic's last. Where `log` is of the first topic, later ones are from before the store was
+    wiped: all as they began."""
     if topic_id in ends:
         return topic_number(ends[topic_id].log.topic), True, 0, topic_id
     begun = map(_begun_ms, (root / f"topic_id={topic_id}").glob("partition=*"))
     first_ms = min((at for at in begun if at), default=0)  # those without a message tell nothing
-    topic = topic_of_log(root, topic_id)
+    topic = None if topic_number(log.topic) == 1 else topic_of_log(root, topic_id)
     return 0 if topic is None else topic_number(topic), False, first_ms, topic_id
 
 

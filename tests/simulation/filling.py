@@ -210,7 +210,7 @@ class Fillings:
             if first < upto:
                 log = self.broker.by_id[topic_id]
                 records, count = log.records[partition][first:upto], len(log.records)
-                name_log(root, topic_id, log.name)
+                name_log(root, topic_id, log.name, count)
                 table = action_table(decode_records(records, count)[0])
                 write_file(partition_dir(root, topic_id, partition), first, upto - 1, table)
                 self._written[topic_id, partition] = upto

@@ -15,7 +15,7 @@ from schemas.names import generation_group, row_keys
 from store.memory import AsyncMemoryRowStore, Image, MemoryRowStore
 from streams.action_table import ACTION_SCHEMA, action_table
 from streams.admin import TopicFacts
-from streams.archive import partition_dir, write_file
+from streams.archive import name_log, partition_dir, write_file
 from streams.backfill import BackfillConfig, fill_view, lacking, tasks_of, wait_caught_up
 from streams.catching_up import CatchUp, nowhere
 from streams.collecting import Collected, Rest, collect
@@ -379,9 +379,13 @@ def test_earlier_logs_are_history_as_a_whole_oldest_first(tmp_path: Path) -> Non
     archive(root, "a-later", 0, later, 0)
     archive(root, "b-first", 0, sent[0], 0)
     archive(root, "id-2", 0, sent[0], 0)
-    files = gather(tmp_path, ListReader(sent), {0: 4, 1: 0}).files[0]
+    for topic_id in ("a-later", "b-first"):
+        name_log(root, topic_id, LOG.topic, 2)
+    found = gather(tmp_path, ListReader(sent), {0: 4, 1: 0})
+    files = found.files[0]
     assert [file.log_partition for file in files] == [WHOLE, WHOLE, 0]
     assert ["b-first" in file.path for file in files] == [True, False, False]
+    assert found.files[1] == [], "users of the one partition have nothing in the other"
 
 
 def test_tasks_share_out_the_cores() -> None:

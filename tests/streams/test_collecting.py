@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from streams.archive import name_log
+import pytest
+
+from schemas.errors import StreamError
+from streams.archive import name_log, partitions_of_log
 from streams.collecting import Before, Collected, Rest, collect
 from streams.history import WHOLE
 from streams.origins import Log
@@ -44,7 +47,7 @@ def test_topic_after_topic_whenever_their_logs_began(tmp_path: Path) -> None:
     ):
         archive(root, topic_id, 0, batches[:4], 0)
         if topic:
-            name_log(root, topic_id, topic)
+            name_log(root, topic_id, topic, 2)
     first = Before(Log("t", "d-last-of-first", 2), {0: 6, 1: 0})
     second = Before(Log("t.2", "c-last-of-second", 4), {0: 4, 1: 0})
     assert logs_of(gather(tmp_path, sent, first, second), 0) == [
@@ -64,3 +67,33 @@ def test_earlier_topics_that_were_deleted_are_history_of_every_partition(tmp_pat
         archive(root, "first", partition, sent[partition], 0)
     for partition in (0, 1, 2):
         assert logs_of(gather(tmp_path, sent), partition) == ["first", "first"]
+
+
+@pytest.mark.parametrize("counts", [(2, 4), (2, None)])
+def test_logs_with_other_partitions_are_history_of_every_partition(
+    tmp_path: Path, counts: tuple[int, int | None]
+) -> None:
+    """Nobody remembers the moves of a store that was wiped, nor a broker set up with another count:
+    the archive says how many partitions its logs had, and what does not is taken for another."""
+    sent, root = messages(9), tmp_path / "archive"
+    later = [(actions, sent_ms + 10_000) for actions, sent_ms in sent[0]]
+    for topic_id, topic, partition, batches in (
+        ("b-first", "t", 0, sent[0]),
+        ("a-second", "t.2", 3, later),  # a partition that the present log does not have
+        ("c-lost-since", "t", 1, [(actions, sent_ms + 20_000) for actions, sent_ms in sent[1]]),
+    ):
+        archive(root, topic_id, partition, batches, 0)
+        count = counts[topic == "t.2"]
+        if count is not None:
+            name_log(root, topic_id, topic, count)
+    rest = Rest(ListReader(sent), tmp_path / "aside")
+    found = asyncio.run(collect(root, Log("t", "a-now", 1), {0: 2, 1: 0}, rest))
+    for partition in (0, 1):
+        assert logs_of(found, partition) == ["b-first", "a-second", "c-lost-since"]
+
+
+def test_a_count_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "topic_id=a").mkdir()
+    (tmp_path / "topic_id=a" / "_partitions").write_text("many")
+    with pytest.raises(StreamError, match="needs a number of partitions, got 'many'; remove it"):
+        partitions_of_log(tmp_path, "a")

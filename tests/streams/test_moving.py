@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from schemas.ids import partitions_of
 from schemas.plan import ViewPlan
 from schemas.succession import Succession
 from store.redis_store import AsyncRedisRowStore
 from streams import growing
 from streams.admin import ensure_topics
-from streams.archive import list_files, next_offset
+from streams.archive import list_files, name_log, next_offset
 from streams.backfill import BackfillConfig, fill_view
 from streams.config import StreamConfig
 from streams.moving import config_of, newest_config
@@ -33,6 +34,7 @@ from tests.streams.support import (
     some_actions,
     wait_until,
 )
+from tests.streams.test_backfill import archive
 from tests.streams.test_item_worker import assert_item_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -163,6 +165,31 @@ def test_items_and_backfills_across_a_move(broker: str, valkey: str, tmp_path: P
         for user_view, item_view in ((made.view, view), filled):
             assert_rows_equal_oracle(store, user_view, load.sent)
             assert_item_rows(store, item_view, load.sent)
+
+
+def test_a_filling_takes_earlier_logs_whatever_partitions_they_had(
+    broker: str, valkey: str, tmp_path: Path
+) -> None:
+    """Store and broker were set up anew, so only the archive knows that actions had moved on."""
+    made = make_stack(broker, valkey, tmp_path / "data", partitions=2)
+    by_item = replace(made.view, name="of_item", entity="item", source=made.config.item_topic)
+    root = made.config.archive_dir / made.config.topic
+    ensure_topics(broker, made.config.topics)
+    made_of = [some_actions(200, 60, seed) for seed in range(6)]
+    sent = [(actions, int(actions["time_ms"].max())) for actions in made_of]
+    for topic_id, partitions, logged in (("first", 3, sent[:3]), ("second", 5, sent[3:])):
+        for partition in range(partitions):
+            own = [
+                (actions[partitions_of(actions["user"], partitions) == partition], sent_ms)
+                for actions, sent_ms in logged
+            ]
+            archive(root, topic_id, partition, own, 0)
+    name_log(root, "second", f"{made.config.topic}.2", 5)  # what was archived before has no name
+    for view in (made.view, by_item):
+        asyncio.run(fill(made, made.config, view))
+    with made.store() as store:
+        assert_rows_equal_oracle(store, made.view, sent)
+        assert_item_rows(store, by_item, sent)
 
 
 def reached(config: StreamConfig) -> int:
