@@ -31,7 +31,8 @@ BENCHMARKS: Final = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, 1 when the benchmark could not run, 2 for a wrong command line."""
+    """Exit code 0; 1 when the benchmark could not run, or found something else than must be; 2 for
+    a wrong command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Benchmarks of encore beside its peers."
     )
@@ -61,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if given.json is not None:
         given.json.write_text(text + "\n")
-    return 0
+    for each in report.wrong:
+        print(f"{chosen.name}: WRONG: {each}", file=sys.stderr)
+    return 1 if report.wrong else 0
 
 
 if __name__ == "__main__":

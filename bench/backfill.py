@@ -124,7 +124,7 @@ def compare(view: ViewPlan, archive: Archive, actions: Actions, store: RowStore)
     for task in archive.tasks(view):
         fill(task, store, _say_nothing)
     streamed = AsyncMemoryRowStore()
-    asyncio.run(_stream(view, actions, streamed))
+    asyncio.run(stream(view, actions, streamed))
     ids = np.unique(actions[view.entity])
     keys = row_keys(view.name, view.generation, ids.tolist())
     raw = [store.read(keys), streamed.store.read(keys)]
@@ -142,7 +142,7 @@ def _under_one_fence(
     return encode_rows(layout_of(view), rows)
 
 
-async def _stream(view: ViewPlan, actions: Actions, store: AsyncMemoryRowStore) -> None:
+async def stream(view: ViewPlan, actions: Actions, store: AsyncMemoryRowStore) -> None:
     """The same actions as a worker folds them, in micro-batches."""
     folder = Folder(store, (view,), EPOCH, nowhere, 1_000)
     for first in range(0, len(actions), BATCH_ACTIONS):
@@ -189,6 +189,13 @@ def _say_nothing(actions: int) -> None:
     """Nobody watches."""
 
 
+def check(report: Report, found: Mapping[str, tuple[int, int]]) -> None:
+    """What must hold: rows are filled, and are the stream's. found: rows and unequal ones."""
+    for name, (rows, unequal) in found.items():
+        stray = f"{name}: {unequal:,} rows are not the stream's, of {rows:,}"
+        report.check(rows > 0 and not unequal, stray)
+
+
 def _report(count: int, found: Mapping[str, tuple[int, int]], timings: Timings) -> Report:
     report = Report()
     names = {
@@ -232,4 +239,5 @@ def _report(count: int, found: Mapping[str, tuple[int, int]], timings: Timings) 
         "rows": sum(rows for rows, _ in found.values()),
         "equal_rows": sum(rows - unequal for rows, unequal in found.values()),
     }
+    check(report, {names[name]: rows for name, rows in found.items()})
     return report

@@ -17,6 +17,7 @@ from aggregation.cache.record import ItemCodec
 from aggregation.cache.writer import CacheWriter
 from aggregation.program import Assembled, ServiceProgram
 from bench.workload import Request, Workload
+from schemas.errors import LocalError
 from store.redis_store import RedisRowStore
 
 #: No benchmark takes so long, whatever else the machine does.
@@ -34,7 +35,7 @@ class CachedRequests:
     now_ms: int
 
     def assembled(self, request: Request) -> Assembled:
-        """The whole library call. Raises RuntimeError where the cache is not to be read."""
+        """The whole library call. Raises LocalError where the cache is not to be read."""
         user_id, item_ids = request
         found = self._found(item_ids)
         raw = self.store.read_rows(self.program.row_keys(user_id, found.missing_ids()))
@@ -57,7 +58,7 @@ class CachedRequests:
     def _found(self, item_ids: NDArray[np.int64]) -> CachedItems:
         found = self.cache.look_up(self.program, item_ids, self.now_ms)
         if found is None:
-            raise RuntimeError("bench: the item cache is not live")
+            raise LocalError("bench.cache", required="an item cache that is live", got="none")
         return found
 
 

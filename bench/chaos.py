@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from bench.chaos_check import Logged, Verdict, check_view, unlogged
+from bench.chaos_check import Logged, Verdict, check_view, histories_of, unlogged
 from bench.chaos_deck import deck, moves
 from bench.chaos_events import LEFT, Chaos, Crew
 from bench.chaos_nursery import Nursery
@@ -28,7 +28,7 @@ from bench.report import Options, Report
 from store.redis_store import RedisRowStore
 
 KILLS: Final = 200
-QUICK_KILLS: Final = 20
+QUICK_KILLS: Final = 12
 ACTIONS_PER_S: Final = 1_000
 ITEM_WORKERS: Final = 2
 
@@ -66,6 +66,7 @@ def run(options: Options) -> Report:
         f"{verdict.actions:,} actions, {verdict.rows:,} rows: {verdict.unequal} unequal,"
         f" {verdict.lost} actions lost, {verdict.doubled} doubled"
     )
+    check(report, verdict)
     report.line = {
         "kills": kills,
         "seed": options.seed,
@@ -84,6 +85,14 @@ def run(options: Options) -> Report:
         "seconds": struck_s,
     }
     return report
+
+
+def check(report: Report, verdict: Verdict) -> None:
+    """What must hold: every row as the oracle has it, each action in it once."""
+    report.check(not verdict.unequal, f"{verdict.unequal} rows differ from the oracle's")
+    report.check(not verdict.lost, f"{verdict.lost} actions are lost")
+    report.check(not verdict.doubled, f"{verdict.doubled} actions count twice")
+    report.check(not verdict.unlogged, f"{verdict.unlogged} confirmed actions are in no log")
 
 
 def workers_of(seed: int) -> int:
@@ -118,8 +127,8 @@ def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, 
 def judge(made: World, logged: list[Logged]) -> Verdict:
     """Every row of every view against the oracle."""
     verdict = Verdict(actions=sum(len(actions) for actions, _ in logged))
-    views = made.views
+    views, histories = made.views, histories_of(logged)
     with RedisRowStore(made.store_url) as store:
         for view in views:
-            check_view(store, view, logged, verdict)
+            check_view(store, view, histories, verdict)
     return verdict

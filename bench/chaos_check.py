@@ -8,6 +8,7 @@ truth says how many actions are lost and how many counted twice.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,13 +20,15 @@ from schemas.names import row_keys
 from schemas.plan import AccumulatorPlan, FeaturePlan, FieldPlan, Side, ViewPlan
 from schemas.row import TOMBSTONE_MS, encode_rows, read_fence
 from store.base import RowStore
-from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
+from tests.oracle.fold import Sent, as_dicts, rows_of, since_deletion, state_of
 
 DAY_MS: Final = 86_400_000
 TILES: Final = 4
 
 #: What one message held, and when it was sent.
 Logged = tuple[NDArray[np.void], int]
+#: Of each side: entity → its actions, in the order of its log, and when each was sent.
+Histories = Mapping[Side, Mapping[int, Sequence[Sent]]]
 
 
 @dataclass(slots=True)
@@ -60,12 +63,19 @@ def totals_view(name: str, entity: Side, source: str, like: ViewPlan) -> ViewPla
     )
 
 
-def check_view(store: RowStore, view: ViewPlan, logged: list[Logged], verdict: Verdict) -> None:
-    """Compare all rows of one view; adds to the verdict."""
-    history: dict[int, list[Any]] = {}
+def histories_of(logged: Sequence[Logged]) -> Histories:
+    """Whose rows must be there, and of what."""
+    found: dict[Side, dict[int, list[Sent]]] = {"user": {}, "item": {}}
     for actions, sent_ms in logged:
         for action in as_dicts(actions):
-            history.setdefault(action[view.entity], []).append((action, sent_ms))
+            for side, histories in found.items():
+                histories.setdefault(action[side], []).append((action, sent_ms))
+    return found
+
+
+def check_view(store: RowStore, view: ViewPlan, histories: Histories, verdict: Verdict) -> None:
+    """Compare all rows of one view; adds to the verdict."""
+    history = histories[view.entity]
     entities = sorted(history)
     states = [_state(view, history[entity]) for entity in entities]
     raw = store.read(row_keys(view.name, view.generation, entities))
@@ -98,7 +108,7 @@ def _count(batches: list[Logged]) -> Counter[tuple[int, ...]]:
     )
 
 
-def _state(view: ViewPlan, history: list[Any]) -> dict[str, Any] | None:
+def _state(view: ViewPlan, history: Sequence[Sent]) -> dict[str, Any] | None:
     """What the row must hold; of a deleted user without anything since, a tombstone."""
     if view.entity == "item":
         return state_of(view, history)

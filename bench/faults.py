@@ -41,9 +41,9 @@ from schemas.errors import LocalError
 DEADLINE_MS: Final = 500.0
 BACK_S: Final = 2.0
 BEFORE_S: Final = 0.5
-AFTER_S: Final = 1.5
 RATE: Final = 20.0
 REQUESTS: Final = 32
+UNDISTURBED_S: Final = 0.06  # from one of them to the next
 FINE_LIMIT: Final = 100
 HOLD_S: Final = 0.6  # a slow reply: more than a request has
 #: What every row is while the store is away, and what replies then say.
@@ -97,6 +97,18 @@ FAULTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Spell:
+    """How long the store is away, and how long requests go on once all must have their rows."""
+
+    away_s: float
+    after_s: float
+
+
+QUICK: Final = Spell(1.2, 0.8)
+FULL: Final = Spell(6.0, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Counts of what must be 0, and figures. unanswered, late: requests. lying: replies that do not
     say what was. wrong: whole replies with another page. back_s: from the store's return until the
@@ -146,18 +158,25 @@ class Said:
 
 def run(options: Options) -> Report:
     """Raises LocalError, StoreError when the servers do not come up."""
-    away_s = 1.2 if options.quick else 6.0
+    spell = QUICK if options.quick else FULL
     outcomes = []
     with _broken_world() as (store, prepared):
         pages = _undisturbed(prepared)
         for number, fault in enumerate(FAULTS):
-            outcome = _try(store, prepared, fault, (away_s, options.seed + number), pages)
+            outcome = _try(store, prepared, fault, (spell, options.seed + number), pages)
             options.say(f"{fault.name}: {'held' if outcome.held else outcome}")
             outcomes.append(outcome)
     report = Report()
-    _describe(report, outcomes, away_s)
+    _describe(report, outcomes, spell.away_s)
     report.line.update(_keys(outcomes))
+    check(report, outcomes)
     return report
+
+
+def check(report: Report, outcomes: list[Outcome]) -> None:
+    """What must hold: each fault is."""
+    for outcome in outcomes:
+        report.check(outcome.held, f"the store {outcome.name}: not held")
 
 
 @contextmanager
@@ -180,7 +199,7 @@ def _broken_world() -> Iterator[tuple[Store, Prepared]]:
 def _undisturbed(prepared: Prepared) -> list[bytes]:
     """The page of each request, (REQUESTS,), asked for one after the other until all are whole."""
     for _ in range(5):
-        measured = prepared.drive(np.arange(REQUESTS, dtype=np.float64) * 0.1)
+        measured = prepared.drive(np.arange(REQUESTS, dtype=np.float64) * UNDISTURBED_S)
         said = [_said(answer) for answer in measured.answers]
         if all(each is not None and not each.degraded for each in said):
             return [each.page for each in said if each is not None]
@@ -193,17 +212,17 @@ def _undisturbed(prepared: Prepared) -> list[bytes]:
 
 
 def _try(
-    store: Store, prepared: Prepared, fault: Fault, chosen: tuple[float, int], pages: list[bytes]
+    store: Store, prepared: Prepared, fault: Fault, chosen: tuple[Spell, int], pages: list[bytes]
 ) -> Outcome:
-    """One fault under load. chosen: seconds that it lasts, seed of the arrivals."""
-    away_s, seed = chosen
-    times = arrivals(RATE, BEFORE_S + away_s + BACK_S + AFTER_S, seed)  # (n,)
+    """One fault under load. chosen: how long, and the seed of the arrivals."""
+    spell, seed = chosen
+    times = arrivals(RATE, BEFORE_S + spell.away_s + BACK_S + spell.after_s, seed)  # (n,)
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(prepared.drive, times)
         time.sleep(BEFORE_S)
         struck_s = time.perf_counter()
         fault.strike(store)
-        time.sleep(away_s)
+        time.sleep(spell.away_s)
         mending_s = time.perf_counter()
         fault.mend(store)
         mended_s = time.perf_counter()

@@ -80,6 +80,10 @@ def run(options: Options) -> Report:
         report.line.update(_keys(shape))
     report.line["state_row_bytes"] = max(state_bytes.values(), default=None)
     report.line["equal_values"] = all(all(shape.equal.values()) for shape in shapes)
+    for shape in shapes:
+        for name, same in shape.equal.items():
+            what = f"{name}{shape.suffix}: decoded values are not those that were encoded"
+            report.check(same, what)
     report.line["bytes_encore_seq_own"] = shapes[1].bytes["encore"]
     report.line["bytes_feast_seq_own"] = own_bytes
     return report

@@ -70,6 +70,8 @@ def run(options: Options) -> Report:
     report = Report()
     _describe(report, result)
     report.line.update(_keys(result))
+    for name, equal in result.equal.items():
+        report.check(equal, f"{name}: its ids do not tell apart what ours do")
     return report
 
 

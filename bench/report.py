@@ -27,10 +27,20 @@ class Options:
 
 @dataclass(slots=True)
 class Report:
-    """Lines for people, and the one JSON object for machines."""
+    """Lines for people, and the one JSON object for machines.
+
+    wrong: what checks of its own found otherwise than it must be; figures of such a run are printed
+    all the same, and its exit code is 1.
+    """
 
     lines: list[str] = field(default_factory=list)
     line: dict[str, Any] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    def check(self, holds: bool, otherwise: str) -> None:
+        """Notes what is wrong, in a sentence, where something that must hold does not."""
+        if not holds:
+            self.wrong.append(otherwise)
 
     def note(self, text: str) -> None:
         """Adds a sentence."""

@@ -13,7 +13,7 @@ and the best of them with the fine one.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,10 +44,12 @@ _SATURATED: Final = 0.8
 @dataclass(frozen=True, slots=True)
 class Scale:
     """samples: at least so many requests a rate. tail: the percentile that they can tell.
-    rates: climb while the service keeps up. at: the steady one of them, by model, with `steady`
-    requests. rounds: so often an overload follows the best rate again, each for `overload_s`."""
+    rates: climb while the service keeps up, each for `seconds` at least. at: the steady one of
+    them, by model, with `steady` requests. rounds: so often an overload follows the best rate
+    again, each for `overload_s`."""
 
     samples: int
+    seconds: float
     steady: int
     tail: float
     at: dict[Model, float]
@@ -58,15 +60,17 @@ class Scale:
 
 QUICK: Final = Scale(
     samples=400,
+    seconds=1.0,
     steady=400,
     tail=95,
-    at={"aggregate": 200, "rank": 100},
-    rates={"aggregate": (200, 1_100, 1_700), "rank": (100, 800)},
+    at={"aggregate": 200, "rank": 200},
+    rates={"aggregate": (200, 1_100, 1_700), "rank": (200, 800)},
     rounds=1,
     overload_s=1.25,
 )
 FULL: Final = Scale(
     samples=2_000,
+    seconds=2.0,
     steady=5_500,
     tail=99,
     at={"aggregate": 200, "rank": 100},
@@ -83,7 +87,8 @@ FULL: Final = Scale(
 class Step:
     """What became of one rate. whole: replies in time that are not degraded, a second. refused,
     degraded: parts of the requests. late: replies after the deadline, counted from when the request
-    left, and requests without one. cpu_us: of the service's processor, a request."""
+    left, and requests without one, which are `unanswered`. cpu_us: of the service's processor, a
+    request."""
 
     rate: float
     p50_ms: float
@@ -92,6 +97,7 @@ class Step:
     whole: float
     refused: float
     degraded: float
+    unanswered: int
     late: int
     latest_ms: float
     generator_ms: float
@@ -126,6 +132,11 @@ class Climb:
         return float(np.median([over.whole / max(best.whole, 1.0) for best, over in self.rounds]))
 
     @property
+    def unanswered(self) -> int:
+        """Requests that got neither a reply nor a refusal, in all steps."""
+        return sum(step.unanswered for step in (*self.steps, *sum(self.rounds, ())))
+
+    @property
     def late(self) -> int:
         """Late replies under overload, in all rounds."""
         return sum(over.late for _, over in self.rounds)
@@ -143,7 +154,7 @@ def run(options: Options) -> Report:
                 each: world.prepare(each, model, requests, DEADLINE_MS) for each in PROTOCOLS
             }
             for each in prepared.values():
-                _measure(world, each, 50, 50, seed=0)  # warm
+                _measure(world, each, 100, 50, seed=0)  # warm
             found = _climb(world, prepared, scale, options)
             climbs |= {(protocol, model): climb for protocol, climb in found.items()}
             stages = world.stage_ms(model)
@@ -151,7 +162,15 @@ def run(options: Options) -> Report:
         report.line |= {"cached": world.hit_share()}
     _describe(report, climbs, scale)
     report.line |= _keys(climbs, scale)
+    check(report, climbs)
     return report
+
+
+def check(report: Report, climbs: Mapping[tuple[Protocol, Model], Climb]) -> None:
+    """What must hold: every request gets a reply or a refusal, however late."""
+    for (protocol, model), climb in climbs.items():
+        silent = f"{model} over {protocol}: {climb.unanswered} requests got no answer at all"
+        report.check(not climb.unanswered, silent)
 
 
 def _climb(
@@ -164,7 +183,7 @@ def _climb(
             steady = rate == scale.at[model]
             if steps[protocol] and not steps[protocol][-1].keeps_up and not steady:
                 continue
-            n = max(scale.steady if steady else scale.samples, int(2 * rate))
+            n = max(scale.steady if steady else scale.samples, int(scale.seconds * rate))
             step = _measure(world, each, rate, n, options.seed + at, scale.tail)
             steps[protocol].append(step)
             options.say(f"{model} {protocol} {rate:g}/s: {step.tail_ms:.1f} ms, {step.whole:.0f}/s")
@@ -211,6 +230,7 @@ def _judge(
         whole=float(((status == 200) & ~degraded & in_time).sum()) / seconds,
         refused=float(np.isin(status, (503, 504)).mean()),
         degraded=float(degraded.mean()),
+        unanswered=int((~answered).sum()),
         late=int((~in_time).sum()),
         latest_ms=float(since_sent_ms[answered].max(initial=0.0)),
         generator_ms=float(np.percentile(measured.late_s, tail)) * 1e3,
@@ -252,6 +272,8 @@ def _keys(climbs: dict[tuple[Protocol, Model], Climb], scale: Scale) -> dict[str
         return {
             "rate": steady.rate,
             "p50_ms": steady.p50_ms,
+            "p99_ms": None,  # too few samples for it in `--quick`, which tells a p95
+            "rate_at_p99_10ms": None,
             f"{tail}_ms": steady.tail_ms,
             "p999_ms": steady.p999_ms,
             f"rate_at_{tail}_10ms": rate_at(climb.steps, BOUND_MS),
@@ -268,6 +290,7 @@ def _keys(climbs: dict[tuple[Protocol, Model], Climb], scale: Scale) -> dict[str
         "rank": {protocol: of(protocol, "rank") for protocol in PROTOCOLS},
         "overload_goodput": min(climb.kept for climb in climbs.values()),
         "late_replies": sum(climb.late for climb in climbs.values()),
+        "unanswered": sum(climb.unanswered for climb in climbs.values()),
     }
 
 

@@ -17,16 +17,18 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from bench.cores import Cores
-from bench.report import Options, Report
+from bench.processes import Piped
+from bench.report import Options, Report, Say
 from bench.rewriting import Rewriting, again_and_again, held_off
 from bench.samples import demo_plan
+from bench.stream_check import RING, unequal_counts
 from bench.stream_fresh import MESSAGE_ACTIONS, WARM_S, Freshness, measure, probes
 from bench.stream_items import TOPIC, item_rate, item_views
 from bench.stream_log import (
@@ -38,20 +40,24 @@ from bench.stream_log import (
     kuairand_actions,
     singles,
 )
-from bench.stream_peers import HOUR_MS, Peer, PeerRate, hourly_counts, peers, run_peer
+from bench.stream_peers import (
+    HOUR_MS,
+    Peer,
+    PeerRate,
+    at_hand,
+    peers,
+    run_peer,
+    wait_imported,
+)
 from bench.stream_rates import Cluster, Rate, worker_process
 from bench.stream_scale import by_users, small_views
 from encore.local import start_broker, start_store
-from schemas.layout import layout_of
-from schemas.names import PLAN_KEY, by_item_topic, row_keys
+from schemas.names import PLAN_KEY, by_item_topic
 from schemas.plan import Plan, ViewPlan, dump_plan
-from schemas.row import decode_rows
-from schemas.status import Status
 from store.redis_store import RedisRowStore
 from store.wire import OWN_DISK, Disks, StoreConfig
 from streams.admin import ensure_topics
 
-RING: Final = "all_by_hour"
 #: The store may be busy with a worker's rows when it is asked how far that is.
 STORE_TIMEOUT_MS: Final = 30_000
 #: A topic for each load at which freshness is asked for.
@@ -91,6 +97,27 @@ class Sizes:
     loads: tuple[Load, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where all rounds take place."""
+
+    running: Cluster
+    plan: Plan
+    log: Actions
+    sizes: Sizes
+    say: Say
+
+
+@dataclass(slots=True)
+class Found:
+    """What the rounds measured. unequal: counts of ours that differ from the actions'."""
+
+    rates: dict[str, list[Rate]]
+    others: dict[str, list[PeerRate]] = field(default_factory=dict)
+    items: list[float] = field(default_factory=list)
+    unequal: int = 0
+
+
 QUICK: Final = Sizes(
     {"batched": 600_000, "single": 150_000, "distinct": 100_000}, 1, 800, 0, 200_000, LOADS[:1]
 )
@@ -107,51 +134,95 @@ FULL: Final = Sizes(
 def run(options: Options) -> Report:
     """The benchmark. Raises LocalError, StoreError, StreamError."""
     sizes = QUICK if options.quick else FULL
-    rates: dict[str, list[Rate]] = {form: [] for form in FORMS}
-    others: dict[str, list[PeerRate]] = {}
-    items: list[float] = []
+    found = Found({form: [] for form in FORMS})
     with cluster() as running:
         options.say("stream: filling topics …")
         contenders = peers(options.quick)
-        plan = bench_plan(sizes.rounds)
-        small = small_views(plan.views[0], RING) if sizes.by_users else ()
-        by_item = item_views(plan.views[0], sizes.rounds)
-        plan = replace(plan, views=plan.views + small + by_item)
-        running.store.put_text(PLAN_KEY, dump_plan(plan))
-        topics = {view.source: PARTITIONS for view in plan.views}
-        topics |= {_peer_topic(peer): PARTITIONS for peer in contenders.values()}
-        ensure_topics(running.broker.address, topics)
-        log = kuairand_actions(max(sizes.actions.values()))
-        for topic, peer in {_peer_topic(peer): peer for peer in contenders.values()}.items():
-            asyncio.run(fill(running.broker.address, topic, singles(log[: peer.messages])))
-        for turn in range(sizes.rounds):
-            for form in FORMS:
-                options.say(f"stream: {form}, round {turn + 1} …")
-                view = _view(plan, f"{form}-{turn}")
-                rates[form].append(_ours(running, view, form, log[: sizes.actions[form]]))
-            options.say(f"stream: items, round {turn + 1} …")
-            items.append(_items(running, turn, log[: sizes.items]))
-            for name, peer in contenders.items():
-                options.say(f"stream: {peer.title}, round {turn + 1} …")
-                read, topic = log[: peer.messages], _peer_topic(peer)
-                others.setdefault(name, []).append(run_peer(peer, topic, running, read))
-        per_s = float(np.median([rate.per_s for rate in rates["distinct"]]))
+        with at_hand(contenders) as processes:
+            plan, small = _published(running, sizes, contenders)
+            log = kuairand_actions(max(sizes.actions.values()))
+            for topic, peer in {_peer_topic(peer): peer for peer in contenders.values()}.items():
+                asyncio.run(fill(running.broker.address, topic, singles(log[: peer.messages])))
+            arena = Arena(running, plan, log, sizes, options.say)
+            _round(arena, 0, contenders, processes, found)
+        for turn in range(1, sizes.rounds):
+            with at_hand(contenders) as processes:
+                _round(arena, turn, contenders, processes, found)
+        per_s = float(np.median([rate.per_s for rate in found.rates["distinct"]]))
         options.say(f"stream: freshness at {LOADS[0].share * per_s:,.0f} actions/s and more …")
         fresh = _freshness(running, plan, log, sizes, per_s)
         if small:
             options.say("stream: more and more users …")
         scale = by_users(running, small, log[: sizes.by_users], sizes.rounds) if small else None
-    report = Report(line=_keys(rates, others, fresh))
-    report.line["per_s_items"] = float(np.median(items))
-    _describe(report, sizes, rates, others, fresh)
+    report = Report(line=_keys(found.rates, found.others, fresh))
+    report.line["per_s_items"] = float(np.median(found.items))
+    report.line["unequal_counts"] = found.unequal
+    _describe(report, sizes, found.rates, found.others, fresh)
     report.note(
         f"Re-keyed by item and folded into rows of items, by one item worker: "
         f"{report.line['per_s_items']:,.0f} actions/s, batched."
     )
+    check(report, found, fresh)
     if scale is not None:
         report.line |= scale.keys()
         scale.describe(report)
     return report
+
+
+def check(report: Report, found: Found, loads: list[Freshness]) -> None:
+    """What must hold: all counts are the actions', and every row comes."""
+    rows = f"{found.unequal:,} hourly counts of our rows differ from the actions'"
+    report.check(not found.unequal, rows)
+    for name, rates in found.others.items():
+        report.check(
+            all(rate.equal for rate in rates), f"counts of {name} differ from the actions'"
+        )
+    for fresh in loads:
+        unseen = f"{fresh.unseen:,} rows never came at {fresh.offered_per_s:,.0f} actions/s"
+        report.check(not fresh.unseen, unseen)
+
+
+def _published(
+    running: Cluster, sizes: Sizes, contenders: Mapping[str, Peer]
+) -> tuple[Plan, tuple[ViewPlan, ...]]:
+    """The plan, which workers find from now on, with all topics; and its views for `by_users`."""
+    plan = bench_plan(sizes.rounds)
+    small = small_views(plan.views[0], RING) if sizes.by_users else ()
+    by_item = item_views(plan.views[0], sizes.rounds)
+    plan = replace(plan, views=plan.views + small + by_item)
+    running.store.put_text(PLAN_KEY, dump_plan(plan))
+    topics = {view.source: PARTITIONS for view in plan.views}
+    topics |= {_peer_topic(peer): PARTITIONS for peer in contenders.values()}
+    ensure_topics(running.broker.address, topics)
+    return plan, small
+
+
+def _round(
+    arena: Arena,
+    turn: int,
+    contenders: Mapping[str, Peer],
+    processes: Mapping[str, Piped],
+    found: Found,
+) -> None:
+    """Everybody once."""
+    running, sizes, log = arena.running, arena.sizes, arena.log
+    wait_imported(contenders, processes)
+    for form in FORMS:
+        arena.say(f"stream: {form}, round {turn + 1} …")
+        view = _view(arena.plan, f"{form}-{turn}")
+        rate, unequal = _ours(running, view, form, log[: sizes.actions[form]])
+        found.rates[form].append(rate)
+        found.unequal += unequal
+    arena.say(f"stream: items, round {turn + 1} …")
+    view = _view(arena.plan, by_item_topic(TOPIC.format(turn)))
+    per_s, unequal = _items(running, view, turn, log[: sizes.items])
+    found.items.append(per_s)
+    found.unequal += unequal
+    for name, peer in contenders.items():
+        arena.say(f"stream: {peer.title}, round {turn + 1} …")
+        read = log[: peer.messages]
+        rate_of_peer = run_peer(peer, processes[name], _peer_topic(peer), running, read)
+        found.others.setdefault(name, []).append(rate_of_peer)
 
 
 @contextmanager
@@ -177,8 +248,8 @@ def bench_plan(rounds: int) -> Plan:
     """The demo's user activity with a ring more, once for each topic. Raises LocalError."""
     view = next(view for view in demo_plan().views if view.name == "user_activity")
     ring = next(ring for ring in view.accumulators if ring.hop_ms == HOUR_MS and not ring.column)
-    field = next(field for field in view.fields if field.name == ring.field)
-    more = replace(field, id=max(each.id for each in view.fields) + 1, name=RING)
+    like = next(each for each in view.fields if each.name == ring.field)
+    more = replace(like, id=max(each.id for each in view.fields) + 1, name=RING)
     grown = replace(
         view,
         fields=(*view.fields, more),
@@ -199,44 +270,24 @@ def _view(plan: Plan, topic: str) -> ViewPlan:
     return next(view for view in plan.views if view.source == topic)
 
 
-def _ours(running: Cluster, view: ViewPlan, form: str, actions: Actions) -> Rate:
-    """Fill the view's topic, fold it, compare. Raises LocalError where a count differs."""
+def _ours(running: Cluster, view: ViewPlan, form: str, actions: Actions) -> tuple[Rate, int]:
+    """Fill the view's topic, fold it, compare: how many counts differ."""
     if form == "distinct":
         actions = distinct_users(actions)
     messages = singles(actions) if form == "single" else batched(actions)
     ends = asyncio.run(fill(running.broker.address, view.source, messages))
     rate = running.rate(view.source, ends, len(actions))
-    check_counts(running.store, view, actions)
-    return rate
+    return rate, unequal_counts(running.store, view, actions)
 
 
-def _items(running: Cluster, turn: int, actions: Actions) -> float:
-    """Actions a second into rows of items. Raises LocalError."""
+def _items(running: Cluster, view: ViewPlan, turn: int, actions: Actions) -> tuple[float, int]:
+    """Actions a second into rows of items, and how many counts differ. Raises LocalError."""
     topic = TOPIC.format(turn)
     ensure_topics(running.broker.address, dict.fromkeys((topic, by_item_topic(topic)), PARTITIONS))
     ends = asyncio.run(fill(running.broker.address, topic, batched(actions)))
-    return item_rate(running, topic, ends, len(actions))
-
-
-def check_counts(store: RedisRowStore, view: ViewPlan, actions: Actions) -> None:
-    """Raises AssertionError unless the rows' hourly counts are those of the actions: of each user
-    the newest hours, as many as the ring holds."""
-    users = np.unique(actions["user"])
-    ring = next(ring for ring in view.accumulators if ring.field == RING)
-    found = {}
-    for part in np.array_split(users, max(1, len(users) // 5_000)):
-        raw = store.read(row_keys(view.name, view.generation, part.tolist()))
-        rows, status = decode_rows(layout_of(view), raw, part)
-        assert (status == Status.PRESENT).all(), "a user has no row"
-        tiles = rows.values[RING]  # (n, T)
-        heads = rows.values[ring.head].astype(np.int64)[:, None]
-        hours = heads - (heads - np.arange(ring.tiles)) % ring.tiles  # (n, T)
-        for row, slot in zip(*np.nonzero(tiles), strict=True):
-            found[int(part[row]), int(hours[row, slot])] = int(tiles[row, slot])
-    counted = hourly_counts(actions)
-    newest = dict(sorted(counted))
-    wanted = {at: n for at, n in counted.items() if at[1] > newest[at[0]] - ring.tiles}
-    assert found == wanted, "hourly counts differ from the actions'"
+    return item_rate(running, topic, ends, len(actions)), unequal_counts(
+        running.store, view, actions
+    )
 
 
 def _freshness(
@@ -253,13 +304,14 @@ def _freshness(
     ):
         for turn, load in enumerate(sizes.loads):
             view, at_per_s = _view(plan, FRESH.format(turn)), load.share * per_s
-            made = probes(view, log, sizes.probes + math.ceil(WARM_S * at_per_s / MESSAGE_ACTIONS))
+            count = sizes.probes + math.ceil(WARM_S * at_per_s / MESSAGE_ACTIONS)
             files = running.directory / f"load-{turn}"
             files.mkdir()
             with (
                 again_and_again(running.store_server, files, load.rewriting) as took_s,
                 running.worker(view.source, core=cores.service, disks=load.disks),
             ):
+                made = probes(view, log, count)  # while the worker joins its group
                 measured = measure(
                     running.broker.address, view.source, running.store_url, made, at_per_s
                 )
@@ -289,17 +341,13 @@ def _keys(
         "ratio_feast_push_memory": _ratio(rates["batched"], others["feast_push_memory"])
         if "feast_push_memory" in others
         else None,
-        "fresh_p50_ms": float(np.percentile(fresh.latency_ms, 50)),
-        "fresh_p95_ms": float(np.percentile(fresh.latency_ms, 95)),
-        "fresh_p99_ms": float(np.percentile(fresh.latency_ms, 99)) if enough else None,
+        "fresh_p50_ms": fresh.percentiles_ms(50)[0],
+        "fresh_p95_ms": fresh.percentiles_ms(95)[0],
+        "fresh_p99_ms": fresh.percentiles_ms(99)[0] if enough else None,
         "fresh_actions_per_s": fresh.offered_per_s,
         "fresh_by_rate": {
             round(each.offered_per_s): dict(
-                zip(
-                    ("p50_ms", "p95_ms"),
-                    np.percentile(each.latency_ms, (50, 95)).tolist(),
-                    strict=True,
-                )
+                zip(("p50_ms", "p95_ms"), each.percentiles_ms(50, 95), strict=True)
             )
             for each in loads
             if each.rewriting == "never"
@@ -317,7 +365,7 @@ def _keys(
 
 def _p99_ms(loads: list[Freshness], rewriting: Rewriting) -> float | None:
     found = [each for each in loads if each.rewriting == rewriting]
-    return float(np.percentile(found[0].latency_ms, 99)) if found else None
+    return found[0].percentiles_ms(99)[0] if found else None
 
 
 def _ratio(ours: list[Rate], theirs: list[PeerRate]) -> float:
@@ -350,7 +398,7 @@ def _describe(
     if "quix" not in others:
         report.note("quixstreams could not be installed beside this run: its key is null.")
     for fresh in loads:
-        p50, p95, p99 = np.percentile(fresh.latency_ms, (50, 95, 99)).tolist()
+        p50, p95, p99 = fresh.percentiles_ms(50, 95, 99)
         spells = ", ".join(f"{took_s:.1f}" for took_s in fresh.took_s)
         beside = f" while the {fresh.rewriting} rewrites its file ({spells} s)" if spells else ""
         report.note(

@@ -49,6 +49,15 @@ class Freshness:
     rewriting: Rewriting = "never"
     took_s: Sequence[float] = ()
 
+    @property
+    def unseen(self) -> int:
+        """Probes whose row never came: their latency is infinite."""
+        return int(np.isinf(self.latency_ms).sum())
+
+    def percentiles_ms(self, *percents: float) -> list[float]:
+        """Of the latency; of one that never ends an infinite one."""
+        return [float(np.percentile(self.latency_ms, p, method="higher")) for p in percents]
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

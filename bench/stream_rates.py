@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from bench.processes import Piped, piped
 from bench.stream_log import PARTITIONS
 from encore.local import Server
 from schemas.errors import LocalError
@@ -53,7 +53,7 @@ class Cluster:
     store_server: Server
     store: RedisRowStore
     directory: Path
-    process: subprocess.Popen[str]
+    process: Piped
 
     @property
     def store_url(self) -> str:
@@ -64,8 +64,8 @@ class Cluster:
     def worker(
         self, topic: str, of: str = "users", core: int | None = None, disks: Disks = OWN_DISK
     ) -> Iterator[None]:
-        """A worker on one topic, drained when the block ends. of: users, or items: it re-keys and
-        folds both. core: that it runs on. disks: that its commits wait for."""
+        """A worker on one topic, drained when the block ends in order. of: users, or items: it
+        re-keys and folds both. core: that it runs on. disks: that its commits wait for."""
         settings = {
             "of": of,
             "core": core,
@@ -81,12 +81,10 @@ class Cluster:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(settings) + "\n")
         self.process.stdin.flush()
-        try:
-            yield
-        finally:
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-                self.process.stdout.readline()
+        yield
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.stdout.readline()
 
     def check(self) -> None:
         """Raises LocalError without a worker."""
@@ -147,22 +145,11 @@ class Cluster:
 
 
 @contextmanager
-def worker_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
+def worker_process(directory: Path) -> Iterator[Piped]:
     """`bench.stream_worker`, ended with the block; its log is `worker.log`."""
-    with (directory / "worker.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.stream_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            process.communicate()
+    command = [sys.executable, "-m", "bench.stream_worker"]
+    with (directory / "worker.log").open("w") as log, piped(command, log) as process:
+        yield process
 
 
 def json_line(line: str | None, what: str) -> dict[str, Any]:

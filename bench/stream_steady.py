@@ -61,8 +61,8 @@ def steady(
     users: (n,). actions: where columns beside user and time come from. start_ms: event time.
     Raises LocalError where the worker does not keep up.
     """
-    made = load_messages(users, actions, start_ms)
     with running.worker(topic):
+        made = load_messages(users, actions, start_ms)  # while it joins its group
         cpu_us = asyncio.run(_load(running, topic, made))
     return Steady(cpu_us, running.rows_written() / (len(made) * MESSAGE_ACTIONS))
 

@@ -1,14 +1,15 @@
 """A Faust agent that counts each user's actions in a windowed table: one process, one topic.
 
-    python -m bench.peers.faust_table '{"bootstrap": …, "topic": …, "total": …}'
+    python -m bench.peers.faust_table <<< '{"bootstrap": …, "topic": …, "total": …}'
 
 As Faust's documentation sets it up: `Table(default=int).tumbling(hour)` keyed by user, windows by
 event time, one update an event. What it offers to be fast is used: the table in memory, the
 compiled stream loop of its wheel, no web server, raw values (two numbers are unpacked, no model is
 built), and changelog records gathered for 50 ms before they are sent.
 
-Prints a JSON line with the clock and its CPU seconds once `skip` messages are counted, and another
-once all are, which carries the counts: [user, hour, count] each.
+Prints `{}` once it has imported everything, and waits for its settings, a line of standard input.
+Then prints a JSON line with the clock and its CPU seconds once `skip` messages are counted, and
+another once all are, which carries the counts: [user, hour, count] each.
 """
 
 from __future__ import annotations
@@ -81,4 +82,5 @@ def _say(**more: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    print("{}", flush=True)  # all is imported
+    sys.exit(main(json.loads(sys.stdin.readline())))

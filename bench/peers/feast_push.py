@@ -1,6 +1,6 @@
 """A consumer that counts each user's actions in the running hour and pushes them to Feast.
 
-    python -m bench.peers.feast_push '{"bootstrap": …, "topic": …, "store": …, "total": …}'
+    python -m bench.peers.feast_push <<< '{"bootstrap": …, "topic": …, "store": …, "total": …}'
 
 Feast computes no windows: whoever pushes counts. Messages come by aiokafka's `getmany`, the fastest
 consumer in Python; for each fetch of up to `batch` of them the counts so far of all its users are
@@ -10,8 +10,10 @@ With `memory` the counts stay in a dictionary instead, and are gone with the pro
 notices another writer or a repeated message. The online store is the same server as ours, in a
 database of its own.
 
-Prints a JSON line with the clock and its CPU seconds once `skip` messages are pushed, and another
-once all are; a third carries what Feast's `get_online_features` then says: [user, hour, count].
+Prints `{}` once it has imported everything, and waits for its settings, a line of standard input.
+Then prints a JSON line with the clock and its CPU seconds once `skip` messages are pushed, and
+another once all are; a third carries what Feast's `get_online_features` then says: [user, hour,
+count].
 """
 
 from __future__ import annotations
@@ -145,4 +147,5 @@ def _say(**more: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    print("{}", flush=True)  # all is imported
+    sys.exit(main(json.loads(sys.stdin.readline())))

@@ -1,6 +1,6 @@
 """quixstreams counting each user's actions in tumbling windows: one process, one topic.
 
-    PYTHON bench/peers/quix_counts.py '{"bootstrap": …, "topic": …, "total": …}'
+    PYTHON bench/peers/quix_counts.py <<< '{"bootstrap": …, "topic": …, "total": …}'
 
 It runs in an interpreter of its own, since its requirements and encore's exclude each other, and
 imports nothing of encore. As its documentation sets it up: `tumbling_window(hour).count()`, keyed
@@ -8,8 +8,9 @@ by the message key, windows by event time taken from the message, results as the
 (`current`); state in RocksDB, which has no alternative there. Set to be fast: no changelog topic,
 one commit a second.
 
-Prints a JSON line with the clock and its CPU seconds once `skip` messages are counted, and another
-once all are, which carries the counts: [user, hour, count] each.
+Prints `{}` once it has imported everything, and waits for its settings, a line of standard input.
+Then prints a JSON line with the clock and its CPU seconds once `skip` messages are counted, and
+another once all are, which carries the counts: [user, hour, count] each.
 """
 
 from __future__ import annotations
@@ -27,11 +28,8 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-def main(settings: dict[str, Any]) -> int:
+def main(quixstreams: Any, settings: dict[str, Any]) -> int:
     """Ends the process itself once `total` messages are counted."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quixstreams = importlib.import_module("quixstreams")  # of this script's interpreter alone
     session_ms = round(settings["session_s"] * 1000)
     app = quixstreams.Application(
         broker_address=settings["bootstrap"],
@@ -83,4 +81,8 @@ def _say(**more: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = importlib.import_module("quixstreams")  # of this script's interpreter alone
+    print("{}", flush=True)  # all is imported
+    sys.exit(main(library, json.loads(sys.stdin.readline())))

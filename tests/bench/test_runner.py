@@ -27,7 +27,7 @@ def test_an_unknown_name_is_a_wrong_command_line(capsys: pytest.CaptureFixture[s
     assert "invalid choice: 'formatt'" in capsys.readouterr().err
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+def fake(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None, wrong: str = "") -> None:
     def run(options: Options) -> Report:
         if error is not None:
             raise error
@@ -35,6 +35,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> Non
         report = Report()
         report.table("a title", ["name", "ms"], [("one", 1.5)])
         report.line["value"] = 1 / 3
+        report.check(not wrong, wrong)
         return report
 
     monkeypatch.setattr(runner, "BENCHMARKS", (Benchmark("fake", "for a test", "fake"),))
@@ -56,6 +57,17 @@ def test_the_last_line_is_the_object_that_the_file_gets(
     assert (last["bench"], last["quick"], last["value"]) == ("fake", True, 0.3333)
     assert last["cores"] >= 1
     assert captured.err == "under way\n"
+
+
+def test_what_a_benchmark_finds_wrong_follows_its_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fake(monkeypatch, wrong="2 rows differ")
+    file = tmp_path / "line.json"
+    assert runner.main(["fake", "--json", str(file)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1]) == json.loads(file.read_text())
+    assert captured.err.splitlines()[-1] == "fake: WRONG: 2 rows differ"
 
 
 def test_what_cannot_run_is_one_clear_line(

@@ -20,6 +20,7 @@ Sent = tuple[dict[str, Any], int]
 State = dict[str, Any]
 
 LIMITS = {"u8": 2**8 - 1, "u16": 2**16 - 1, "u32": 2**32 - 1}
+TYPE_NAMES = {int(each): each.name.lower() for each in ActionType}
 
 
 def least(dtype: str) -> int:
@@ -64,11 +65,12 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
     newest = max(action["time_ms"] for action in folded)
     dtypes = {field.name: field.dtype for field in view.fields}
     state: State = {"newest_ms": newest}
+    hops = {ring.hop_ms: by_tile(folded, ring.hop_ms) for ring in view.accumulators}
     for ring in view.accumulators:
         head = state[ring.head] = newest // ring.hop_ms
         state[ring.field] = [0] * ring.tiles * ring.width
         for tile in range(head - ring.tiles + 1, head + 1):
-            inside = [a for a in folded if a["time_ms"] // ring.hop_ms == tile]
+            inside = hops[ring.hop_ms].get(tile, [])
             numbers = tile_of(ring, dtypes[ring.field], inside)
             start = tile % ring.tiles * ring.width
             state[ring.field][start : start + len(numbers)] = numbers
@@ -84,6 +86,14 @@ def state_of(view: ViewPlan, sent: Sequence[Sent]) -> State | None:
         for place, field in enumerate((sequence.time_field, *sequence.fields)):
             state[field] = [entry[place] for entry in newest_first]
     return state
+
+
+def by_tile(actions: Sequence[dict[str, Any]], hop_ms: int) -> dict[int, list[dict[str, Any]]]:
+    """Tile → its actions."""
+    tiles: dict[int, list[dict[str, Any]]] = {}
+    for action in actions:
+        tiles.setdefault(action["time_ms"] // hop_ms, []).append(action)
+    return tiles
 
 
 def tile_of(ring: AccumulatorPlan, dtype: str, actions: Sequence[dict[str, Any]]) -> list[int]:
@@ -116,7 +126,7 @@ def matching(
     return [
         action
         for action in actions
-        if ("*" in names or ActionType(action["type"]).name.lower() in names)
+        if ("*" in names or TYPE_NAMES[action["type"]] in names)
         and all(meets(action, condition) for condition in program.where)
     ]
 
