@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.ending import ended_in_order
 from bench.report import Benchmark, Options, Report, as_json
 from schemas.errors import EncoreError
 
@@ -32,7 +33,7 @@ BENCHMARKS: Final = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 when the benchmark could not run, or found something else than must be; 2 for
-    a wrong command line."""
+    a wrong command line; 130 after Ctrl-C, 143 after SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Benchmarks of encore beside its peers."
     )
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(len(name) for name in names)
         print("\n".join(f"{name.ljust(width)}  {summary}" for name, summary in rows))
         return 0
+    return ended_in_order(lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     chosen = next(benchmark for benchmark in BENCHMARKS if benchmark.name == given.name)
     run: Callable[[Options], Report] = importlib.import_module(chosen.module).run
     say = partial(print, file=sys.stderr, flush=True)

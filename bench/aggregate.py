@@ -102,8 +102,8 @@ def run(options: Options) -> Report:
     report = Report()
     _describe(report, sizes, facts.server)
     report.line.update(_keys(sizes))
-    for items, size in sizes.items():
-        report.check(size.equal, f"{items:,} items: values or tensors differ between the ways")
+    for count, measured in sizes.items():
+        report.check(measured.equal, f"{count:,} items: values or tensors differ between the ways")
     return report
 
 

@@ -119,7 +119,10 @@ def strike(made: World, kills: int, options: Options) -> tuple[Chaos, dict[str, 
         load = Load(config, options.seed, ACTIONS_PER_S)
         load.start()
         chaos = Chaos(made, crew, dice, moving, load, ACTIONS_PER_S, options.say)
-        chaos.run(deck(kills, dice), places)
+        try:
+            chaos.run(deck(kills, dice), places)
+        finally:
+            chaos.load.leave()
         drained = crew.drain()
         return chaos, {**crew.ended, **{f"drained, {k}": n for k, n in drained.items()}}
 

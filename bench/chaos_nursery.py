@@ -16,13 +16,13 @@ import os
 import queue
 import select
 import signal
-import subprocess
 import sys
 import threading
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Final, Self
 
+from bench import processes
 from bench.chaos_filling import run_filling
 from store.wire import Disks
 from streams.config import StreamConfig
@@ -108,9 +108,7 @@ class Nursery:
         values = {name: getattr(config, name) for name in names if name != "spool_dir"}
         values["disks"] = astuple(config.disks)
         command = [sys.executable, "-m", "bench.chaos_nursery", json.dumps(values, default=str)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process = processes.start(command)
         self._started: queue.Queue[int] = queue.Queue()
         self.ended: queue.Queue[tuple[str, int, int]] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -121,12 +119,9 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         """Ends the forking process, and with it all that it forked."""
-        self._process.kill()
-        self._process.wait()
+        processes.kill(self._process)
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        processes.close(self._process)
 
     def start(self, name: str, kind: str) -> int:
         """The pid of a new process."""

@@ -296,6 +296,10 @@ class Load(threading.Thread):
                 self.logged.append((part, now_ms))
                 self._enough.wait(begun_s + self._sent / self._per_s - time.monotonic())
 
+    def leave(self) -> None:
+        """Send no more, and tell of nothing."""
+        self._enough.set()
+
     def finish(self) -> None:
         """Stop; raises what sending failed with."""
         self._enough.set()

@@ -20,9 +20,9 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.fault_wire import FaultWire, fault_wire
-from bench.open_loop import NO_REPLY, Answer, Measured, arrivals
+from bench.open_loop import F64, NO_REPLY, Answer, Measured, arrivals
 from bench.report import Options, Report
 from bench.serve_world import CANDIDATES, Prepared, world_over
 from encore.local import Server, start_store
@@ -211,22 +211,42 @@ def _undisturbed(prepared: Prepared) -> list[bytes]:
     )
 
 
+class _Load(threading.Thread):
+    """Drives the service beside the main thread, which starts and ends stores."""
+
+    def __init__(self, prepared: Prepared, times_s: F64) -> None:
+        super().__init__(daemon=True)
+        self._prepared, self._times_s = prepared, times_s
+        self._found: list[Measured] = []
+
+    def run(self) -> None:
+        """Once."""
+        self._found.append(self._prepared.drive(self._times_s))
+
+    def result(self) -> Measured:
+        """Once it is through. Raises LocalError where it broke, which the thread told of."""
+        self.join()
+        if not self._found:
+            raise LocalError("bench.faults", required="a load that is sent", got="a broken client")
+        return self._found[0]
+
+
 def _try(
     store: Store, prepared: Prepared, fault: Fault, chosen: tuple[Spell, int], pages: list[bytes]
 ) -> Outcome:
     """One fault under load. chosen: how long, and the seed of the arrivals."""
     spell, seed = chosen
     times = arrivals(RATE, BEFORE_S + spell.away_s + BACK_S + spell.after_s, seed)  # (n,)
-    with ThreadPoolExecutor(1) as pool:
-        load = pool.submit(prepared.drive, times)
-        time.sleep(BEFORE_S)
-        struck_s = time.perf_counter()
-        fault.strike(store)
-        time.sleep(spell.away_s)
-        mending_s = time.perf_counter()
-        fault.mend(store)
-        mended_s = time.perf_counter()
-        measured = load.result()
+    load = _Load(prepared, times)
+    load.start()
+    time.sleep(BEFORE_S)
+    struck_s = time.perf_counter()
+    fault.strike(store)
+    time.sleep(spell.away_s)
+    mending_s = time.perf_counter()
+    fault.mend(store)
+    mended_s = time.perf_counter()
+    measured = load.result()
     began_s = measured.began_s  # later than the call: a collection comes first
     moments_s = struck_s - began_s, mending_s - began_s, mended_s - began_s
     return judge(fault.name, measured, moments_s, pages)

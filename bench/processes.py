@@ -24,14 +24,12 @@ _GUARD: Final = str(Path(guard.__file__))
 Piped = subprocess.Popen[str]
 
 
-@contextmanager
-def piped(command: Sequence[str], errors: IO[str] | int | None = None) -> Iterator[Piped]:
-    """The command, killed with its group and reaped at the end of the block.
+def start(command: Sequence[str], errors: IO[str] | int | None = None) -> Piped:
+    """The command as a process. Call it in the main thread, whose death ends the process.
 
-    errors: where its standard error goes, as `Popen` takes it. Call it in the main thread, whose
-    death ends the process.
+    errors: where its standard error goes, as `Popen` takes it.
     """
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-I", "-S", _GUARD, str(os.getpid()), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -39,19 +37,30 @@ def piped(command: Sequence[str], errors: IO[str] | int | None = None) -> Iterat
         text=True,
         process_group=0,
     )
-    try:
-        yield process
-    finally:
-        end(process)
 
 
-def end(process: Piped) -> None:
-    """Kill it with its group, and reap it."""
+def kill(process: Piped) -> None:
+    """End it with its group, if it has not ended, and reap it."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def close(process: Piped) -> None:
+    """Its pipes, once nobody reads them."""
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with suppress(OSError):  # what it did not read any more
                 pipe.close()
+
+
+@contextmanager
+def piped(command: Sequence[str], errors: IO[str] | int | None = None) -> Iterator[Piped]:
+    """As `start`; killed, reaped and closed at the end of the block."""
+    process = start(command, errors)
+    try:
+        yield process
+    finally:
+        kill(process)
+        close(process)
