@@ -172,7 +172,8 @@ def test_a_filling_takes_earlier_logs_whatever_partitions_they_had(
 ) -> None:
     """Store and broker were set up anew, so only the archive knows that actions had moved on."""
     made = make_stack(broker, valkey, tmp_path / "data", partitions=2)
-    by_item = replace(made.view, name="of_item", entity="item", source=made.config.item_topic)
+    name = f"{made.view.name}_of_item"
+    by_item = replace(made.view, name=name, entity="item", source=made.config.item_topic)
     root = made.config.archive_dir / made.config.topic
     ensure_topics(broker, made.config.topics)
     made_of = [some_actions(200, 60, seed) for seed in range(6)]
