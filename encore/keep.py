@@ -1,7 +1,8 @@
 """Child processes that are kept running: one that ends by itself, or hangs, is started again.
 
 A kept process tells how it is over a Unix socket of its own, where it answers the HTTP that it
-serves, so that each of many processes behind one port can be asked. The pause before a start
+serves, so that each of many processes behind one port can be asked; one that serves nobody has a
+pulse instead (`aggregation.cache.pulse`). The pause before a start
 doubles with every end, and is short again after a while without one.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from aggregation.cache.pulse import Pulse
 from encore.children import Child, ChildSpec, spawn
 from schemas.errors import LocalError
 
@@ -35,12 +37,15 @@ _ASK_TIMEOUT_S: Final = 1.0
 @dataclass(frozen=True, slots=True)
 class KeptSpec:
     """What to keep. arguments: of `python -m encore`. environment: over the parent's own. socket:
-    where it answers, None for a process that is asked nothing."""
+    where it answers. pulse: the file in which it beats; without either nobody sees that it hangs.
+    silence_s: without an answer or a beat for so long it is killed."""
 
     name: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
     socket: Path | None = None
+    pulse: Path | None = None
+    silence_s: float = SILENCE_S
 
 
 class Kept:
@@ -58,6 +63,8 @@ class Kept:
         self._asked_s = float("-inf")
         self._answered = False  # since it was started
         self._silent_s = 0.0
+        self._pulse: Pulse | None = None
+        self._beat_ns = 0
 
     @property
     def pid(self) -> int | None:
@@ -74,8 +81,9 @@ class Kept:
             if now_s >= self._start_at_s:
                 self._try_to_start(now_s)
             return
-        if self.spec.socket is not None and now_s - self._asked_s >= self._ask_every_s:
-            self._ask(self.spec.socket, now_s)
+        tells = self.spec.socket is not None or self._pulse is not None
+        if tells and now_s - self._asked_s >= self._ask_every_s:
+            self._ask(now_s)
         if not self.child.running:
             self._ended(self.child, now_s)
 
@@ -106,24 +114,36 @@ class Kept:
         spec = self.spec
         if spec.socket is not None:
             spec.socket.unlink(missing_ok=True)
+        if spec.pulse is not None:
+            self._pulse, self._beat_ns = Pulse.create(spec.pulse), 0
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **spec.environment}
         command = [sys.executable, "-m", "encore", *spec.arguments]
         self.child = spawn(ChildSpec(spec.name, command, None, environment=environment))
         self._started_s, self._answered, self._silent_s = now_s, False, 0.0
 
-    def _ask(self, path: Path, now_s: float) -> None:
+    def _heard(self) -> bool | None:
+        """Whether it is ready; None where it says nothing."""
+        if self._pulse is not None:
+            before, self._beat_ns = self._beat_ns, self._pulse.beat_ns
+            return True if self._beat_ns != before else None
+        assert self.spec.socket is not None
+        answer = ask(self.spec.socket, READY_PATH)
+        return None if answer is None else answer[0] == http.client.OK
+
+    def _ask(self, now_s: float) -> None:
         since_s, self._asked_s = now_s - self._asked_s, now_s
-        answer = ask(path, READY_PATH)
-        if answer is not None:
+        heard = self._heard()
+        if heard is not None:
             self._answered, self._silent_s = True, 0.0
-            self.ready = answer[0] == http.client.OK
+            self.ready = heard
             self.was_ready |= self.ready
             return
         self.ready = False
         # Who asks may have been stopped for a while itself: that was nobody's silence.
         self._silent_s += min(since_s, ASK_EVERY_S + _ASK_TIMEOUT_S)
-        if self._answered and self._silent_s > SILENCE_S:
-            log.error("%s: no answer for %g s; it is killed", self.spec.name, SILENCE_S)
+        if self._answered and self._silent_s > self.spec.silence_s:
+            stands = "no answer" if self._pulse is None else "it stands still, no beat"
+            log.error("%s: %s for %g s; it is killed", self.spec.name, stands, self.spec.silence_s)
             assert self.child is not None
             self.child.kill()
 

@@ -39,11 +39,12 @@ class Workers:
     """The serving processes of one supervisor, and the one that keeps their item cache."""
 
     def __init__(self, settings: Settings, count: int, sockets: Path) -> None:
-        """settings: with the ports that are held. sockets: a directory for their own sockets."""
+        """settings: with the ports that are held. sockets: a directory for their own sockets, and
+        for the pulse of the one beside them."""
         self.kept = tuple(
             Kept(_spec(settings, number, sockets / f"{number}.sock")) for number in range(count)
         )
-        cache = cache_spec(settings)
+        cache = cache_spec(settings, sockets)
         self._beside = [] if cache is None else [Kept(cache)]
         self._told = False
 
@@ -100,7 +101,8 @@ class Workers:
                 found.append((str(number), answer[1].decode()))
             up.append(f'encore_worker_up{{worker="{number}"}} {int(each.ready)}')
             restarts.append(f'encore_worker_restarts_total{{worker="{number}"}} {each.restarts}')
-        return text_page(merged(found) + "".join(f"{line}\n" for line in (*up, *restarts)))
+        lines = (*up, *restarts, *(line for each in self._beside for line in _beside_metrics(each)))
+        return text_page(merged(found) + "".join(f"{line}\n" for line in lines))
 
     def _health(self) -> Page:
         workers = [
@@ -115,6 +117,16 @@ class Workers:
         is_ready = self.ready == len(self.kept)
         status = http.client.OK if is_ready else http.client.SERVICE_UNAVAILABLE
         return json_page({"ready": is_ready, "workers": workers}, status)
+
+
+def _beside_metrics(writer: Kept) -> list[str]:
+    """Of the process that keeps the item cache."""
+    return [
+        "# TYPE encore_cache_writer_up gauge",
+        f"encore_cache_writer_up {int(writer.ready)}",
+        "# TYPE encore_cache_writer_restarts_total counter",
+        f"encore_cache_writer_restarts_total {writer.restarts}",
+    ]
 
 
 def _spec(settings: Settings, number: int, path: Path) -> KeptSpec:

@@ -9,5 +9,6 @@ One process writes (`keeper.run_cache_writer`), any number read (`reader.ItemCac
     writer      rows into slots; refreshes those whose values have aged
     feed        follows the store: loads, verifies, applies changes, says how fresh all is
     keeper      the process: a feed for the published plan, for a while one for the next
+    pulse       by which its supervisor sees that the process moves
     reader      ids -> records, exactly as the store would give them
 """

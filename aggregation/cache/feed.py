@@ -74,7 +74,8 @@ class ItemFeed:
     """The cache of one plan. One thread runs it; another may look at `live`, `full`, `outdated`.
 
     clock_ms: of the values, the wall clock. spared: a file of another plan that is kept beside.
-    outdated: the published plan has another cache.
+    outdated: the published plan has another cache. moved_ns: when it last came to a step; with a
+    store that answers or fails in its time the next is moments away.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ItemFeed:
         spared: Path | None = None,
     ) -> None:
         self.outdated = False
+        self.moved_ns = now_ns()
         self.path: Path | None = None
         self._spared = spared
         self._config, self._stop, self._clock_ms = config, stop, clock_ms
@@ -99,6 +101,7 @@ class ItemFeed:
         """Follow the store until told to stop."""
         told = ""
         while not self._stop.is_set():
+            self.moved_ns = now_ns()
             try:
                 self._follow()
                 told = ""
@@ -155,6 +158,7 @@ class ItemFeed:
 
     def _step(self, writer: CacheWriter) -> None:
         """Wait for changes until the next beat, apply them."""
+        self.moved_ns = now_ns()
         beat_s = self._beat_ns / 1e9 + self._config.beat_ms / 1e3 - now_ns() / 1e9
         due_s = (writer.due_ms - self._clock_ms()) / 1e3
         changes = self._source.changes(max(0.0, min(beat_s, due_s)))
@@ -243,6 +247,7 @@ class ItemFeed:
             writer.walked(len(ids))
 
     def _go_on(self) -> None:
+        self.moved_ns = now_ns()
         if self._stop.is_set():
             raise _StopError
 

@@ -13,12 +13,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from aggregation.cache.feed import CacheConfig, ItemFeed
-from aggregation.cache.memory import no_room, usable_here
+from aggregation.cache.memory import no_room, now_ns, usable_here
+from aggregation.cache.pulse import Pulse
 from schemas.errors import LocalError
 from store.changes import ChangingRows
 
@@ -28,11 +29,15 @@ _LOOK_S: Final = 0.05
 
 
 def run_cache_writer(
-    config: CacheConfig, source: ChangingRows, stop: threading.Event | None = None
+    config: CacheConfig,
+    source: ChangingRows,
+    stop: threading.Event | None = None,
+    pulse: Pulse | None = None,
 ) -> None:
     """Keep the cache of a service until `stop` is set, or for good. Blocks.
 
-    source: not connected yet; closed at the end. A store that is away is waited for. Raises
+    source: not connected yet; closed at the end. A store that is away is waited for. pulse: beats
+    while all threads move, also on standby and while the store is away. Raises
     LocalError where another process keeps this cache, the directory has no room, or the machine
     cannot do it.
     """
@@ -44,14 +49,20 @@ def run_cache_writer(
             do="set item_cache to false: items are read from the store",
         )
     stop = stop or threading.Event()
-    with _locked(config, stop):
+    beat = pulse.beat if pulse is not None else _nobody_looks
+    with _locked(config, stop, beat):
         keeper = _Keeper(config, source)
         try:
             while not stop.is_set():
                 keeper.look(time.monotonic())
+                beat(keeper.moved_ns)
                 stop.wait(_LOOK_S)
         finally:
             keeper.close()
+
+
+def _nobody_looks(moved_ns: int) -> None:
+    """The beat of a process that was given no pulse."""
 
 
 class _Running:
@@ -115,6 +126,12 @@ class _Keeper:
             current.end(retire=True)
             self._current, self._following, self._live_s = following, None, None
 
+    @property
+    def moved_ns(self) -> int:
+        """When the thread that has not moved for longest did."""
+        feeds = [each.feed for each in (self._current, self._following) if each is not None]
+        return min(feed.moved_ns for feed in feeds)
+
     def close(self) -> None:
         """Nobody keeps the cache any more: readers turn to the store. The files stay."""
         for each in (self._current, self._following):
@@ -127,7 +144,9 @@ class _Keeper:
 
 
 @contextmanager
-def _locked(config: CacheConfig, stop: threading.Event) -> Iterator[None]:
+def _locked(
+    config: CacheConfig, stop: threading.Event, beat: Callable[[int], None]
+) -> Iterator[None]:
     """Be the only writer of a service's cache in a directory. On standby, wait for it."""
     path = config.directory / f"{config.service}.lock"
     try:
@@ -144,6 +163,7 @@ def _locked(config: CacheConfig, stop: threading.Event) -> Iterator[None]:
                     got="another process that holds its lock",
                     do="nothing: the cache is kept; or stop that process",
                 )
+            beat(now_ns())
             stop.wait(_STANDBY_S)
         yield
     finally:

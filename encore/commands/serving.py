@@ -70,6 +70,7 @@ def cache(
         bool,
         typer.Option("--standby", help="Wait while another process keeps it, then take over."),
     ] = False,
+    pulse: Annotated[Path | None, typer.Option("--pulse", hidden=True)] = None,
 ) -> None:
     """Keep the item cache that serving processes share.
 
@@ -79,6 +80,7 @@ def cache(
     it, and its file makes the next start quick.
     """
     from aggregation.cache.keeper import run_cache_writer
+    from aggregation.cache.pulse import Pulse
     from encore.logs import start_logging
     from encore.signals import terminate_as_exit
     from encore.wiring import cache_config
@@ -88,5 +90,6 @@ def cache(
     settings = invocation(context).stored
     start_logging(settings.log_level, settings.log_format)
     source = TrackedStore(StoreConfig(settings.store_url, timeout_ms=settings.store_timeout_ms))
+    beats = None if pulse is None else Pulse(pulse)
     with terminate_as_exit():
-        run_cache_writer(cache_config(settings, standby=standby), source)
+        run_cache_writer(cache_config(settings, standby=standby), source, pulse=beats)

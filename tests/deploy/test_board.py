@@ -39,7 +39,12 @@ DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
 RULES = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text("utf-8"))
 SCRAPED = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text("utf-8"))
 #: Of the supervisor of several serving processes, which tells them itself.
-SUPERVISORS = {"encore_worker_up", "encore_worker_restarts_total"}
+SUPERVISORS = {
+    "encore_worker_up",
+    "encore_worker_restarts_total",
+    "encore_cache_writer_up",
+    "encore_cache_writer_restarts_total",
+}
 VIEW = PLAN.view("user_activity")
 GROUP = ("encore", VIEW.name, VIEW.generation)
 NAME = re.compile(r"\bencore_\w+")

@@ -40,6 +40,7 @@ from tests.predictor.support import ITEMS, PLAN, USERS, new_id, put_world, wait_
 from tests.predictor.support import body as rank_body
 
 ROOT = Path(__file__).parents[2]
+COMMAND = "import sys\nfrom encore.cli import main\nsys.exit(main())"
 
 # --- one kept process -----------------------------------------------------------------------
 
@@ -262,8 +263,10 @@ class Serving:
 
 @pytest.fixture(params=[(2, 1_000)])
 def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iterator[Serving]:
-    """With so many serving processes, which read a cache that is known to be whole so lately."""
-    workers, item_cache_max_age_ms = request.param
+    """With so many serving processes, which read a cache that is known to be whole so lately, and
+    a supervisor that waits so long, in s, for the beat of who writes it."""
+    workers, item_cache_max_age_ms, *silence_s = request.param
+    impatient = f"import encore.keep\nencore.keep.SILENCE_S = {silence_s}[0]\n" if silence_s else ""
     url = valkey.removesuffix("/0") + "/9"
     with RedisRowStore(patient(url)) as store:
         store._ask(("FLUSHDB",), "test")
@@ -277,13 +280,13 @@ def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iter
         grpc_port=ports[1],
         metrics_port=ports[2],
         timeout_ms=10_000,
-        store_timeout_ms=10_000,
+        store_timeout_ms=1_000 if silence_s else 10_000,
         cores="auto",
         item_cache_max_age_ms=item_cache_max_age_ms,
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "encore", "serve", "--workers", str(workers)],
+        [sys.executable, "-c", impatient + COMMAND, "serve", "--workers", str(workers)],
         cwd=ROOT,
         env=inherited | settings.environment(),
     )
@@ -386,6 +389,26 @@ def test_one_process_starts_the_writer_of_its_cache_again(serving: Serving) -> N
     assert serving.process.wait(60) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(after, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+@pytest.mark.parametrize("serving", [(2, 1_000, 3.0)], indirect=True)
+def test_a_writer_of_the_cache_that_stands_still_is_started_again(serving: Serving) -> None:
+    """Requests are answered meanwhile, from the store, and the metrics say so."""
+    wait_until(serving.all_ready)
+    wait_until(serving.cached)
+    before = serving.cache_writer()
+    assert serving.metric("encore_cache_writer_up") == 1
+    restarts = serving.metric("encore_cache_writer_restarts_total")
+    os.kill(before, signal.SIGSTOP)
+    wait_until(lambda: not serving.cached())
+    wait_until(lambda: serving.cache_writer() not in (0, before))
+    wait_until(serving.cached)
+    assert serving.metric("encore_cache_writer_restarts_total") > restarts
+    wait_until(lambda: serving.metric("encore_cache_writer_up") == 1)
+    serving.process.terminate()
+    assert serving.process.wait(60) == 0
 
 
 @pytest.mark.slow
