@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, settings
 
 from aggregation.native.build import build
 from aggregation.native.library import Kernels, load
+from catalog import lazy_checks
 from encore.local import start_broker, start_store
 from tests import refusals
+
+lazy_checks.install()  # before a test imports Feast
 
 # The same examples every day, and time for them; others with `--hypothesis-profile=anew`.
 settings.register_profile("anew", deadline=None, print_blob=True)

@@ -28,6 +28,7 @@ HOMES = {
     "redis": {"store", "bench"},
     "hiredis": {"store", "bench"},
     "feast": {"catalog", "bench"},
+    "typeguard": {"catalog"},
     "faust": {"streams", "bench"},
     "mode": {"streams"},
     "kafka": {"streams", "bench"},
@@ -70,6 +71,7 @@ IMPORT_NAMES = {
 COMES_WITH = {
     "pydantic_core": "pydantic",
     "starlette": "fastapi",
+    "typeguard": "feast",
     "yarl": "faust",
 }
 

@@ -30,6 +30,7 @@ from predictor.requests import pack_tensors
 from predictor.spec import KINDS, Kind, input_spec
 from predictor.verify import verify_in_process
 from schemas.errors import PackageError
+from tests.patience import WAIT_S
 from tests.predictor.support import SERVICE, draft, publish, random_inputs
 
 
@@ -245,12 +246,12 @@ def test_drafts_that_could_not_be_loaded_are_refused(tmp_path: Path) -> None:
 
 
 def test_check_in_another_process(good: Path, copy: Path) -> None:
-    asyncio.run(verify_in_process(good, expected("fine"), 60))
+    asyncio.run(verify_in_process(good, expected("fine"), WAIT_S))
     with (copy / WEIGHTS).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
     with pytest.raises(PackageError, match="sha256"):
-        asyncio.run(verify_in_process(copy, expected("fine"), 60))
+        asyncio.run(verify_in_process(copy, expected("fine"), WAIT_S))
     with pytest.raises(PackageError, match="a check that ends"):
         asyncio.run(verify_in_process(good, expected("fine"), 0.01))
 
@@ -258,7 +259,7 @@ def test_check_in_another_process(good: Path, copy: Path) -> None:
 def test_a_check_that_dies_is_a_refusal(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("predictor.verify.sys.executable", "/bin/false")
     with pytest.raises(PackageError, match="needs a check that ends, got exit code 1"):
-        asyncio.run(verify_in_process(good, expected("fine"), 60))
+        asyncio.run(verify_in_process(good, expected("fine"), WAIT_S))
 
 
 def test_a_file_too_large_to_read_is_refused(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
