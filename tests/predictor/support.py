@@ -164,7 +164,7 @@ def publish(root: Path, kind: Kind, seed: int = 0, plan: Plan = PLAN) -> Path:
 
 # --- a server process -----------------------------------------------------------------------
 
-_MAIN = """
+CONFIGURED = """
 import json, logging, sys
 from pathlib import Path
 from predictor.cascade import CascadeConfig
@@ -174,17 +174,18 @@ from predictor.server import run_server
 from predictor.spool import SpoolConfig
 from store.wire import StoreConfig
 logging.basicConfig(level="INFO", stream=sys.stderr)
-given = json.loads(sys.argv[1])
-run_server(ServeConfig(
-    store=StoreConfig(given.pop("store"), timeout_ms=given.pop("store_timeout_ms", 30_000)),
-    service="ranking",
-    packages=Path(given.pop("packages")),
-    spool=SpoolConfig(Path(given.pop("spool")), **given.pop("spool_options", {})),
-    cascade=CascadeConfig(**given.pop("cascade", {})),
-    limits=Limits(**given.pop("limits", {})),
-    **given,
-))
+def configured(given):
+    return ServeConfig(
+        store=StoreConfig(given.pop("store"), timeout_ms=given.pop("store_timeout_ms", 30_000)),
+        service="ranking",
+        packages=Path(given.pop("packages")),
+        spool=SpoolConfig(Path(given.pop("spool")), **given.pop("spool_options", {})),
+        cascade=CascadeConfig(**given.pop("cascade", {})),
+        limits=Limits(**given.pop("limits", {})),
+        **given,
+    )
 """
+_MAIN = CONFIGURED + "run_server(configured(json.loads(sys.argv[1])))"
 
 
 @dataclass
@@ -206,16 +207,22 @@ class RunningServer:
         return False
 
 
+def settings_of(directory: Path, store_url: str, **options: Any) -> dict[str, Any]:
+    """What `configured` makes a configuration of."""
+    places = {name: str(directory / name) for name in ("packages", "spool")}
+    ports = {"port": free_port(), "grpc_port": free_port()}
+    return {"store": store_url, "poll_s": 0.05, "timeout_ms": 60_000, **places, **ports, **options}
+
+
 @contextmanager
 def server(directory: Path, store_url: str, **options: Any) -> Iterator[RunningServer]:
     """A server of its own on a free port, stopped by SIGTERM.
 
     It has a minute for a request unless told otherwise: a machine that stalls degrades none.
     """
-    port, grpc_port = free_port(), free_port()
     packages, spool = directory / "packages", directory / "spool"
-    given = {"store": store_url, "packages": str(packages), "spool": str(spool), "port": port}
-    given |= {"grpc_port": grpc_port, "poll_s": 0.05, "timeout_ms": 60_000, **options}
+    given = settings_of(directory, store_url, **options)
+    port, grpc_port = given["port"], given["grpc_port"]
     command = [sys.executable, "-c", _MAIN, json.dumps(given)]
     child = spawn(ChildSpec("serve", command, directory / "serve.log"))
     try:

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ from schemas.spool import read_frames
 from store.redis_store import RedisRowStore
 from tests.patience import patient
 from tests.predictor.support import (
+    CONFIGURED,
     ITEMS,
     NOW_MS,
     PLAN,
@@ -41,6 +44,7 @@ from tests.predictor.support import (
     publish_plan,
     put_world,
     server,
+    settings_of,
     wait_until,
 )
 from tests.store.servers import own_server
@@ -222,26 +226,58 @@ def logged_by(running: RunningServer) -> float:
     return float(next(line for line in lines if line.startswith(start)).removeprefix(start))
 
 
-def refused(directory: Path, url: str, **options: Any) -> str:
-    """The log of a server that does not come up."""
-    with pytest.raises(AssertionError) as error, server(directory, url, **options):
-        pass
-    return str(error.value)
+REFUSED = f"""{CONFIGURED}
+for given in json.loads(sys.argv[1]):
+    try:
+        run_server(configured(given))
+    except Exception as error:
+        print(type(error).__name__, str(error))
+"""
 
 
-def test_starts_that_cannot_be(rows: RedisRowStore, predictor_url: str, tmp_path: Path) -> None:
-    assert "needs a published plan" in refused(tmp_path, predictor_url, plan_wait_s=0.2)
+def test_starts_that_cannot_be(valkey: str, tmp_path: Path) -> None:
+    """One after the other in a process, which each of them would have ended."""
+    empty, without, whole = (f"{valkey.removesuffix('/0')}/{number}" for number in (7, 14, 15))
+    for url, plan in (
+        (empty, None),
+        (without, dataclasses.replace(PLAN, services=())),
+        (whole, PLAN),
+    ):
+        with RedisRowStore(patient(url)) as store:
+            store._ask(("FLUSHDB",), "test")
+            if plan is not None:
+                publish_plan(store, plan)
     nobody = f"redis://127.0.0.1:{free_port()}/0"
-    assert "StoreError" in refused(tmp_path, nobody, plan_wait_s=0.2)
-    publish_plan(rows, dataclasses.replace(PLAN, services=()))
-    assert "plan.services: needs one of no services" in refused(tmp_path, predictor_url)
-    publish_plan(rows, PLAN)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        told = f"http 127.0.0.1:{port}: needs an address nobody listens on, got Address already in"
-        assert told in refused(tmp_path, predictor_url, port=port)
+        starts = [
+            settings_of(tmp_path, empty, plan_wait_s=0.2),
+            settings_of(tmp_path, nobody, plan_wait_s=0.2),
+            settings_of(tmp_path, without),
+            settings_of(tmp_path, whole, port=port),
+        ]
+        ended = subprocess.run(
+            [sys.executable, "-c", REFUSED, json.dumps(starts)], capture_output=True, text=True
+        )
+    assert ended.returncode == 0, ended.stderr
+    without_plan, without_store, without_service, without_port = ended.stdout.splitlines()
+    assert "needs a published plan" in without_plan
+    assert without_store.startswith("StoreError ")
+    assert "plan.services: needs one of no services" in without_service
+    told = f"http 127.0.0.1:{port}: needs an address nobody listens on, got Address already in"
+    assert told in without_port
+
+
+def test_a_start_that_cannot_be_ends_the_process(
+    rows: RedisRowStore, predictor_url: str, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(AssertionError, match="needs a published plan"),
+        server(tmp_path, predictor_url, plan_wait_s=0.2),
+    ):
+        pass
 
 
 def test_a_request_sets_no_clock_unless_the_server_lets_it() -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from aggregation.cache.reader import ItemCache
 from aggregation.program import ServiceProgram
-from predictor.card import CURRENT, WEIGHTS
+from predictor.card import CURRENT, WEIGHTS, Expected
 from predictor.generation import Generations
-from predictor.package import publish_package
+from predictor.package import publish_package, verify_package
 from predictor.spec import KINDS
 from predictor.verify import verify_in_process
 from predictor.watcher import WatchConfig, Watcher
@@ -38,7 +38,14 @@ NEXT = replace(
 )
 
 
-def test_refused_repaired_and_back(tmp_path: Path) -> None:
+async def check_here(path: Path, expected: Expected, *_: object) -> None:
+    """As in a process of its own, whose import of torch takes seconds: see test_package.py."""
+    await asyncio.to_thread(verify_package, path, expected)
+
+
+def test_refused_repaired_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("predictor.watcher.verify_in_process", check_here)
+
     async def scenario() -> None:
         generations = Generations(PLAN, "ranking")
         config = WatchConfig(tmp_path, retry_s=0.0)
