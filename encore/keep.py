@@ -112,14 +112,28 @@ class Kept:
 
     def _start(self, now_s: float) -> None:
         spec = self.spec
-        if spec.socket is not None:
-            spec.socket.unlink(missing_ok=True)
-        if spec.pulse is not None:
-            self._pulse, self._beat_ns = Pulse.create(spec.pulse), 0
+        try:
+            self._make_places()
+        except OSError as error:
+            raise LocalError(
+                spec.name,
+                required="room for a file in the directory for temporary files",
+                got=error.strerror or type(error).__name__,
+                do="free some",
+            ) from None
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **spec.environment}
         command = [sys.executable, "-m", "encore", *spec.arguments]
         self.child = spawn(ChildSpec(spec.name, command, None, environment=environment))
         self._started_s, self._answered, self._silent_s = now_s, False, 0.0
+
+    def _make_places(self) -> None:
+        """Where it is heard, as new. Their directory may have been tidied away in the meantime."""
+        for path in (self.spec.socket, self.spec.pulse):
+            if path is not None:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)
+        if self.spec.pulse is not None:
+            self._pulse, self._beat_ns = Pulse.create(self.spec.pulse), 0
 
     def _heard(self) -> bool | None:
         """Whether it is ready; None where it says nothing."""

@@ -8,12 +8,14 @@ old one.
 
 A full queue either drops the record and counts it, or refuses the request before it is served. A
 disk that fails is tried again with the same batch in a new segment, while the queue fills; such a
-batch may be in two segments, and readers tell duplicates by request id.
+batch may be in two segments, and readers tell duplicates by request id. A disk that is full is
+tried again in one empty segment, however long it stays full.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -30,6 +32,7 @@ from store.durable import sync_directory
 
 log: Final = logging.getLogger(__name__)
 LOCK_NAME: Final = "LOCK"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
 
@@ -158,14 +161,20 @@ class SpoolWriter(Generic[T]):
 
     def _write(self, data: bytes) -> bool:
         """Write and fsync, again and again until it succeeds; False where closing ends that."""
+        told = ""
         while True:
             try:
                 self._segment.append(data)
-                return True
             except OSError as error:
                 self.counts.faults += 1
-                log.error("spool: %s; trying again in a new segment", error)
-                self._segment.abandon()
+                if str(error) != told:
+                    log.error("spool: %s; trying again every %g s", error, self.config.retry_s)
+                told = str(error)
+                self._segment.abandon(error)
+            else:
+                if told:
+                    log.info("spool: the disk takes records again")
+                return True
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, self.config.retry_s):
                     return self._last_try(data)
@@ -187,6 +196,7 @@ class _Segments:
         self._segment_bytes = segment_bytes
         self._next = 1 + max((_sequence(path) for path in _segments(directory)), default=-1)
         self._file: int | None = None
+        self._listed = False  # its directory entry is on disk
         self._size = 0
 
     def append(self, data: bytes) -> None:
@@ -194,21 +204,30 @@ class _Segments:
         if self._file is None or self._size >= self._segment_bytes:
             self._open_next()
         assert self._file is not None
+        if not self._listed:
+            sync_directory(self._directory)
+            self._listed = True
         view = memoryview(data)
         while view:
             view = view[os.write(self._file, view) :]
         os.fdatasync(self._file)
         self._size += len(data)
 
-    def abandon(self) -> None:
+    def abandon(self, error: OSError) -> None:
         """Cut off what a failed append left, and start a new segment next time.
 
         A failed fsync leaves no way to know what reached the disk, so the file is not used again.
+        Where there was no room and nothing is in it, it is: the same batch comes again, and no
+        try leaves another file.
         """
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            self.close()
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
+            if error.errno in _NO_ROOM and self._size == 0:
+                return
+        self.close()
 
     def close(self) -> None:
         """Close the growing segment; the next append opens a new one."""
@@ -221,8 +240,7 @@ class _Segments:
         path = self._directory / segment_name(self._next)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._next += 1
-        self._size = 0
-        sync_directory(self._directory)
+        self._size, self._listed = 0, False
 
 
 def _segments(directory: Path) -> list[Path]:

@@ -15,8 +15,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,23 @@ def test_one_that_says_nothing_any_more_is_killed(tmp_path: Path) -> None:
         kept.look(100 * SILENCE_S + silent_s)
     assert SILENCE_S - 3 < silent_s <= SILENCE_S + 1
     assert (kept.restarts, kept.ready) == (1, False)
+
+
+def test_one_whose_places_are_tidied_away_or_have_no_room_is_started_again(tmp_path: Path) -> None:
+    """Directories for temporary files are emptied by the system now and then, and full at times."""
+    place = tmp_path / "encore"
+    kept = Kept(KeptSpec("short", ["--version"], {}, pulse=place / "short.pulse"))
+    pause_after(kept, 0.0, 0.0)
+    (place / "short.pulse").unlink()
+    place.rmdir()
+    place.write_text("in the way")
+    kept.look(1.0)
+    assert not runs(kept)
+    place.unlink()
+    kept.look(1.0 + 2 * FIRST_PAUSE_S)
+    assert runs(kept)
+    assert (place / "short.pulse").exists()
+    kept.end(60)
 
 
 def test_one_that_cannot_be_started_again_is_tried_later(
@@ -192,6 +209,15 @@ class Serving:
     spool: Path
     store_url: str
     unusable: float = 0.0  # of the requests before the cache was read first
+    said: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        """Take down what it and its processes log, until the last of them has ended."""
+        assert self.process.stderr is not None
+        with self.process.stderr as told:
+            for line in told:
+                self.said.append(line.decode())
+                print(self.said[-1], end="")
 
     def page(self, path: str) -> tuple[int, bytes]:
         """Of the supervisor."""
@@ -261,40 +287,65 @@ class Serving:
             assert stub(request, timeout=60).id == request_id
 
 
+@contextmanager
+def served(
+    store_url: str,
+    directory: Path,
+    workers: int,
+    impatient: str = "",
+    **changes: Any,
+) -> Iterator[Serving]:
+    """So many processes over a store that holds nothing else. impatient: what the supervisor's
+    program begins with. changes: of the settings."""
+    with RedisRowStore(patient(store_url)) as store:
+        store._ask(("FLUSHDB",), "test")
+        put_world(store)
+    ports = [free_port() for _ in range(3)]
+    given: dict[str, Any] = {
+        "data_dir": directory,
+        "bootstrap": "127.0.0.1:9",
+        "store_url": store_url,
+        "http_port": ports[0],
+        "grpc_port": ports[1],
+        "metrics_port": ports[2],
+        "timeout_ms": 10_000,
+        "store_timeout_ms": 10_000,
+    }
+    settings = Settings(**given | changes)
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", impatient + COMMAND, "serve", "--workers", str(workers)],
+        cwd=ROOT,
+        env=inherited | settings.environment(),
+        stderr=subprocess.PIPE,
+    )
+    found = Serving(process, ports[0], ports[1], ports[2], settings.spool, store_url)
+    listening = threading.Thread(target=found.listen)
+    listening.start()
+    try:
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+        listening.join(60)
+
+
 @pytest.fixture(params=[(2, 1_000)])
 def serving(request: pytest.FixtureRequest, valkey: str, tmp_path: Path) -> Iterator[Serving]:
     """With so many serving processes, which read a cache that is known to be whole so lately, and
     a supervisor that waits so long, in s, for the beat of who writes it."""
     workers, item_cache_max_age_ms, *silence_s = request.param
     impatient = f"import encore.keep\nencore.keep.SILENCE_S = {silence_s}[0]\n" if silence_s else ""
-    url = valkey.removesuffix("/0") + "/9"
-    with RedisRowStore(patient(url)) as store:
-        store._ask(("FLUSHDB",), "test")
-        put_world(store)
-    ports = [free_port() for _ in range(3)]
-    settings = Settings(
-        data_dir=tmp_path,
-        bootstrap="127.0.0.1:9",
-        store_url=url,
-        http_port=ports[0],
-        grpc_port=ports[1],
-        metrics_port=ports[2],
-        timeout_ms=10_000,
+    with served(
+        valkey.removesuffix("/0") + "/9",
+        tmp_path,
+        workers,
+        impatient,
         store_timeout_ms=1_000 if silence_s else 10_000,
         cores="auto",
         item_cache_max_age_ms=item_cache_max_age_ms,
-    )
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ENCORE_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", impatient + COMMAND, "serve", "--workers", str(workers)],
-        cwd=ROOT,
-        env=inherited | settings.environment(),
-    )
-    try:
-        yield Serving(process, ports[0], ports[1], ports[2], settings.spool, url)
-    finally:
-        process.kill()
-        process.wait()
+    ) as found:
+        yield found
 
 
 def command_of(pid: str) -> list[str]:

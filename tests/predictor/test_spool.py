@@ -144,9 +144,9 @@ def test_one_process_a_directory(tmp_path: Path) -> None:
 class BadDisk(_Segments):
     """Fails some appends after half of the bytes, as a full disk does."""
 
-    def __init__(self, directory: Path, failures: int) -> None:
+    def __init__(self, directory: Path, failures: int, number: int = errno.ENOSPC) -> None:
         super().__init__(directory, 1 << 20)
-        self.failures = failures
+        self.failures, self.number = failures, number
 
     def append(self, data: bytes) -> None:
         if self.failures:
@@ -155,22 +155,28 @@ class BadDisk(_Segments):
                 self._open_next()
             assert self._file is not None
             os.write(self._file, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.number, os.strerror(self.number))
         super().append(data)
 
 
-def test_a_failing_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "files"), [(errno.ENOSPC, 2), (errno.EIO, 5)])
+def test_a_failing_disk_is_tried_again_and_nothing_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int, files: int
+) -> None:
+    """In a new segment each time, unless it is full: that may last for days."""
     spool = SpoolWriter(SpoolConfig(tmp_path, retry_s=0.01), encode)
     put(spool, "before")
     assert spool.flush(60)
     spool._segment.close()
-    spool._segment = BadDisk(tmp_path, failures=3)
+    spool._segment = BadDisk(tmp_path, 3, number)
     put(spool, "one", "two")
     assert spool.flush(60)
     spool.close()
     assert spooled(tmp_path) == ["before", "one", "two"]
     assert spool.counts.faults == 3
     assert spool.counts.logged == 3
+    assert len(segments(tmp_path)) == files
+    assert len([line for line in caplog.messages if os.strerror(number) in line]) == 1
 
 
 def test_a_disk_that_never_works_does_not_keep_the_process(tmp_path: Path) -> None:
