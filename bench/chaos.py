@@ -23,7 +23,7 @@ from bench.chaos_check import Logged, Verdict, check_view, histories_of, unlogge
 from bench.chaos_deck import deck, moves
 from bench.chaos_events import LEFT, Chaos, Crew
 from bench.chaos_nursery import Nursery
-from bench.chaos_world import Load, World, world
+from bench.chaos_world import Load, World, patient, world
 from bench.report import Options, Report
 from store.redis_store import RedisRowStore
 
@@ -131,7 +131,7 @@ def judge(made: World, logged: list[Logged]) -> Verdict:
     """Every row of every view against the oracle."""
     verdict = Verdict(actions=sum(len(actions) for actions, _ in logged))
     views, histories = made.views, histories_of(logged)
-    with RedisRowStore(made.store_url) as store:
+    with RedisRowStore(patient(made.store_url)) as store:
         for view in views:
             check_view(store, view, histories, verdict)
     return verdict

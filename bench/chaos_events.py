@@ -30,9 +30,10 @@ PROGRESS_S: Final = 4.0
 TICK_S: Final = 0.01
 STOPPED_S: Final = (2.5, 4.5)  # the session ends after 2 s
 CUT_S: Final = (0.5, 3.5)
-SETTLE_S: Final = 60.0
+SETTLE_S: Final = 120.0
 LOOK_S: Final = 0.2
-DRAIN_S: Final = 25.0
+#: More than a process gives itself (`streams.app`): DRAIN_S for its work, LEAVE_S for Faust's.
+DRAIN_S: Final = 60.0
 LEAVE_S: Final = 60.0
 #: A member learns that another left by its next heartbeat.
 NOTICED_S: Final = 1.0

@@ -19,7 +19,7 @@ from encore.local import HOST, free_port
 READ_BYTES: Final = 65_536
 #: So long replies that are on their way may still be cut in their middle.
 CUT_S: Final = 0.02
-ANSWER_S: Final = 20.0
+ANSWER_S: Final = 60.0
 
 T = TypeVar("T")
 

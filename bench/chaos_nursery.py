@@ -31,7 +31,8 @@ from streams.worker import run_worker
 
 RUNS: Final = {"worker": run_worker, "items": run_item_worker, "fill": run_filling}
 POLL_S: Final = 0.02
-START_S: Final = 20.0
+#: Of the forking process, which imports for seconds first, on a busy machine for many.
+START_S: Final = 120.0
 PR_SET_PDEATHSIG: Final = 1
 
 

@@ -36,6 +36,7 @@ from schemas.errors import StreamError
 from schemas.names import PLAN_KEY
 from schemas.plan import Plan, ViewPlan, dump_plan, load_plan
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
+from store.wire import StoreConfig
 from streams.action_table import action_table
 from streams.admin import Admin
 from streams.archive import partition_dir, write_file
@@ -51,6 +52,8 @@ USERS: Final = 400
 ITEMS: Final = 300
 MESSAGE_ACTIONS: Final = 40
 RECONNECT_S: Final = 0.2
+#: For an answer to a question of the benchmark's own, which measures no time.
+PATIENCE_MS: Final = 60_000
 LOCK: Final = Path(__file__).parent.parent / "feature_repo" / "plan.lock.json"
 
 
@@ -100,14 +103,14 @@ class World:
     @property
     def views(self) -> tuple[ViewPlan, ...]:
         """Those that are published, all of them streamed: a backfill publishes others."""
-        with RedisRowStore(self.store_url) as store:
+        with RedisRowStore(patient(self.store_url)) as store:
             text = store.get_text(PLAN_KEY)
         assert text is not None
         return load_plan(text).views
 
     def publish(self) -> None:
         """The plan into the store, and onto its disk: an operator's act, not a worker's."""
-        with RedisRowStore(self.store_url) as store:
+        with RedisRowStore(patient(self.store_url)) as store:
             store.begin_history()
             store.put_text(PLAN_KEY, dump_plan(self.plan))
             store.confirm()
@@ -117,7 +120,7 @@ class World:
 
         async def wait() -> None:
             config = self.config
-            async with AsyncRedisRowStore(config.store_url) as store:
+            async with AsyncRedisRowStore(patient(config.store_url)) as store:
                 mark = StreamMark(store, config.topic, config.group, self.epoch)
                 await wait_stored(mark, ends, timeout_s)
                 items = item_mark(mark, config.item_group, config.partitions)
@@ -128,7 +131,7 @@ class World:
     def reached(self) -> int:
         """A number that grows whenever a worker stores something."""
         config = self.config
-        with RedisRowStore(config.store_url) as store:
+        with RedisRowStore(patient(config.store_url)) as store:
             marks = store.get_progress(config.topic, config.group)
         return sum(mark.epoch * 1_000_000 + mark.next_offset for mark in marks.values())
 
@@ -157,14 +160,14 @@ class World:
         """Where the topic's partitions end, whoever was told of it."""
         config = self.config
         starts = {(config.topic, partition): 0 for partition in range(config.partitions)}
-        found = asyncio.run(read_ends(config.bootstrap, starts))
+        found = asyncio.run(read_ends(config.bootstrap, starts, PATIENCE_MS))
         return {partition: end for (_, partition), end in found.items() if end}
 
     def read_log(self) -> None:
         """Add what the present log holds to the truth, and to the archive as a sink would."""
 
         async def read(partition: int, end: int) -> None:
-            reader, at = KafkaLogReader(self.config.bootstrap, 10_000), 0
+            reader, at = KafkaLogReader(self.config.bootstrap, PATIENCE_MS), 0
             while at < end:
                 records = await reader.read(self.config.topic, partition, at, end)
                 for record in records:
@@ -176,7 +179,7 @@ class World:
                 at = last + 1
             await reader.close()
 
-        with Admin(self.config.bootstrap) as admin:
+        with Admin(self.config.bootstrap, PATIENCE_MS) as admin:
             facts = admin.ensure_topics(self.config.topics)[self.config.topic]
         root, topic_id = self.config.archive_dir / self.config.topic, facts.topic_id
 
@@ -193,13 +196,13 @@ class World:
     def lose_rekeyed_log(self) -> None:
         """Only the re-keyed topic, deleted and made again: a new log under the old name."""
         config = self.config
-        with Admin(config.bootstrap) as admin:
+        with Admin(config.bootstrap, PATIENCE_MS) as admin:
             admin.delete_topic(config.item_topic)
             admin.ensure_topics(config.topics)
 
     def create_topics(self) -> None:
         """Those that are missing."""
-        with Admin(self.config.bootstrap) as admin:
+        with Admin(self.config.bootstrap, PATIENCE_MS) as admin:
             admin.ensure_topics(self.config.topics)
 
 
@@ -219,6 +222,11 @@ def world(directory: Path) -> Iterator[World]:
             made.store.child.kill()
 
 
+def patient(url: str) -> StoreConfig:
+    """For the benchmark's own questions."""
+    return StoreConfig(url, timeout_ms=PATIENCE_MS, connect_timeout_ms=PATIENCE_MS)
+
+
 def started_store(directory: Path, port: int = 0) -> Server:
     """A store that writes one file: another one made in the midst would not be cut in place."""
     server = start_store(directory, port, directory / "store")
@@ -228,7 +236,9 @@ def started_store(directory: Path, port: int = 0) -> Server:
 
 def set_option(store: Server, name: str, value: str) -> None:
     """CONFIG SET."""
-    with socket.create_connection(("127.0.0.1", store.port), timeout=2) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", store.port), timeout=PATIENCE_MS / 1000
+    ) as connection:
         connection.sendall(f"CONFIG SET {name} {value}\r\n".encode())
         assert connection.recv(16).startswith(b"+OK")
 

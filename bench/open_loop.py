@@ -83,10 +83,10 @@ def precise_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
-async def drive(ask: Ask, times_s: F64, grace_s: float = GRACE_S) -> Measured:
+async def drive(ask: Ask, times_s: F64, grace_s: float | None = None) -> Measured:
     """Send request i at times_s[i] after the start, (n,) ascending, and wait for all replies.
 
-    A reply that has not come `grace_s` after the last request was sent is given up.
+    A reply that has not come `grace_s` (None: GRACE_S) after the last request was sent is given up.
     """
     n, clock = len(times_s), time.perf_counter
     late_s, latency_s = np.zeros(n), np.full(n, np.inf)
@@ -112,7 +112,7 @@ async def drive(ask: Ask, times_s: F64, grace_s: float = GRACE_S) -> Measured:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     if tasks:
-        _, missing = await asyncio.wait(tasks, timeout=grace_s)
+        _, missing = await asyncio.wait(tasks, timeout=GRACE_S if grace_s is None else grace_s)
         for task in missing:
             task.cancel()
         await asyncio.gather(*missing, return_exceptions=True)

@@ -13,11 +13,11 @@ from typing import Any, Final, Self
 from schemas.errors import StreamError
 from schemas.names import is_made
 from streams.clients import KafkaAdminClient, KafkaError, require_broker
-from streams.producer import MAX_MADE_BYTES
+from streams.producer import CONNECT_TIMEOUT_MS, MAX_MADE_BYTES
 from streams.topic_line import NO_ERROR, TopicLine
 from streams.topic_line import TopicFacts as TopicFacts
 
-REQUEST_TIMEOUT_MS: Final = 10_000
+REQUEST_TIMEOUT_MS: Final = 30_000
 #: Of replicas of a topic that is made: `default.replication.factor` (Kafka, KIP-464).
 BROKERS_DEFAULT: Final = -1
 
@@ -26,9 +26,13 @@ class Admin:
     """Connections for asking and making. Not to be shared among threads."""
 
     def __init__(self, bootstrap: str, timeout_ms: int = REQUEST_TIMEOUT_MS) -> None:
+        """timeout_ms: for each answer; for a broker that is not there CONNECT_TIMEOUT_MS at most.
+
+        Raises StreamError where it does not answer.
+        """
         self.bootstrap = bootstrap
         self._line = TopicLine(bootstrap, timeout_ms)
-        require_broker(bootstrap, timeout_ms)
+        require_broker(bootstrap, min(timeout_ms, CONNECT_TIMEOUT_MS))
         try:
             self._client: Any = KafkaAdminClient(
                 bootstrap_servers=bootstrap,

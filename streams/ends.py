@@ -17,13 +17,14 @@ from schemas.errors import StreamError
 
 POLL_S: Final = 0.01
 FETCH_WAIT_MS: Final = 10
+ANSWER_MS: Final = 30_000
 
 #: A partition of a topic: (topic, number).
 Partition = tuple[str, int]
 
 
 async def read_ends(
-    bootstrap: str, starts: Mapping[Partition, int], timeout_ms: int = 10_000
+    bootstrap: str, starts: Mapping[Partition, int], timeout_ms: int = ANSWER_MS
 ) -> dict[Partition, int]:
     """The offset after the last record of each partition, of topics that exist.
 
@@ -62,7 +63,7 @@ async def read_ends(
 
 
 async def read_starts(
-    bootstrap: str, places: Iterable[Partition], timeout_ms: int = 10_000
+    bootstrap: str, places: Iterable[Partition], timeout_ms: int = ANSWER_MS
 ) -> dict[Partition, int]:
     """The first offset that each partition still holds, by the broker's list of offsets.
 

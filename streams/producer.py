@@ -20,6 +20,7 @@ from schemas.names import CONTENT_END, HEADER_CONTENT
 from streams.clients import KafkaError, KafkaProducer, close_producer, require_broker
 
 SEND_TIMEOUT_S: Final = 30.0
+#: For a broker that accepts no connection; one that does has SEND_TIMEOUT_S to answer.
 CONNECT_TIMEOUT_MS: Final = 10_000
 #: Of what is made of a message that a broker took: a dead letter has more headers, an action that
 #: is re-keyed takes 128 bytes where JSON needs 50.
@@ -34,7 +35,7 @@ def producer_settings(bootstrap: str) -> dict[str, Any]:
     """What every producer of encore sets."""
     return {
         "bootstrap_servers": bootstrap,
-        "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
+        "bootstrap_timeout_ms": int(SEND_TIMEOUT_S * 1000),
         "acks": -1,
         "enable_idempotence": False,
         "max_in_flight_requests_per_connection": 1,

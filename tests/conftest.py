@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from socket import socket
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,6 +40,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Every EncoreError that a test makes notes where it was made."""
     refusals.register(config)
+    close_sockets_of_failed_attempts()
+
+
+def close_sockets_of_failed_attempts() -> None:
+    """kafka-python drops the socket of an attempt to connect that fails, times out or is given up
+    when its client is closed, and leaves it to the garbage collector, which warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `streams.clients`
+        from kafka.net.inet import KafkaNetSocket
+
+    connect = KafkaNetSocket.sock_connect
+
+    async def closing(self: Any, net: Any, sock: socket, address: Any, **options: Any) -> Any:
+        try:
+            return await connect(self, net, sock, address, **options)
+        except BaseException:  # given up: GeneratorExit
+            sock.close()
+            raise
+
+    KafkaNetSocket.sock_connect = closing
 
 
 def pytest_unconfigure() -> None:

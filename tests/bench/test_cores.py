@@ -52,7 +52,7 @@ def test_a_replica_rewrites_what_the_store_holds(tmp_path: Path) -> None:
             store.set("a", "b")
             with again_and_again(server, tmp_path / "load", "replica") as took_s:
                 assert store.config_get("appendonly") == {"appendonly": "no"}
-                own, others = store.execute_command("WAITAOF", 0, 1, 30_000)
+                own, others = store.execute_command("WAITAOF", 0, 1, 120_000)
                 assert (own, others) == (0, 1)
                 wait_until(lambda: bool(took_s))
             assert store.config_get("appendonly") == {"appendonly": "yes"}

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import numpy as np
+import pytest
 
 from bench.open_loop import (
     NO_REPLY,
@@ -20,6 +21,12 @@ from bench.open_loop import (
 
 STALL_S = 0.3
 Serve = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls costs no reply."""
+    monkeypatch.setattr("bench.open_loop.GRACE_S", 120.0)
 
 
 def run(serve: Serve, requests: list[bytes], times_s: np.ndarray, connections: int) -> Measured:

@@ -21,6 +21,12 @@ Handle = Callable[[bytes, Any], Awaitable[bytes]]
 Drive = Callable[[tuple[str, int]], Awaitable[Any]]
 
 
+@pytest.fixture(autouse=True)
+def grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls costs no reply."""
+    monkeypatch.setattr("bench.open_loop.GRACE_S", 120.0)
+
+
 def serve(handle: Handle, drive: Drive) -> Any:
     """What `drive` finds on a server that answers by `handle`."""
 
@@ -115,7 +121,7 @@ def test_a_connection_that_breaks_fails_its_calls() -> None:
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         async with server:
             address = server.sockets[0].getsockname()[:2]
-            calls = [call(METHOD, b"?", "x", 1_000)]
+            calls = [call(METHOD, b"?", "x", 60_000)]
             measured = await over_grpc(address, calls, np.zeros(5), connections=1)
             await closed.wait()
             return measured

@@ -23,6 +23,7 @@ from bench.samples import FLOATS, INTS, sample_users
 from bench.server import own_store
 from schemas.layout import layout_of
 from store.redis_store import RedisRowStore
+from tests.streams.support import patient
 
 ROWS = 40
 
@@ -64,7 +65,7 @@ def test_samples_are_real_and_distinct() -> None:
 def test_raw_mget_answers_as_the_store(valkey: str) -> None:
     host, port = valkey.removeprefix("redis://").removesuffix("/0").split(":")
     raw = RawMget(host, int(port))
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey)) as store:
         store.put_text("raw:a", "x" * 300_000)
         keys = ["raw:a", "raw:absent", "raw:a"]
         assert raw.send(raw.pack(keys)) == store.read(keys)

@@ -18,6 +18,7 @@ from bench.workload import Workload
 from predictor.grpc_messages import ModelInferResponse
 from store.redis_store import RedisRowStore
 from tests.predictor.support import ITEMS, NOW_MS, USERS, put_world, server
+from tests.streams.support import patient
 
 STEP = Step(100, 1, 1, None, 100, 0, 0, 0, 0, 1, 0, 0, 400)
 
@@ -88,7 +89,7 @@ def test_a_generator_that_is_late_is_not_the_services_fault() -> None:
 @pytest.fixture(scope="module")
 def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeWorld]:
     url = valkey.removesuffix("/0") + "/9"
-    with RedisRowStore(url) as store:
+    with RedisRowStore(patient(url)) as store:
         put_world(store)
     directory = tmp_path_factory.mktemp("server")
     with server(directory, url, allow_now_ms=True, limits={"timeout_ms": 60_000}) as started:
@@ -98,6 +99,12 @@ def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         workload = cast(Workload, SimpleNamespace(now_ms=NOW_MS))
         ports: dict[Protocol, int] = {"grpc": grpc_port, "http": http_port}
         yield ServeWorld(workload, False, started.child.pid, ports)
+
+
+@pytest.fixture(autouse=True)
+def grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls costs no reply."""
+    monkeypatch.setattr("bench.open_loop.GRACE_S", 120.0)
 
 
 @pytest.mark.parametrize("model", ["aggregate", "rank"])

@@ -49,7 +49,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 def test_the_gate_lets_in_and_cuts(gate: Gate) -> None:
     place = ("t", 0)
     ensure_topics(gate.address, {"t": 1})
-    assert asyncio.run(read_ends(gate.address, {place: 0})) == {place: 0}
+    assert asyncio.run(read_ends(gate.address, {place: 0}, 60_000)) == {place: 0}
     with ActionProducer(gate.address, "t", 1) as producer:
         producer.send(some_actions(3, 2), T0)
         gate.cut()
@@ -57,7 +57,9 @@ def test_the_gate_lets_in_and_cuts(gate: Gate) -> None:
         with pytest.raises(ConnectionRefusedError):
             asyncio.run(connect(gate))
         gate.open()
-    assert asyncio.run(read_ends(gate.address, {place: 0})) == {place: 1}, "its log is as it was"
+    assert asyncio.run(read_ends(gate.address, {place: 0}, 60_000)) == {place: 1}, (
+        "its log is as it was"
+    )
 
 
 async def connect(gate: Gate) -> None:
@@ -106,7 +108,7 @@ def test_archive_and_rank_log_go_on(gate: Gate, valkey: str, tmp_path: Path) -> 
         wait_until(lambda: archived() == 1_000)
         wait_until(shipped)
     places = {(config.rank_topic, partition): 0 for partition in range(PARTITIONS)}
-    count = sum(asyncio.run(read_ends(config.bootstrap, places)).values())
+    count = sum(asyncio.run(read_ends(config.bootstrap, places, 60_000)).values())
     arrived = read_topic(config.bootstrap, config.rank_topic, PARTITIONS, count)
     assert {message.value for message in arrived} == set(map(encode_record, RECORDS))
 

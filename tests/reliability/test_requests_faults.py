@@ -19,11 +19,13 @@ from bench.open_loop import Answer, Measured
 from encore.local import start_store
 from store.redis_store import RedisRowStore
 from tests.predictor.support import NOW_MS, RunningServer, put_world, server, wait_until
+from tests.streams.support import patient
 
 pytestmark = pytest.mark.kill
 
-HOLD_S = 3.0
-PATIENCE_S = 60
+#: Longer than any stall: what comes late is never in time for a process that stood still.
+HOLD_S = 120.0
+PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Ru
     started = start_store(directory / "store")
     store: Store | None = None
     try:
-        with RedisRowStore(f"redis://{started.address}/0") as rows:
+        with RedisRowStore(patient(f"redis://{started.address}/0")) as rows:
             put_world(rows)
         with (
             fault_wire(started.port, HOLD_S) as wire,
@@ -41,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Ru
                 directory,
                 f"redis://127.0.0.1:{wire.port}/0",
                 store_timeout_ms=200,
-                timeout_ms=10_000,
+                timeout_ms=60_000,
                 allow_now_ms=True,
             ) as running,
         ):
@@ -160,7 +162,7 @@ def test_the_wire_remembers_nobody(tmp_path: Path) -> None:
     try:
         with fault_wire(started.port, HOLD_S) as wire:
             url = f"redis://127.0.0.1:{wire.port}/0"
-            with RedisRowStore(url) as rows:
+            with RedisRowStore(patient(url)) as rows:
                 rows.ping()
                 assert wire.links == 1
                 wire.mode = "swallow"

@@ -84,7 +84,7 @@ def wait_epoch(stack: Stack, epoch: int, ends: dict[int, int]) -> None:
 def test_a_store_that_stands_still_is_waited_for(
     broker: str, own_store: Server, tmp_path: Path
 ) -> None:
-    stack = stack_in(broker, own_store, tmp_path, store_timeout_ms=200)
+    stack = stack_in(broker, own_store, tmp_path, store_timeout_ms=4_000)
     config = stack.config
     sent = messages(20)
     with (

@@ -68,9 +68,9 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
     ensure_topics(broker, stack.config.topics)
     load, seen = Load(stack, PAUSE_S), [[0] * PARTITIONS]
     with running("worker", stack) as zombie, load:
-        wait_until(lambda: sum(stored(stack)) > 5, 60)
+        wait_until(lambda: sum(stored(stack)) > 5)
         with running("worker", stack) as heir:
-            wait_until(lambda: "reading" in heir.text(), 60)
+            wait_until(lambda: "reading" in heir.text())
             os.kill(zombie.popen.pid, signal.SIGSTOP)
             deadline_s = time.monotonic() + STOPPED_S
             while time.monotonic() < deadline_s:
@@ -82,11 +82,11 @@ def test_a_stopped_worker_that_goes_on_doubles_nothing(
                 seen.append(stored(stack))
                 time.sleep(0.05)
             ends = dict(load.ends)
-            wait_stored(stack, ends, timeout_s=60)
+            wait_stored(stack, ends)
     back = [(a, b) for a, b in pairwise(seen) if any(np.less(b, a))]
     assert back == []
     with running("worker", stack) as worker:
-        wait_stored(stack, load.ends, timeout_s=60)
+        wait_stored(stack, load.ends)
         assert worker.terminate() == 0
     with stack.store() as store:
         assert_rows_equal_oracle(store, stack.view, load.sent)
@@ -101,11 +101,11 @@ def test_a_stopped_item_worker_and_a_re_keyed_log_lost_meanwhile(
     ensure_topics(broker, config.topics)
     load = Load(stack, PAUSE_S)
     with running("items", stack) as zombie, load:
-        wait_until(lambda: folded_messages(stack) > 5, 60)
+        wait_until(lambda: folded_messages(stack) > 5)
         os.kill(zombie.popen.pid, signal.SIGSTOP)
         lose_rekeyed_log(stack)
         with running("items", stack) as heir:
-            wait_until(lambda: "folding" in heir.text(), 60)
+            wait_until(lambda: "folding" in heir.text())
             wait_items(stack, dict(load.ends))
             os.kill(zombie.popen.pid, signal.SIGCONT)
             assert zombie.wait() == 1
@@ -125,12 +125,12 @@ def test_a_re_keyed_log_lost_after_rows_and_before_their_table(
     ensure_topics(broker, stack.config.topics)
     with Load(stack, PAUSE_S) as load:
         with running("items", stack, "unsaved") as unsaved:
-            wait_until(lambda: newest_fence(stack, load) > 5, 60)
+            wait_until(lambda: newest_fence(stack, load) > 5)
             unsaved.kill()
         assert folded_messages(stack) == 0, "no table speaks of these rows"
         lose_rekeyed_log(stack)
         with running("items", stack) as heir:
-            wait_until(lambda: "of a lost re-keyed log to their end" in heir.text(), 60)
+            wait_until(lambda: "of a lost re-keyed log to their end" in heir.text())
     with running("items", stack) as items:
         wait_items(stack, load.ends)
         assert items.terminate() == 0

@@ -7,15 +7,16 @@ import random
 import signal
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
 from encore.local import Server, start_store
+
+STUCK_S = 60.0  # nobody waits that long, not on a machine that stalls either
 
 
 @dataclass
@@ -98,12 +99,19 @@ async def slow_wire(target: str, longest_s: float, seed: int = 0) -> AsyncIterat
         await asyncio.gather(*links, return_exceptions=True)
 
 
-@contextmanager
-def speaking(reply: bytes, later: bytes = b"") -> Iterator[str]:
-    """URL of a server that answers every connection's first bytes with `reply`, then hangs up.
+@dataclass
+class More:
+    """What a server says once more on each connection: after the client has read the first, which
+    it tells by `wanted`. hung_up: released once that is said and the connection closed."""
 
-    later: what it says once more before, after a moment.
-    """
+    said: bytes
+    wanted: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    hung_up: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+
+@contextmanager
+def speaking(reply: bytes, more: More | None = None) -> Iterator[str]:
+    """URL of a server that answers every connection's first bytes with `reply`, then hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -113,9 +121,11 @@ def speaking(reply: bytes, later: bytes = b"") -> Iterator[str]:
                     with connection, suppress(OSError):
                         connection.recv(65_536)
                         connection.sendall(reply)
-                        if later:
-                            time.sleep(0.02)
-                            connection.sendall(later)
+                        if more is not None:
+                            more.wanted.acquire(timeout=STUCK_S)
+                            connection.sendall(more.said)
+                    if more is not None:
+                        more.hung_up.release()
 
         thread = threading.Thread(target=serve)
         thread.start()

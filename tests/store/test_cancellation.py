@@ -28,7 +28,7 @@ ALL = RowKeys(PREFIX, 1, np.arange(KEYS))
 
 
 def patient(url: str, connections: int) -> StoreConfig:
-    return StoreConfig(url, timeout_ms=30_000, connections=connections)
+    return StoreConfig(url, 60_000, connect_timeout_ms=60_000, connections=connections)
 
 
 def row(number: int) -> bytes:
@@ -37,7 +37,7 @@ def row(number: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def filled(valkey: str) -> None:
-    with RedisRowStore(valkey) as store:
+    with RedisRowStore(patient(valkey, 1)) as store:
         store.compare_and_set([Write(key, None, row(n)) for n, key in enumerate(ALL.names())])
 
 
@@ -104,7 +104,7 @@ def test_a_cancellation_is_never_swallowed(valkey: str) -> None:
     """Under a caller's own deadline the call ends as TimeoutError, not as a late answer."""
 
     async def run() -> None:
-        async with slow_wire(valkey, 0.05) as url, AsyncRedisRowStore(url) as store:
+        async with slow_wire(valkey, 0.05) as url, AsyncRedisRowStore(patient(url, 16)) as store:
             await store.ping()
             for _ in range(5):
                 with pytest.raises(TimeoutError):
@@ -144,7 +144,7 @@ def test_a_compare_and_set_cut_short_lands_once_or_never(valkey: str) -> None:
 
 
 def test_an_error_reply_leaves_the_rest_of_the_pipeline_in_step(valkey: str) -> None:
-    with RedisRowStore(StoreConfig(valkey, connections=1)) as store:
+    with RedisRowStore(patient(valkey, 1)) as store:
         store.put_progress(f"{PREFIX}-wrong", "type", {0: (1, 1, 1)})
         wrong = f"encore:progress:{PREFIX}-wrong:type"
         writes = [Write(f"{PREFIX}:a", None, row(1)), Write(wrong, None, row(2))]

@@ -17,10 +17,9 @@ from schemas.stored import RowKeys
 from store.base import Write
 from store.redis_store import AsyncRedisRowStore, RedisRowStore
 from store.wire import StoreConfig
-from tests.store.servers import OwnServer, own_server, speaking
+from tests.store.servers import STUCK_S, More, OwnServer, own_server, speaking
 
 TIMEOUT_MS = 150  # where it is what is tested; nothing else has so little
-STUCK_S = 60.0  # nobody waits that long who has TIMEOUT_MS, not on a machine that stalls either
 
 
 @pytest.fixture
@@ -282,9 +281,12 @@ class TestForeignKeys:
             async with AsyncRedisRowStore(config(url)) as store:
                 for _ in range(3):
                     assert list(await store.read_rows([KEYS])) == [b"x", b"y"]
-                    await asyncio.sleep(0.05)  # more comes, then the end
+                    more.wanted.release()
+                    assert await asyncio.to_thread(more.hung_up.acquire, timeout=STUCK_S)
+                    await asyncio.sleep(0.01)  # the event loop sees what lies there
 
-        with speaking(b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n", b"$5\r\nextra\r\n") as url:
+        more = More(b"$5\r\nextra\r\n")
+        with speaking(b"*2\r\n$1\r\nx\r\n$1\r\ny\r\n", more) as url:
             asyncio.run(run(url))
 
     def test_a_malformed_progress_field_is_named(self, own: OwnServer) -> None:

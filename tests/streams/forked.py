@@ -14,14 +14,16 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-PRELOADED = "tests.streams.process"
+from bench.chaos_nursery import die_with_parent
+
+PRELOADED = ["tests.streams.process", "tests.streams.forked"]
 
 
 @cache
 def _server() -> ForkServerContext:
     """Starts with the first process and ends with this one."""
     context = get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
@@ -63,6 +65,7 @@ class Forked:
 
 
 def _live(main: Callable[..., int], arguments: tuple[str, ...], directory: Path, log: Path) -> None:
+    die_with_parent()  # which ends with the tests, killed or not
     with log.open("wb") as out:
         for number in (1, 2):
             os.dup2(out.fileno(), number)

@@ -27,6 +27,10 @@ from streams.ship import run_shipper
 from streams.sink import run_sink
 from streams.worker import Worker, run_worker
 
+#: No defect: whoever is idle looks at the store every LOOK_S.
+WATCHFUL = "watchful"
+LOOK_S = 0.2
+
 
 class RaisingWorker(Worker):
     """Raises what nobody foresaw in its third call, after it has stored some."""
@@ -110,7 +114,7 @@ def main(kind: str, settings: str, fault: str) -> int:
         topics = config.topic, config.item_topic
         handler = UnsavedItemWorker(config)
         return ending(run_app(config, config.item_group, topics, handler))
-    if fault:
+    if fault and fault != WATCHFUL:
         with patch("streams.leaving.LEAVE_S", 3.0):
             return ending(run_app(config, config.group, [config.topic], FAULTS[fault](config)))
     runs = {
@@ -119,4 +123,7 @@ def main(kind: str, settings: str, fault: str) -> int:
         "sink": run_sink,
         "ship": run_shipper,
     }
-    return ending(runs[kind](config))
+    with (
+        patch("streams.holding.WATCH_S", LOOK_S) if fault == WATCHFUL else contextlib.nullcontext()
+    ):
+        return ending(runs[kind](config))

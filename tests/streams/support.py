@@ -35,6 +35,7 @@ from streams.config import StreamConfig
 from streams.producer import ActionProducer, producer_settings
 from tests.aggregation.plans import small_view
 from tests.oracle.fold import as_dicts, rows_of, since_deletion, state_of
+from tests.patience import WAIT_S
 from tests.patience import patient as patient
 from tests.streams import process as stream_process
 from tests.streams.forked import Forked
@@ -170,6 +171,8 @@ class Stack:
 
 
 def make_stack(bootstrap: str, store_url: str, data_dir: Path, **overrides: Any) -> Stack:
+    """Its processes outlast a machine that stalls: a store that does not answer a starting process
+    or a rebalance in time ends it, and nobody starts it again here."""
     name = f"t{uuid.uuid4().hex[:10]}"
     config = StreamConfig(
         bootstrap,
@@ -181,7 +184,9 @@ def make_stack(bootstrap: str, store_url: str, data_dir: Path, **overrides: Any)
         partitions=PARTITIONS,
         session_timeout_s=2.0,
         commit_interval_s=0.2,
-        patience_ms=20_000,
+        store_timeout_ms=30_000,
+        patience_ms=60_000,
+        stand_still_ms=180_000,
     )
     return Stack(replace(config, **overrides), own_plan(name))
 
@@ -221,7 +226,7 @@ def send_bare(
 
 def read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
     """The first `count` records of a topic, in offset order within a partition."""
-    return asyncio.run(asyncio.wait_for(_read_topic(bootstrap, topic, partitions, count), 60))
+    return asyncio.run(asyncio.wait_for(_read_topic(bootstrap, topic, partitions, count), WAIT_S))
 
 
 async def _read_topic(bootstrap: str, topic: str, partitions: int, count: int) -> list[Any]:
@@ -296,7 +301,7 @@ class Process:
     popen: Forked
     log: Path
 
-    def terminate(self, timeout_s: float = 90.0) -> int:
+    def terminate(self, timeout_s: float = WAIT_S) -> int:
         """SIGTERM, then its exit code. A process that did not listen yet would be killed by it."""
         wait_until(lambda: self.popen.poll() is not None or hears(self.popen.pid, signal.SIGTERM))
         self.popen.send_signal(signal.SIGTERM)
@@ -306,7 +311,7 @@ class Process:
         self.popen.kill()
         self.popen.wait(60)
 
-    def wait(self, timeout_s: float = 90.0) -> int:
+    def wait(self, timeout_s: float = WAIT_S) -> int:
         return self.popen.wait(timeout_s)
 
     def text(self) -> str:
@@ -377,14 +382,16 @@ def start(kind: str, stack: Stack, fault: str = "") -> Process:
     return Process(Forked(stream_process.main, arguments, directory, log), log)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
 
-def wait_stored(stack: Stack, ends: dict[int, int], group: str = "", timeout_s: float = 60) -> None:
+def wait_stored(
+    stack: Stack, ends: dict[int, int], group: str = "", timeout_s: float = WAIT_S
+) -> None:
     """Until the progress marks reach these offsets."""
     with stack.store() as store:
         wait_until(

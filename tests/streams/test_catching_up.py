@@ -68,7 +68,7 @@ def sending(sent: Sent, producer: ActionProducer) -> Iterator[None]:
     stop = threading.Event()
 
     def run() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.01):
             sent.send(producer, 2)
 
     thread = threading.Thread(target=run)

@@ -214,7 +214,7 @@ def test_a_filled_generation_of_items_is_caught_up_under_load(stack: Stack) -> N
     producer = ActionProducer(stack.config.bootstrap, stack.config.topic, PARTITIONS)
 
     def load() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.01):
             sent.send(producer, 2)
 
     def ready() -> bool:

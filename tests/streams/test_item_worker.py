@@ -24,6 +24,7 @@ from streams.plans import fed_views
 from streams.producer import ActionProducer
 from streams.replay import StreamMark, item_mark, ticks_of
 from streams.replay import wait_stored as wait_mark
+from tests.patience import WAIT_S
 from tests.streams.support import (
     KILLED_S,
     PARTITIONS,
@@ -56,7 +57,7 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
     return replace(made, plan=replace(made.plan, views=(view,)))
 
 
-def wait_items(stack: Stack, ends: dict[int, int], timeout_s: float = 60) -> None:
+def wait_items(stack: Stack, ends: dict[int, int], timeout_s: float = WAIT_S) -> None:
     """Until all item rows have these source offsets, as a replay waits."""
     config = stack.config
 

@@ -99,7 +99,7 @@ def stored(config: StreamConfig, stack: Stack) -> dict[int, int]:
 
 
 def wait_all(stack: Stack, config: StreamConfig, ends: dict[int, int]) -> None:
-    wait_until(lambda: all(stored(config, stack).get(p, 0) >= at for p, at in ends.items()), 90)
+    wait_until(lambda: all(stored(config, stack).get(p, 0) >= at for p, at in ends.items()))
 
 
 def archived(stack: Stack, topic_id: str) -> dict[int, int]:
@@ -117,18 +117,18 @@ def test_a_move_under_load_with_a_kill(broker: str, valkey: str, tmp_path: Path)
         sink = held.enter_context(running("sink", stack))
         workers = [held.enter_context(running("worker", stack)) for _ in range(2)]
         with MovingLoad(stack, 0.01) as load:
-            wait_until(lambda: sum(stored(stack.config, stack).values()) > 5, 60)
+            wait_until(lambda: sum(stored(stack.config, stack).values()) > 5)
             new = config_of(stack.config, grow(stack, 3), 2)
-            wait_until(lambda: new.topic in load.ends, 60)
+            wait_until(lambda: new.topic in load.ends)
             assert not stored(new, stack), "nothing of it is read before the old one has ended"
             last = end(stack).topics[0].end
             workers.pop().kill()
             workers.append(held.enter_context(running("worker", stack)))
-            wait_until(lambda: sum(stored(new, stack).values()) > 5, 90)
+            wait_until(lambda: sum(stored(new, stack).values()) > 5)
         wait_all(stack, new, load.ends[new.topic])
         assert last is not None
         facts = ensure_topics(broker, new.topics)[new.topic]
-        wait_until(lambda: archived(stack, facts.topic_id) == load.ends[new.topic], 60)
+        wait_until(lambda: archived(stack, facts.topic_id) == load.ends[new.topic])
         assert [each.terminate() for each in (*workers, sink)] == [0, 0, 0]
     ends = {partition: at for partition, at in last.offsets.items() if at}
     assert stored(stack.config, stack) == archived(stack, last.topic_id) == ends
@@ -147,15 +147,15 @@ def test_items_and_backfills_across_a_move(broker: str, valkey: str, tmp_path: P
         others = [held.enter_context(running(kind, stack)) for kind in ("sink", "worker")]
         items = [held.enter_context(running("items", stack)) for _ in range(2)]
         with MovingLoad(stack, 0.01) as load:
-            wait_until(lambda: reached(stack.config) > 5, 60)
+            wait_until(lambda: reached(stack.config) > 5)
             new = config_of(stack.config, grow(stack, 3), 2)
-            wait_until(lambda: new.topic in load.ends, 60)
+            wait_until(lambda: new.topic in load.ends)
             end(stack)
             items.pop().kill()
             items.append(held.enter_context(running("items", stack)))
-            wait_until(lambda: reached(new) > 5, 90)
+            wait_until(lambda: reached(new) > 5)
         ends = load.ends[new.topic]
-        wait_until(lambda: reached(new) >= sum(ends.values()), 90)
+        wait_until(lambda: reached(new) >= sum(ends.values()))
         wait_all(stack, new, ends)
         filled = [replace(each, generation=2) for each in (made.view, view)]
         for each in filled:

@@ -120,7 +120,7 @@ def test_what_is_held_back_is_written_on_sigterm_and_not_before(stack: Stack) ->
     actions = some_actions(100, 10)
     with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
         producer.send(actions, T0 + 20_000)
-    for fetched_s in (0.5, 2.0, 8.0):  # after it began to read, unless the machine stalls
+    for fetched_s in (0.5, 2.0, 8.0, 32.0):  # after it began to read, unless the machine stalls
         with running("sink", stack) as sink:
             wait_until(partial(is_reading, sink))
             time.sleep(fetched_s)
@@ -247,6 +247,7 @@ def test_the_plan_of_earlier_records_is_remembered(stack: Stack) -> None:
 
 
 def test_a_disk_that_takes_no_file_ends_the_sink_and_acknowledges_nothing(stack: Stack) -> None:
+    stack = replace(stack, config=replace(stack.config, patience_ms=3_000))
     config = stack.config
     with running("sink", stack) as sink:
         wait_until(partial(is_reading, sink))

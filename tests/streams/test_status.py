@@ -20,9 +20,11 @@ from streams.producer import ActionProducer
 from streams.servers import Servers, now_ms
 from streams.ship import POSITION_NAME
 from streams.status import Line, StreamStatus, read_status, unshipped_bytes, wait_settled
+from tests.patience import WAIT_S
 from tests.streams.support import (
     PARTITIONS,
     T0,
+    Process,
     Stack,
     make_stack,
     patient,
@@ -74,6 +76,20 @@ def late_actions(stack: Stack, status: StreamStatus) -> int:
     return sum(len(decode_batch(record.value).actions) for record in records)
 
 
+def wait_told(stack: Stack, counts: tuple[int, int], worker: Process) -> StreamStatus:
+    """The first status by which this worker has all partitions and told these counts. After a
+    moment in which the machine stood still nobody has told lately."""
+    found: list[StreamStatus] = []
+
+    def all_told() -> bool:
+        found.append(status_of(stack))
+        told_by = {line.owner.rpartition(":")[2] for line in rows_of(found[-1]).values()}
+        return told(found[-1]) == counts and told_by == {str(worker.popen.pid)}
+
+    wait_until(all_told)
+    return found[-1]
+
+
 def test_a_worker_seen_from_outside(stack: Stack) -> None:
     config = stack.config
     ensure_topics(config.bootstrap, config.topics)
@@ -85,13 +101,11 @@ def test_a_worker_seen_from_outside(stack: Stack) -> None:
             bad = raw.send(config.topic, value=b"nonsense", key=b"1", partition=0).get(60)
         ends[0] = bad.offset + 1
         wait_stored(stack, ends)
-        wait_until(lambda: told(status_of(stack)) == (400, 1))
-        status = status_of(stack)
+        status = wait_told(stack, (400, 1), worker)
         lines = rows_of(status)
         assert {p: (line.stored, line.end, line.lag) for p, line in lines.items()} == {
             p: (end, end, 0) for p, end in ends.items()
         }
-        assert {line.owner.rpartition(":")[2] for line in lines.values()} == {str(worker.popen.pid)}
         aside = sum(line.counts.late + line.counts.future for line in lines.values())
         assert aside == late_actions(stack, status) > 0
         assert lines[0].counts.dead == 1
@@ -110,7 +124,7 @@ def test_a_worker_seen_from_outside(stack: Stack) -> None:
     with pytest.raises(StreamError, match=r"needs nothing that lags within 0 s, got .*archive"):
         status_of(stack, wait_s=0)
     with running("sink", stack) as sink, running("items", stack) as items:
-        assert status_of(stack, wait_s=60).lag == 0
+        assert status_of(stack, wait_s=WAIT_S).lag == 0
         pids = {
             "archive": sink.popen.pid,
             "re-keying": items.popen.pid,
@@ -131,7 +145,11 @@ def test_ends_are_those_of_the_log(broker: str, stack: Stack) -> None:
         for number in range(7):
             producer.send(topic, value=b"x" * 1_000, partition=number % 2).get(60)
     starts = {(topic, 0): 0, (topic, 1): 3, (topic, 2): 0}
-    assert asyncio.run(read_ends(broker, starts)) == {(topic, 0): 4, (topic, 1): 3, (topic, 2): 0}
+    assert asyncio.run(read_ends(broker, starts)) == {
+        (topic, 0): 4,
+        (topic, 1): 3,
+        (topic, 2): 0,
+    }
     beyond = {(topic, 0): 1_000}  # as a mark of a log that was lost
     assert asyncio.run(read_ends(broker, beyond)) == {(topic, 0): 4}
     assert asyncio.run(read_ends(broker, {})) == {}

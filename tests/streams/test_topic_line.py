@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def talks_nonsense() -> Iterator[tuple[str, list[bytes]]]:
                     line, _ = server.accept()
                 except OSError:
                     return
-                with line:
+                with line, suppress(OSError):
                     if line.recv(1024) and answers:
                         line.sendall(answers.pop(0))
 

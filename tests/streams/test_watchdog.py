@@ -140,7 +140,7 @@ def test_who_runs_a_stream_lives_on_after_its_end(tmp_path: Path) -> None:
     """Another may follow in the same process."""
     config = StreamConfig("127.0.0.1:9", "redis://127.0.0.1:9/0", tmp_path)
     assert run_app(config, "g", ["t"], Refuses()) == 1  # type: ignore[arg-type]
-    wait_until(lambda: not any(isinstance(each, Timer) for each in threading.enumerate()), 60)
+    wait_until(lambda: not any(isinstance(each, Timer) for each in threading.enumerate()))
 
 
 def test_a_process_ends_though_a_thread_does_not() -> None:
@@ -175,16 +175,19 @@ def test_a_store_that_is_away_for_less_than_the_patience(broker: str, tmp_path: 
     """Positions stand still meanwhile, and the worker goes on afterwards."""
     with own_server(tmp_path) as server:
         stack = make_stack(
-            *(broker, server.url, tmp_path / "data"), patience_ms=8_000, stand_still_ms=17_000
+            *(broker, server.url, tmp_path / "data"),
+            patience_ms=8_000,
+            stand_still_ms=17_000,
+            store_timeout_ms=4_000,
         )
         config, actions = stack.config, some_actions(200, 20)
         ensure_topics(broker, config.topics)
         with running("worker", stack) as worker:
-            wait_until(lambda: "reading" in worker.text(), 60)
+            wait_until(lambda: "reading" in worker.text())
             server.pause()
             with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
                 ends = producer.send(actions, T0 + 20_000)
-            wait_until(lambda: "again in" in worker.text(), 60)
+            wait_until(lambda: "again in" in worker.text())
             server.go_on()
             wait_stored(stack, ends)
             assert worker.terminate() == 0
@@ -194,7 +197,7 @@ def test_a_store_that_is_away_for_less_than_the_patience(broker: str, tmp_path: 
 
 def test_an_idle_worker_is_left_alone(stack: Stack) -> None:
     with running("worker", stack) as worker:
-        wait_until(lambda: "reading" in worker.text(), 60)
+        wait_until(lambda: "reading" in worker.text())
         with pytest.raises(AssertionError, match="waited too long"):
             wait_until(lambda: worker.popen.poll() is not None, 5)
         os.kill(worker.popen.pid, signal.SIGTERM)
