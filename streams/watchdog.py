@@ -159,9 +159,14 @@ class Watchdog:
         self._stop.set()
 
     def _watch(self) -> None:
+        # Time in which this thread did not run either counts as one look: a machine that was
+        # suspended, or has no time for anybody, says nothing of this process.
+        seen_s, last_s = 0.0, self._clock_s()
         while not self._stop.wait(self._every_s):
             now_s = self._clock_s()
-            error = self._beginning.look(now_s) or self._standstill.look(now_s)
+            seen_s += min(now_s - last_s, 2 * self._every_s)
+            last_s = now_s
+            error = self._beginning.look(seen_s) or self._standstill.look(seen_s)
             if error is not None:
                 log.error("standing still: %s", error)
                 self._fail(error)

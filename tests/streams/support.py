@@ -43,6 +43,9 @@ from tests.streams.forked import Forked
 T0 = 1_650_800_000_000
 #: A process that is started anew imports for seconds, on a busy machine for many.
 KILLED_S = 120.0
+ATTEMPTS = 6
+#: In what a watchdog says of a process that was given no partitions yet.
+NOT_BEGUN = "standing still: group"
 PARTITIONS = 2
 
 
@@ -345,6 +348,20 @@ def running(kind: str, stack: Stack, fault: str = "") -> Iterator[Process]:
     finally:
         if process.popen.poll() is None:
             process.kill()
+
+
+def ended_in_time(kind: str, stack: Stack, fault: str = "", early: str = NOT_BEGUN) -> str:
+    """What a process said that ended by itself, with exit code 1, once it was under way.
+
+    Where it may not stand still for long, a slow machine has it ended before that, and it says
+    `early`: it is started again, as whoever keeps it does.
+    """
+    for _ in range(ATTEMPTS):
+        with running(kind, stack, fault) as process:
+            assert process.wait() == 1
+        if early not in process.text():
+            break
+    return process.text()
 
 
 def killed_under_load(stack: Stack, kind: str, stored: Callable[[Stack], int], kills: int) -> Load:

@@ -23,10 +23,13 @@ from streams.producer import ActionProducer
 from streams.watchdog import Standstill
 from tests.store.servers import own_server
 from tests.streams.support import (
+    ATTEMPTS,
+    NOT_BEGUN,
     PARTITIONS,
     T0,
     Stack,
     assert_rows_equal_oracle,
+    ended_in_time,
     make_stack,
     running,
     some_actions,
@@ -114,9 +117,15 @@ def test_it_waits_longer_than_the_store_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stack(broker: str, valkey: str, tmp_path: Path) -> Iterator[Stack]:
-    made = make_stack(*(broker, valkey, tmp_path / "data"), patience_ms=1_000, stand_still_ms=5_000)
+    made = make_stack(broker, valkey, tmp_path / "data")
     ensure_topics(broker, made.config.topics)
     yield made
+
+
+def hasty(stack: Stack) -> Stack:
+    """Its processes may stand still for three seconds."""
+    config = replace(stack.config, patience_ms=1_000, stand_still_ms=3_000)
+    return replace(stack, config=config)
 
 
 def test_a_process_ends_though_a_task_does_not_let_it(stack: Stack) -> None:
@@ -160,11 +169,9 @@ def test_a_worker_that_hangs_is_ended_and_loses_nothing(stack: Stack, fault: str
     config, actions = stack.config, some_actions(200, 20)
     with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
         ends = producer.send(actions, T0 + 20_000)
-    with running("worker", stack, fault) as worker:
-        assert worker.wait() == 1
-        assert "needs positions that move while there is something to read" in worker.text()
-    patient = replace(stack, config=replace(config, patience_ms=20_000, stand_still_ms=60_000))
-    with running("worker", patient) as worker:
+    said = ended_in_time("worker", hasty(stack), fault)
+    assert "needs positions that move while there is something to read" in said
+    with running("worker", stack) as worker:
         wait_stored(stack, ends)
         assert worker.terminate() == 0
     with stack.store() as store:
@@ -176,8 +183,8 @@ def test_a_store_that_is_away_for_less_than_the_patience(broker: str, tmp_path: 
     with own_server(tmp_path) as server:
         stack = make_stack(
             *(broker, server.url, tmp_path / "data"),
-            patience_ms=8_000,
-            stand_still_ms=17_000,
+            patience_ms=20_000,
+            stand_still_ms=45_000,
             store_timeout_ms=4_000,
         )
         config, actions = stack.config, some_actions(200, 20)
@@ -187,7 +194,7 @@ def test_a_store_that_is_away_for_less_than_the_patience(broker: str, tmp_path: 
             server.pause()
             with ActionProducer(config.bootstrap, config.topic, PARTITIONS) as producer:
                 ends = producer.send(actions, T0 + 20_000)
-            wait_until(lambda: "again in" in worker.text())
+            wait_until(lambda: "needs an answer within 4000 ms" in worker.text())
             server.go_on()
             wait_stored(stack, ends)
             assert worker.terminate() == 0
@@ -196,9 +203,14 @@ def test_a_store_that_is_away_for_less_than_the_patience(broker: str, tmp_path: 
 
 
 def test_an_idle_worker_is_left_alone(stack: Stack) -> None:
-    with running("worker", stack) as worker:
-        wait_until(lambda: "reading" in worker.text())
-        with pytest.raises(AssertionError, match="waited too long"):
-            wait_until(lambda: worker.popen.poll() is not None, 5)
-        os.kill(worker.popen.pid, signal.SIGTERM)
-        assert worker.wait() == 0
+    for _ in range(ATTEMPTS):
+        with running("worker", hasty(stack)) as worker:
+            wait_until(lambda: "reading" in worker.text() or worker.popen.poll() is not None)
+            if NOT_BEGUN in worker.text():
+                continue  # a slow machine
+            with pytest.raises(AssertionError, match="waited too long"):
+                wait_until(lambda: worker.popen.poll() is not None, 5)
+            os.kill(worker.popen.pid, signal.SIGTERM)
+            assert worker.wait() == 0
+            return
+    pytest.fail("it never began")
