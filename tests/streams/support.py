@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import signal
 import struct
 import threading
@@ -354,12 +355,12 @@ def ended_in_time(kind: str, stack: Stack, fault: str = "", early: str = NOT_BEG
     """What a process said that ended by itself, with exit code 1, once it was under way.
 
     Where it may not stand still for long, a slow machine has it ended before that, and it says
-    `early`: it is started again, as whoever keeps it does.
+    `early`, a pattern: it is started again, as whoever keeps it does.
     """
     for _ in range(ATTEMPTS):
         with running(kind, stack, fault) as process:
             assert process.wait() == 1
-        if early not in process.text():
+        if not re.search(early, process.text()):
             break
     return process.text()
 
