@@ -62,6 +62,7 @@ async def slow_wire(target: str, longest_s: float, seed: int = 0) -> AsyncIterat
     host, port = target.removeprefix("redis://").removesuffix("/0").split(":")
     draw = random.Random(seed)
     links: set[asyncio.Task[None]] = set()
+    ends: set[asyncio.StreamWriter] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hold: bool) -> None:
         while piece := await reader.read(2_048 if hold else 65_536):
@@ -72,6 +73,7 @@ async def slow_wire(target: str, longest_s: float, seed: int = 0) -> AsyncIterat
 
     async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        ends.add(up_writer)
         up = asyncio.create_task(pump(reader, up_writer, False))
         down = asyncio.create_task(pump(up_reader, writer, True))
         try:
@@ -86,6 +88,7 @@ async def slow_wire(target: str, longest_s: float, seed: int = 0) -> AsyncIterat
                     await end.wait_closed()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.add(writer)
         links.add(asyncio.create_task(link(reader, writer)))
 
     proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
@@ -97,6 +100,9 @@ async def slow_wire(target: str, longest_s: float, seed: int = 0) -> AsyncIterat
         for task in links:
             task.cancel()
         await asyncio.gather(*links, return_exceptions=True)
+        for end in ends:  # a link that was cancelled before it began, or at its end, closed none
+            end.transport.abort()
+        await asyncio.sleep(0)
 
 
 @dataclass

@@ -168,6 +168,10 @@ class Stack:
     def store(self) -> RedisRowStore:
         return RedisRowStore(patient(self.config.store_url))
 
+    def but(self, **changes: Any) -> Stack:
+        """The same with other settings."""
+        return replace(self, config=replace(self.config, **changes))
+
     def publish(self) -> None:
         """All tests of a worker share one plan key: whoever starts a process publishes first."""
         with self.store() as store:
@@ -355,10 +359,11 @@ def ended_in_time(kind: str, stack: Stack, fault: str = "", early: str = NOT_BEG
     """What a process said that ended by itself, with exit code 1, once it was under way.
 
     Where it may not stand still for long, a slow machine has it ended before that, and it says
-    `early`, a pattern: it is started again, as whoever keeps it does.
+    `early`, a pattern: it is started again, as whoever keeps it does, and has twice the time.
     """
-    for _ in range(ATTEMPTS):
-        with running(kind, stack, fault) as process:
+    for attempt in range(ATTEMPTS):
+        still_ms = stack.config.stand_still_ms << attempt
+        with running(kind, stack.but(stand_still_ms=still_ms), fault) as process:
             assert process.wait() == 1
         if not re.search(early, process.text()):
             break

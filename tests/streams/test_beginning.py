@@ -75,7 +75,7 @@ def test_a_group_that_is_never_formed(
     assert gate.asked[deaf] > 0
     group = {"worker": "", "items": ".items", "sink": ".archive"}[kind]
     assert f"group {stack.config.group}{group}: needs an assignment of partitions" in text
-    assert "within 2.1 s, got none: " in text
+    assert re.search(r"within \d[\d.]* s, got none: ", text)
     assert re.search(told, text)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Timer
 
@@ -124,8 +124,7 @@ def stack(broker: str, valkey: str, tmp_path: Path) -> Iterator[Stack]:
 
 def hasty(stack: Stack) -> Stack:
     """Its processes may stand still for three seconds."""
-    config = replace(stack.config, patience_ms=1_000, stand_still_ms=3_000)
-    return replace(stack, config=config)
+    return stack.but(patience_ms=1_000, stand_still_ms=3_000)
 
 
 def test_a_process_ends_though_a_task_does_not_let_it(stack: Stack) -> None:
@@ -203,13 +202,15 @@ def test_a_store_that_is_away_for_less_than_the_patience(broker: str, tmp_path: 
 
 
 def test_an_idle_worker_is_left_alone(stack: Stack) -> None:
-    for _ in range(ATTEMPTS):
-        with running("worker", hasty(stack)) as worker:
+    for attempt in range(ATTEMPTS):
+        with running(
+            "worker", stack.but(patience_ms=1_000, stand_still_ms=3_000 << attempt)
+        ) as worker:
             wait_until(lambda: "reading" in worker.text() or worker.popen.poll() is not None)
             if NOT_BEGUN in worker.text():
                 continue  # a slow machine
             with pytest.raises(AssertionError, match="waited too long"):
-                wait_until(lambda: worker.popen.poll() is not None, 5)
+                wait_until(lambda: worker.popen.poll() is not None, 5 << attempt)
             os.kill(worker.popen.pid, signal.SIGTERM)
             assert worker.wait() == 0
             return
