@@ -14,7 +14,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -373,7 +373,7 @@ class StreamApp:
                     got=f"Faust ended: {app.crash_reason!r}",
                 ) from app.crash_reason
             self._draining = True
-            await asyncio.wait_for(pump, DRAIN_S)
+            await self._in_time(pump)
         finally:
             for task in every:
                 task.cancel()
@@ -398,7 +398,19 @@ class StreamApp:
                     await self._handler.idle()
 
     async def _drain(self) -> None:
-        await asyncio.wait_for(self._handler.close(), DRAIN_S)
+        await self._in_time(self._handler.close())
+
+    async def _in_time(self, last: Awaitable[None]) -> None:
+        """A step of the drain. Raises StreamError where a server holds it up for longer."""
+        try:
+            await asyncio.wait_for(last, DRAIN_S)
+        except TimeoutError as error:
+            raise StreamError(
+                f"group {self._group}",
+                required=f"a store and a broker that take what was in hand within {DRAIN_S:g} s",
+                got="no end of it after it was told to stop",
+                do="start it again once they answer: it goes on from what is stored",
+            ) from error
 
     async def _shut(self, app: Any) -> None:
         """Stop Faust, which commits the marks; never longer than STOP_S."""

@@ -10,6 +10,7 @@ import typer
 
 from encore.commands.dead import dead
 from encore.context import JsonOption, invocation
+from encore.signals import terminate_as_exit
 
 if TYPE_CHECKING:
     from streams.config import StreamConfig
@@ -44,11 +45,12 @@ def stream(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    config = _prepare(context)
-    from streams.leaving import ending
-    from streams.worker import run_worker
+    with terminate_as_exit():
+        config = _prepare(context)
+        from streams.leaving import ending
+        from streams.worker import run_worker
 
-    raise typer.Exit(ending(run_worker(config)))
+        raise typer.Exit(ending(run_worker(config)))
 
 
 @stream_group.command("status")
@@ -141,7 +143,6 @@ def metrics(context: typer.Context) -> None:
     import asyncio
 
     from encore.logs import start_logging
-    from encore.signals import terminate_as_exit
     from encore.stream_metrics import tell
     from encore.wiring import stream_config
 
@@ -158,11 +159,12 @@ def items(context: typer.Context) -> None:
     published plan's item views. Each logged action counts once, also when either half is repeated.
     SIGTERM drains and ends. Several workers share the partitions.
     """
-    config = _prepare(context)
-    from streams.item_worker import run_item_worker
-    from streams.leaving import ending
+    with terminate_as_exit():
+        config = _prepare(context)
+        from streams.item_worker import run_item_worker
+        from streams.leaving import ending
 
-    raise typer.Exit(ending(run_item_worker(config)))
+        raise typer.Exit(ending(run_item_worker(config)))
 
 
 def sink(
@@ -177,11 +179,12 @@ def sink(
     Writes below data_dir/archive, one file a range of offsets; a file is complete once it has its
     name, and only then are its messages acknowledged. SIGTERM writes what is held and ends.
     """
-    config = _prepare(context)
-    from streams.leaving import ending
-    from streams.sink import run_sink
+    with terminate_as_exit():
+        config = _prepare(context)
+        from streams.leaving import ending
+        from streams.sink import run_sink
 
-    raise typer.Exit(ending(run_sink(config, accept_loss)))
+        raise typer.Exit(ending(run_sink(config, accept_loss)))
 
 
 def ship(context: typer.Context) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from streams.admin import ensure_topics
 from streams.config import StreamConfig
 from streams.producer import ActionProducer
 from tests.patience import WAIT_S, patient
-from tests.streams.support import T0, own_plan, raw_producer, some_actions, wait_until
+from tests.streams.support import T0, hears, own_plan, raw_producer, some_actions, wait_until
 
 LETTERS = {
     b'{"nonsense": 1}': {HEADER_CONTENT: b"action-json"},
@@ -119,3 +122,21 @@ def test_the_last_line_of_a_log_says_why_it_ended(broker_of_its_own: str, tmp_pa
         assert child.wait(WAIT_S) == 1
         (*_, last) = child.log_tail().split(" | ")
         assert " ERROR encore.streams: encore: ended: " in last
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("command", ["stream", "sink"])
+def test_a_signal_while_a_process_is_loaded_ends_it_in_order(command: str, tmp_path: Path) -> None:
+    settings = {
+        "ENCORE_BOOTSTRAP": "127.0.0.1:9",
+        "ENCORE_STORE_URL": "redis://127.0.0.1:9/0",
+        "ENCORE_DATA_DIR": str(tmp_path),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "encore", command], env=os.environ | settings)
+    try:
+        wait_until(lambda: hears(process.pid, signal.SIGTERM))
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -166,6 +166,18 @@ def test_an_agent_that_fails_ends_the_process(tmp_path: Path) -> None:
         asyncio.run(work())
 
 
+def test_a_drain_that_the_store_holds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drain() -> None:
+        app = app_of(tmp_path)
+        app._handler.close = asyncio.Event().wait  # type: ignore[assignment,method-assign]
+        await app._drain()
+
+    monkeypatch.setattr("streams.app.DRAIN_S", 0.05)
+    told = r"group g: needs a store and a broker that take what was in hand within 0\.05 s"
+    with pytest.raises(StreamError, match=told):
+        asyncio.run(drain())
+
+
 class Rebalancing:
     """The part of an application that its fetcher asks, while the group is being formed."""
 
