@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -24,16 +24,21 @@ _GUARD: Final = str(Path(guard.__file__))
 Piped = subprocess.Popen[str]
 
 
-def start(command: Sequence[str], errors: IO[str] | int | None = None) -> Piped:
+def start(
+    command: Sequence[str],
+    errors: IO[str] | int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Piped:
     """The command as a process. Call it in the main thread, whose death ends the process.
 
-    errors: where its standard error goes, as `Popen` takes it.
+    errors: where its standard error goes, as `Popen` takes it. environment: replaces the parent's.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _GUARD, str(os.getpid()), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
+        env=None if environment is None else dict(environment),
         text=True,
         process_group=0,
     )
@@ -56,9 +61,13 @@ def close(process: Piped) -> None:
 
 
 @contextmanager
-def piped(command: Sequence[str], errors: IO[str] | int | None = None) -> Iterator[Piped]:
+def piped(
+    command: Sequence[str],
+    errors: IO[str] | int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Piped]:
     """As `start`; killed, reaped and closed at the end of the block."""
-    process = start(command, errors)
+    process = start(command, errors, environment)
     try:
         yield process
     finally:

@@ -119,12 +119,12 @@ class Found:
 
 
 QUICK: Final = Sizes(
-    {"batched": 600_000, "single": 150_000, "distinct": 100_000}, 1, 800, 0, 200_000, LOADS[:1]
+    {"batched": 400_000, "single": 150_000, "distinct": 100_000}, 1, 600, 0, 150_000, LOADS[:1]
 )
 FULL: Final = Sizes(
-    {"batched": 3_000_000, "single": 600_000, "distinct": 400_000},
+    {"batched": 2_000_000, "single": 600_000, "distinct": 400_000},
     3,
-    4_000,
+    3_000,
     1_500_000,
     900_000,
     LOADS,

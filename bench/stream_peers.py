@@ -7,6 +7,7 @@ its settings, while nothing is measured. That is not counted anyway, and takes l
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -103,10 +104,12 @@ def message_layout() -> tuple[int, int]:
 
 @contextmanager
 def at_hand(contenders: Mapping[str, Peer]) -> Iterator[dict[str, Piped]]:
-    """A process of each, to be given its settings; those that are left end with the block."""
-    with ExitStack() as stack:
+    """A process of each, to be given its settings; those that are left end with the block, and what
+    they wrote into the directory for temporary files."""
+    with tempfile.TemporaryDirectory(prefix="bench") as directory, ExitStack() as stack:
+        environment = {**os.environ, "TMPDIR": directory}
         yield {
-            name: stack.enter_context(piped(peer.command, subprocess.PIPE))
+            name: stack.enter_context(piped(peer.command, subprocess.PIPE, environment))
             for name, peer in contenders.items()
         }
 

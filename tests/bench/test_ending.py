@@ -13,6 +13,7 @@ import pytest
 
 from bench.ending import ended_in_order
 from bench.processes import piped
+from bench.stream_peers import Peer, at_hand, wait_imported
 
 ROOT = Path(__file__).parents[2]
 #: Of two benchmarks all kinds of processes: servers, a worker, peers; a gate and a nursery.
@@ -21,6 +22,7 @@ RUNS = {
     "chaos": ("logs in", signal.SIGINT, 130),
 }
 END_S = 60.0
+LITTERS = "import tempfile; print('{}'); print(tempfile.mkdtemp(), flush=True); input()"
 PARENT = "import subprocess; subprocess.Popen(['sleep', '60']); print(1, flush=True); input()"
 
 
@@ -76,6 +78,17 @@ def test_the_exit_code_tells_the_signal(number: signal.Signals, code: int) -> No
     finally:
         signal.signal(number, before)
     assert ended_in_order(lambda: 7) == 7
+
+
+def test_what_a_peer_leaves_goes_with_it() -> None:
+    peer = Peer("a peer", (sys.executable, "-c", LITTERS), 1)
+    with at_hand({"peer": peer}) as processes:
+        wait_imported({"peer": peer}, processes)
+        out = processes["peer"].stdout
+        assert out is not None
+        left = Path(out.readline().strip())
+        assert left.is_dir()
+    assert not left.exists()
 
 
 def test_a_process_ends_with_its_group_at_the_end_of_the_block() -> None:
