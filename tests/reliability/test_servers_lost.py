@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,32 @@ def test_a_store_that_stands_still_is_waited_for(
         assert worker.terminate() == 0
     with stack.store() as store:
         assert_rows_equal_oracle(store, stack.view, sent)
+
+
+def test_rows_that_leave_under_a_running_worker_begin_anew(
+    broker: str, own_store: Server, tmp_path: Path
+) -> None:
+    """By their physical TTL, which the worker set; those that it holds in memory, too."""
+    made = stack_in(broker, own_store, tmp_path, retention_ms=60_000)
+    view = replace(made.view, ttl_ms=60_000)
+    stack = replace(made, plan=replace(made.plan, views=(view,)))
+    sent = messages(10)
+    with (
+        running("worker", stack) as worker,
+        ActionProducer(broker, stack.config.topic, PARTITIONS) as producer,
+        Redis(port=own_store.port) as client,
+    ):
+        wait_stored(stack, send_all(producer, sent[:5]))
+        rows = list(client.scan_iter(f"{view.name}@*"))
+        assert len(rows) > 10
+        for row in rows:
+            assert client.pttl(row) > 86_400_000
+            client.pexpire(row, 1)
+        wait_until(lambda: not client.exists(*rows))
+        wait_stored(stack, send_all(producer, sent[5:]))
+        assert worker.terminate() == 0
+    with stack.store() as store:
+        assert_rows_equal_oracle(store, view, sent[5:])
 
 
 def test_a_sink_outlives_a_store_that_stands_still(
