@@ -147,9 +147,13 @@ class StreamError(EncoreError):
 
 
 class NotHeldError(StreamError):
-    """The log does not hold that offset any more; asking again is no remedy."""
+    """The log does not hold that offset any more; asking again is no remedy.
+
+    next_offset: of the record that the log holds next, where it was told with the refusal.
+    """
 
     code = "not_held"
+    next_offset: int | None = None
 
 
 class MovedError(StreamError):

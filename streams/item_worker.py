@@ -105,7 +105,7 @@ class ItemWorker:
         self._storing = Storing(self._save)
         self._beats: dict[str, Heartbeat] = {}  # by topic
         self._dropped = 0
-        self._whole_s = self._servers.clock_s()
+        self._hole_s: float | None = None  # when re-keying was first seen to stand at a hole
         self._reporter = Reporter(self._done, self._servers.clock_s)
 
     # --- life -------------------------------------------------------------------------------
@@ -290,10 +290,10 @@ class ItemWorker:
         """Raises NotHeldError some time after re-keying stopped at a hole: what is in the re-keyed
         log is folded meanwhile."""
         now_s = self._servers.clock_s()
-        if not self._rekeyer.stands_at_a_hole:
-            self._whole_s = now_s
-        elif now_s - self._whole_s >= HOLE_S:
-            self._rekeyer.check()
+        if self._rekeyer.stands_at_a_hole:
+            self._hole_s = now_s if self._hole_s is None else self._hole_s
+            if now_s - self._hole_s >= HOLE_S:
+                self._rekeyer.check_hole()
 
     async def _fold(self, lists: list[Fetched]) -> None:
         """The log is looked at once for all: they were fetched before."""

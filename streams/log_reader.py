@@ -25,7 +25,8 @@ class LogReader(Protocol):
     ) -> tuple[ConsumerRecord, ...]:
         """Records with consecutive offsets from `first` on, at least one, all below `before`.
 
-        first < before. Raises NotHeldError where the log does not hold `first` any more, another
+        first < before. Raises NotHeldError where the log does not hold `first` any more, with the
+        offset of the record behind it, unless nothing before that is left either; another
         StreamError where the broker does not answer.
         """
         ...
@@ -40,16 +41,23 @@ async def first_held(
 ) -> int:
     """The first offset from `begin` on that the log holds, `before` where it holds none below that.
 
-    By bisection, so that a broker's own list of offsets is not asked. Raises StreamError.
+    A log may have lost several parts. Of one in its midst the reader tells where it ends; the
+    log's beginning is found by bisection, so that a broker's own list of offsets is not asked.
+    Raises StreamError.
     """
-    low, high = begin, before
+    low, high, found = begin, before, before
     while low < high:
         middle = (low + high) // 2 if low > begin else begin  # most logs hold all
-        if await is_held(reader, topic, partition, middle):
-            high = middle
+        try:
+            await reader.read(topic, partition, middle, middle + 1)
+        except NotHeldError as error:
+            if error.next_offset is None:
+                low = middle + 1
+            else:
+                high, found = middle, min(error.next_offset, before)
         else:
-            low = middle + 1
-    return low
+            high = found = middle
+    return found
 
 
 async def is_held(reader: LogReader, topic: str, partition: int, offset: int) -> bool:
@@ -94,12 +102,14 @@ class KafkaLogReader:
                 do="check that the broker runs and still holds this log",
             ) from error
         if int(records[0].offset) != first:
-            raise NotHeldError(
+            lost = NotHeldError(
                 where,
                 required=f"the record at offset {first}",
                 got=f"offset {records[0].offset}",
                 do="the log has lost records: rebuild the view from the archive",
             )
+            lost.next_offset = int(records[0].offset)
+            raise lost
         return tuple(
             record
             for offset, record in enumerate(records, first)

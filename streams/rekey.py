@@ -121,7 +121,7 @@ class Rekeyer:
         """Returns once all is in the re-keyed topic; the positions in the source trail behind.
 
         Of a partition with a hole what lies before it, and what lies behind where all rows were
-        given what is missing; else `check` raises what is to be done.
+        given what is missing; else `check_hole` raises what is to be done.
         """
         fresh = [(each.tp, records) for each in lists for records in await self._fresh(each, given)]
         for part in rounds_of([(tp, records) for tp, records in fresh if records]):
@@ -156,8 +156,11 @@ class Rekeyer:
         return self._hole is not None
 
     def check(self) -> None:
-        """Raises what storing a position failed with, and NotHeldError for a hole in the source."""
+        """Raises what storing a position failed with."""
         self._marking.check()
+
+    def check_hole(self) -> None:
+        """Raises NotHeldError for a hole in the source."""
         if self._hole is not None:
             raise self._hole
 

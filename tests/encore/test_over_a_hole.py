@@ -27,12 +27,12 @@ from streams.producer import ActionProducer
 from streams.rekey import rekey_group
 from tests.encore.test_backfill import ITEM_VIEW, caught_up, declare_items
 from tests.encore.test_evolution import TICK_MS, VIEW, Running, actions
+from tests.patience import WAIT_S
 from tests.streams.bucket import Bucket, broker_over
 from tests.streams.support import T0, patient, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("stack")]
 
-WAIT_S = 180.0
 STREAMS = ("stream", "items", "sink")
 
 

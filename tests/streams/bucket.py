@@ -22,12 +22,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from encore.children import ChildSpec, spawn
+from encore.children import Child, ChildSpec, spawn, wait_ready
 from encore.local import HOST, broker_binary, free_port
+from schemas.errors import LocalError, StreamError
 from streams.clients import require_broker
 
 BUCKET: Final = "tansu"
-START_MS: Final = 60_000
+START_S: Final = 60.0
 BEGAN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -177,6 +178,16 @@ def key_of(path: str) -> str:
 @contextmanager
 def broker_over(bucket: Bucket, run_dir: Path) -> Iterator[str]:
     """Bootstrap address of a broker that keeps its log there. run_dir: gets its log file."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    child, address = started(bucket, run_dir / "broker.log")
+    try:
+        yield address
+    finally:
+        child.kill()
+
+
+def started(bucket: Bucket, log: Path, attempts: int = 5) -> tuple[Child, str]:
+    """The broker and its address; on another port where somebody was faster."""
     address = f"{HOST}:{free_port()}"
     command = (
         *(str(broker_binary()), "broker", "--cluster-id=encore"),
@@ -190,11 +201,19 @@ def broker_over(bucket: Bucket, run_dir: Path) -> Iterator[str]:
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "nothing",
     }
-    run_dir.mkdir(parents=True, exist_ok=True)
-    log = run_dir / "broker.log"
     child = spawn(ChildSpec("broker", command, log, environment=environment))
     try:
-        require_broker(address, START_MS)
-        yield address
-    finally:
-        child.kill()
+        wait_ready(child, lambda: accepts(address), START_S)
+    except LocalError:
+        if attempts == 1:
+            raise
+        return started(bucket, log, attempts - 1)
+    return child, address
+
+
+def accepts(address: str) -> bool:
+    try:
+        require_broker(address, 500)
+    except StreamError:
+        return False
+    return True

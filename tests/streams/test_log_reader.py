@@ -8,6 +8,7 @@ told so is played here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.errors import NotHeldError
 from streams.admin import ensure_topics
@@ -24,13 +27,15 @@ from tests.streams.bucket import Bucket, broker_over
 from tests.streams.support import T0, some_actions
 
 PLACE = TopicPartition("actions", 0)
+LAST = 30
 
 
 class Consumer:
-    """Holds the records from `start` on."""
+    """Of a log that begins at `start` and lacks what is `gone`, too; it ends behind LAST. hole:
+    what lies before `start` is missing in its midst as well."""
 
-    def __init__(self, start: int, hole: bool) -> None:
-        self.start, self.hole = start, hole
+    def __init__(self, start: int, hole: bool, gone: Collection[int] = ()) -> None:
+        self.start, self.hole, self.gone = start, hole, gone
         self.position = 0
 
     def assign(self, places: list[TopicPartition]) -> None:
@@ -45,7 +50,8 @@ class Consumer:
         if self.position < self.start and not self.hole:
             raise OffsetOutOfRangeError({place: self.position})
         first = max(self.position, self.start)
-        return {place: [SimpleNamespace(offset=offset) for offset in range(first, first + 3)]}
+        there = [offset for offset in range(first, LAST + 1) if offset not in self.gone]
+        return {place: [SimpleNamespace(offset=offset) for offset in there[:3]]}
 
 
 class Reader(KafkaLogReader):
@@ -98,6 +104,17 @@ def test_a_log_that_lost_a_part_is_read_up_to_there(tmp_path: Path) -> None:
         assert asyncio.run(read()) == ([0, 1, 5, 6], 5)
 
 
-@pytest.mark.parametrize("start", [0, 1, 7, 8, 9])
-def test_the_first_offset_that_is_held(start: int) -> None:
-    assert asyncio.run(first_held(Reader(Consumer(start, False)), "actions", 0, 9)) == start
+@given(
+    start=st.integers(0, LAST),
+    hole=st.booleans(),
+    gone=st.sets(st.integers(0, LAST - 1)),
+    span=st.tuples(st.integers(0, LAST), st.integers(0, LAST)).map(sorted),
+)
+def test_the_first_offset_that_is_held(
+    start: int, hole: bool, gone: set[int], span: list[int]
+) -> None:
+    """Of a log that lost any parts, whichever of them."""
+    begin, before = span
+    held = (at for at in range(begin, before) if at >= start and at not in gone)
+    reader = Reader(Consumer(start, hole, gone))
+    assert asyncio.run(first_held(reader, "actions", 0, before, begin)) == next(held, before)

@@ -1,10 +1,11 @@
-"""A hole in the midst of what was fetched: what lies before it is folded, and marked."""
+"""A hole in what was fetched: what lies before it is folded, and marked."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faust.types import TP
@@ -13,8 +14,11 @@ from schemas.errors import NotHeldError
 from schemas.names import PLAN_KEY
 from schemas.plan import dump_plan
 from store.memory import AsyncMemoryRowStore, MemoryRowStore
+from streams.admin import TopicFacts
 from streams.app import Fetched
 from streams.config import StreamConfig
+from streams.item_worker import HOLE_S, ItemWorker
+from streams.rekey import rekey_group
 from streams.servers import Servers
 from streams.transport import Marks
 from streams.worker import Worker
@@ -81,3 +85,48 @@ def test_what_lies_before_a_hole_is_folded(batch_actions: int) -> None:
     assert {partition: mark.next_offset for partition, mark in marks.items()} == {0: 2, 1: 1}
     sent = [(parts[each], T0 + 20_000) for each in (0, 1, 2)]
     assert_rows_equal_oracle(store, plan.views[0], sent)
+
+
+class Topics(Broker):
+    """The source and the re-keyed topic."""
+
+    def describe(self, topic: str) -> TopicFacts:
+        return replace(self.facts, name=topic)
+
+    def ensure_topics(self, topics: Any) -> dict[str, TopicFacts]:
+        return {topic: self.describe(topic) for topic in topics}
+
+
+def test_an_item_worker_goes_on_folding_before_it_ends_at_a_hole() -> None:
+    """From when it comes to the hole: until then it may have waited long for its group to form, and
+    what was re-keyed before has to be folded, or no rebuild begins."""
+    store, plan, now_s = MemoryRowStore(), own_plan(TOPIC), [0.0]
+    view = replace(plan.views[0], entity="item", source=CONFIG.item_topic)
+    store.put_text(PLAN_KEY, dump_plan(replace(plan, views=(view,))))
+    parts = [some_actions(20, 1, seed) for seed in range(2)]
+    for part in parts:
+        part["user"] = user_of(0)
+    records = [batch_record(part, T0, at) for part, at in zip(parts, (0, 5), strict=True)]
+
+    async def run() -> None:
+        servers = Servers(
+            open_store=lambda _: AsyncMemoryRowStore(store),
+            open_admin=lambda _: Topics(TOPIC),
+            clock_s=lambda: now_s[0],
+        )
+        worker = ItemWorker(CONFIG, servers)
+        await worker.open(send, Marks())
+        await worker.start_at(frozenset({HERE, THERE}))
+        now_s[0] += 10 * HOLE_S
+        await worker.handle([Fetched(HERE, tuple(records))])
+        now_s[0] += 0.9 * HOLE_S
+        await worker.idle()
+        now_s[0] += 0.2 * HOLE_S
+        says = r"4 messages are missing, offsets 1 to 4; .*all item views"
+        with pytest.raises(NotHeldError, match=says):
+            await worker.idle()
+        await worker.close()
+
+    asyncio.run(run())
+    marks = store.get_progress(TOPIC, rekey_group(CONFIG.item_group, 1))
+    assert {partition: mark.next_offset for partition, mark in marks.items()} == {0: 1}
