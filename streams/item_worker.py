@@ -58,8 +58,9 @@ from streams.transport import Marks
 
 log = logging.getLogger("encore.streams")
 
-#: How long a process goes on folding after re-keying has come to a hole in the source.
-HOLE_S: Final = 5.0
+#: How long a process goes on folding, and catching up, after re-keying has come to a hole in the
+#: source.
+HOLE_S: Final = 3.0
 
 #: The next offset of a re-keyed partition, and the table that speaks up to there.
 Reach = tuple[int, SourceTable]

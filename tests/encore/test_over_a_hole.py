@@ -30,6 +30,7 @@ from tests.encore.test_evolution import TICK_MS, VIEW, Running, actions
 from tests.patience import WAIT_S
 from tests.streams.bucket import Bucket, broker_over
 from tests.streams.support import T0, patient, wait_until
+from tests.streams.test_moving import reached
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("stack")]
 
@@ -138,9 +139,10 @@ def end_with(stack: Running, says: dict[str, str]) -> None:
 
 
 def run_beside_items(stack: Running, *arguments: str) -> tuple[int | None, str]:
-    """Exit code of a command, and the last that it said, while an item worker is started again as
-    often as it ends."""
-    command = stack.processes.start("command", arguments)
+    """Exit code of a command that fills, and the last that it said, while an item worker is started
+    again as often as it ends, from when there is something to catch up."""
+    command, filled = stack.processes.start("command", arguments), f"fill {ITEM_VIEW}"
+    wait_until(lambda: not command.running or filled in read_log(command), WAIT_S)
     while command.running:
         stack.processes.start("items", ["items"])
         wait_until(lambda: not (command.running and stack.processes.children[-1].running), WAIT_S)
@@ -160,6 +162,7 @@ def test_an_operator_gets_over_it(
     first = sent.send(4)
     for group in (config.group, rekey_group(config.item_group, 1)):
         wait_at(partial(folded, stack, group), first)
+    wait_until(lambda: reached(config) >= sum(first.values()), WAIT_S)
     wait_at(partial(archived, stack), first)
     assert [stack.processes.stop(name) for name in ("stream", "items")] == [0, 0]
     second = sent.send(3)
