@@ -12,6 +12,7 @@
     ├── HistoryError         the row store restarted, failed over or was wiped
     ├── StreamError          topic, partition, epoch or offset is not as required
     │   ├── NotHeldError         … since the log does not hold that offset any more
+    │   ├── TooLargeError        … since a topic does not take a message of that size
     │   └── MovedError           … since the actions have moved on to another topic
     ├── PackageError         a model package is refused
     ├── RequestError         a caller's request is refused (carries an HTTP status)
@@ -154,6 +155,12 @@ class NotHeldError(StreamError):
 
     code = "not_held"
     next_offset: int | None = None
+
+
+class TooLargeError(StreamError):
+    """A message is larger than the topic, or encore itself, lets one be."""
+
+    code = "too_large"
 
 
 class MovedError(StreamError):

@@ -221,6 +221,7 @@ CONTENT_END = b"topic-end"  # the end of a partition: nothing behind it counts; 
 HEADER_REASON = "encore-reason"  # dead letters: the error's text; late actions: which bound
 HEADER_CODE = "encore-code"  # dead letters: the error's code; late actions: late, future
 HEADER_SOURCE = "encore-source"  # dead letters: "topic/partition/offset"
+HEADER_LEFT_OUT = "encore-left-out"  # dead letters of messages too large for one: their bytes
 HEADER_LOG = "encore-log"  # re-keyed messages: id of the topic that they were made for
 HEADER_VIEW = "encore-view"  # late actions: the view that did not take them
 HEADER_REDRIVEN = "encore-redriven"  # a message put back: "dead-letter topic/offset" of its letter

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import faust
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 from yarl import URL
 
-from schemas.errors import EncoreError, MovedError, StreamError
+from schemas.errors import EncoreError, MovedError, StreamError, TooLargeError
 from store.cores import pinned
 from streams.config import StreamConfig
 from streams.leaving import LEAVE_UNBEGUN_S, Leaving, StoppedError, told_to_stop, unless
@@ -36,6 +37,8 @@ log = logging.getLogger("encore.streams")
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
+#: Of the producer, and of a broker whose topic takes less.
+TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 #: Never of a process: its next application goes on with another topic.
 EXIT_MOVED: Final = 3
 DRAIN_S: Final = 20.0
@@ -78,7 +81,8 @@ class Sender(Protocol):
     ) -> None:
         """partition: None leaves it to Kafka's default partitioner.
 
-        Raises StreamError where the broker does not confirm.
+        Raises TooLargeError for a record that is too large, StreamError where the broker does not
+        confirm.
         """
         ...
 
@@ -338,6 +342,13 @@ class StreamApp:
             try:
                 await app.producer.send_and_wait(topic, key, value, partition, None, headers)
             except Exception as error:
+                if isinstance(error.__cause__ or error, TOO_LARGE):  # Faust wraps the producer's
+                    raise TooLargeError(
+                        f"topic {topic}",
+                        required=f"a record that it takes, of {MAX_MADE_BYTES >> 20} MB at most",
+                        got=f"{len(value or b'')} bytes",
+                        do=f"set its max.message.bytes to {MAX_MADE_BYTES}, then start this again",
+                    ) from error
                 raise StreamError(
                     f"topic {topic}", required="a confirmed record", got=repr(error)
                 ) from error

@@ -32,6 +32,7 @@ from schemas.errors import StreamError
 from schemas.ids import partition_of
 from schemas.names import (
     HEADER_CODE,
+    HEADER_LEFT_OUT,
     HEADER_REASON,
     HEADER_REDRIVEN,
     HEADER_SOURCE,
@@ -51,12 +52,16 @@ LEASE_MS: Final = 60_000
 SEND_TIMEOUT_S: Final = 20.0
 LETTER: Final = "letter"  # stands for a topic where a letter is tried
 PARTITION: Final = 0  # a dead-letter topic has one
-OWN_HEADERS: Final = (HEADER_CODE, HEADER_REASON, HEADER_SOURCE, HEADER_VIEW, HEADER_REDRIVEN)
+OWN_HEADERS: Final = (
+    *(HEADER_CODE, HEADER_REASON, HEADER_SOURCE, HEADER_LEFT_OUT),
+    *(HEADER_VIEW, HEADER_REDRIVEN),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One refused message. offset: in the dead-letter topic. source: topic/partition/offset."""
+    """One refused message. offset: in the dead-letter topic. source: topic/partition/offset.
+    left_out_bytes: of a message that is not in the letter, since it was too large; else 0."""
 
     offset: int
     source: str
@@ -65,6 +70,7 @@ class Letter:
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, bytes]
+    left_out_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -103,6 +109,7 @@ def letter_of(record: ConsumerRecord) -> Letter:
         record.key,
         record.value,
         {name: value for name, value in headers.items() if name not in OWN_HEADERS},
+        int(text(HEADER_LEFT_OUT) or 0),
     )
 
 
@@ -126,6 +133,8 @@ def refusal(letter: Letter, target: TopicFacts, actions: bool) -> str | None:
     """
     if root_topic(letter.source.partition("/")[0]) != root_topic(target.name):
         return f"it came from {letter.source or 'nowhere'}, which is no message of {target.name}"
+    if letter.left_out_bytes:
+        return f"{letter.left_out_bytes} bytes were too many for a letter; {letter.source} has them"
     if not actions:
         return None
     partitions = target.partitions

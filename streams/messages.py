@@ -26,6 +26,7 @@ from schemas.names import (
     CONTENT_BATCH,
     HEADER_CODE,
     HEADER_CONTENT,
+    HEADER_LEFT_OUT,
     HEADER_REASON,
     HEADER_SOURCE,
 )
@@ -47,6 +48,18 @@ class DeadLetter:
             HEADER_CODE: self.error.code.encode(),
             HEADER_SOURCE: source_of(self.record).encode(),
         }
+
+
+    def headers_alone(self) -> dict[str, bytes]:
+        """Of a letter without the record, which is too large: reason, code, source, and its size.
+
+        Key and headers count in that: they may be what is large.
+        """
+        record, whole = self.record, self.headers()
+        parts = (record.key, record.value, *(part for _, part in record.headers))
+        size = sum(len(part or b"") for part in parts)
+        kept = {name: whole[name] for name in (HEADER_REASON, HEADER_CODE, HEADER_SOURCE)}
+        return kept | {HEADER_LEFT_OUT: b"%d" % size}
 
 
 @dataclass(frozen=True, slots=True)

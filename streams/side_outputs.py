@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from schemas.actions import encode_batch
+from schemas.errors import TooLargeError
 from schemas.names import (
     HEADER_CODE,
     HEADER_REASON,
@@ -34,6 +35,21 @@ Message = tuple[str, bytes | None, bytes | None, dict[str, bytes]]
 log = logging.getLogger("encore.streams")
 
 
+async def send_letter(send: Sender, topic: str, letter: DeadLetter) -> None:
+    """Confirm a refused message with its reason, in that dead-letter topic.
+
+    Of one that is too large for that, reason, place and size: nobody would get past it otherwise.
+    Raises StreamError.
+    """
+    record = letter.record
+    log.warning("dead letter: %s", letter.error)
+    try:
+        await send(topic, record.key, record.value, letter.headers())
+    except TooLargeError as error:
+        log.warning("dead letter without its bytes: %s", error)
+        await send(topic, None, None, letter.headers_alone())
+
+
 class SideOutputs:
     """The dead-letter topic and the late topic of one topic."""
 
@@ -45,10 +61,7 @@ class SideOutputs:
     async def send_dead(self, dead: list[DeadLetter]) -> None:
         """Confirms each refused message with its reason."""
         topic = dead_letter_topic(self._topic)
-        for letter in dead:
-            log.warning("dead letter: %s", letter.error)
-        letters = ((topic, d.record.key, d.record.value, d.headers()) for d in dead)
-        await overlapped((self._confirmed(*letter) for letter in letters), AT_ONCE)
+        await overlapped((send_letter(self._send, topic, letter) for letter in dead), AT_ONCE)
         for letter in dead:
             self.tally.of(int(letter.record.partition)).dead += 1
         self.dead_letters += len(dead)

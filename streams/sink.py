@@ -42,6 +42,7 @@ from streams.messages import DeadLetter
 from streams.moving import LOOK_S, check_no_other, find_all
 from streams.positions import OVER_ARCHIVE, Positions
 from streams.servers import REAL_SERVERS, Servers
+from streams.side_outputs import send_letter
 from streams.source import Source
 from streams.transport import Marks
 
@@ -290,6 +291,4 @@ class Sink:
 
     async def _send_dead(self, topic: str, dead: list[DeadLetter]) -> None:
         for letter in dead:
-            record = letter.record
-            log.warning("dead letter: %s", letter.error)
-            await self._send(dead_letter_topic(topic), record.key, record.value, letter.headers())
+            await send_letter(self._send, dead_letter_topic(topic), letter)

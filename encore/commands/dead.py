@@ -88,6 +88,9 @@ def show(
     facts = {"letter": letter.offset, "source": letter.source, "code": letter.code}
     key = "null" if letter.key is None else repr(letter.key)[1:]
     put_facts({**facts, "reason": letter.reason, "key": key, **headers})
+    if letter.left_out_bytes:
+        put(f"{letter.left_out_bytes} bytes, too many for a letter: not in it")
+        return
     for line in _dump(letter.value):
         put(line)
 
@@ -164,6 +167,7 @@ def _data(letter: Letter) -> dict[str, object]:
         "key": None if letter.key is None else letter.key.decode(errors="backslashreplace"),
         "headers": {k: v.decode(errors="backslashreplace") for k, v in letter.headers.items()},
         "value_hex": None if letter.value is None else letter.value.hex(),
+        "left_out_bytes": letter.left_out_bytes,
     }
 
 
