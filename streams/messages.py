@@ -49,7 +49,6 @@ class DeadLetter:
             HEADER_SOURCE: source_of(self.record).encode(),
         }
 
-
     def headers_alone(self) -> dict[str, bytes]:
         """Of a letter without the record, which is too large: reason, code, source, and its size.
 

@@ -39,15 +39,17 @@ async def send_letter(send: Sender, topic: str, letter: DeadLetter) -> None:
     """Confirm a refused message with its reason, in that dead-letter topic.
 
     Of one that is too large for that, reason, place and size: nobody would get past it otherwise.
-    Raises StreamError.
+    The client sends no record that is null as a whole; an empty one stands for it. Raises
+    StreamError.
     """
     record = letter.record
+    value = b"" if record.key is None and record.value is None else record.value
     log.warning("dead letter: %s", letter.error)
     try:
-        await send(topic, record.key, record.value, letter.headers())
+        await send(topic, record.key, value, letter.headers())
     except TooLargeError as error:
         log.warning("dead letter without its bytes: %s", error)
-        await send(topic, None, None, letter.headers_alone())
+        await send(topic, None, b"", letter.headers_alone())
 
 
 class SideOutputs:
