@@ -199,6 +199,14 @@ def make_stack(bootstrap: str, store_url: str, data_dir: Path, **overrides: Any)
     return Stack(replace(config, **overrides), own_plan(name))
 
 
+def with_item_view(stack: Stack) -> Stack:
+    """The same with an item view. Its name is of this stack alone: rows lie under it, and tests
+    share a store."""
+    name = f"{stack.view.name}_of_item"
+    view = replace(stack.view, name=name, entity="item", source=stack.config.item_topic)
+    return replace(stack, plan=replace(stack.plan, views=(stack.view, view)))
+
+
 @contextmanager
 def raw_producer(bootstrap: str) -> Iterator[Any]:
     """kafka-python as it is, for messages that our own producer would not send."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.streams.support import (
     running,
     some_actions,
     wait_until,
+    with_item_view,
 )
 from tests.streams.test_item_worker import assert_item_rows
 from tests.streams.test_moving import archived, fill, reached, wait_all
@@ -40,12 +40,11 @@ MB = 1 << 20
 
 
 @pytest.fixture
-def stack(broker: str, valkey: str, tmp_path: Path) -> Iterator[Stack]:
+def stack(broker: str, valkey: str, tmp_path: Path) -> Stack:
     """A user view and an item view."""
     made = make_stack(broker, valkey, tmp_path / "data", roll_ms=300)
-    view = replace(made.view, name="of_item", entity="item", source=made.config.item_topic)
     ensure_topics(broker, made.config.topics)
-    yield replace(made, plan=replace(made.plan, views=(made.view, view)))
+    return with_item_view(made)
 
 
 def send_large(stack: Stack) -> int:

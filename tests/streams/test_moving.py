@@ -33,6 +33,7 @@ from tests.streams.support import (
     running,
     some_actions,
     wait_until,
+    with_item_view,
 )
 from tests.streams.test_backfill import archive
 from tests.streams.test_item_worker import assert_item_rows
@@ -140,8 +141,8 @@ def test_items_and_backfills_across_a_move(broker: str, valkey: str, tmp_path: P
     """Re-keyed anew into a topic of its own; generations that are filled after the move have what
     both topics held."""
     made = make_stack(broker, valkey, tmp_path / "data", partitions=2, roll_ms=300)
-    view = replace(made.view, name="of_item", entity="item", source=made.config.item_topic)
-    stack = replace(made, plan=replace(made.plan, views=(made.view, view)))
+    stack = with_item_view(made)
+    view = stack.plan.views[1]
     ensure_topics(broker, stack.config.topics)
     with ExitStack() as held:
         others = [held.enter_context(running(kind, stack)) for kind in ("sink", "worker")]
@@ -172,8 +173,7 @@ def test_a_filling_takes_earlier_logs_whatever_partitions_they_had(
 ) -> None:
     """Store and broker were set up anew, so only the archive knows that actions had moved on."""
     made = make_stack(broker, valkey, tmp_path / "data", partitions=2)
-    name = f"{made.view.name}_of_item"
-    by_item = replace(made.view, name=name, entity="item", source=made.config.item_topic)
+    by_item = with_item_view(made).plan.views[1]
     root = made.config.archive_dir / made.config.topic
     ensure_topics(broker, made.config.topics)
     made_of = [some_actions(200, 60, seed) for seed in range(6)]

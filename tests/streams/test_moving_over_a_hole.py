@@ -30,6 +30,7 @@ from tests.streams.support import (
     running,
     some_actions,
     wait_until,
+    with_item_view,
 )
 from tests.streams.test_item_worker import assert_item_rows
 from tests.streams.test_moving import archived, end, fill, grow, reached, wait_all
@@ -50,9 +51,8 @@ def stack(bucket: Bucket, valkey: str, tmp_path: Path) -> Iterator[Stack]:
     """A user view and an item view."""
     with broker_over(bucket, tmp_path / "broker") as bootstrap:
         made = make_stack(bootstrap, valkey, tmp_path / "data", roll_ms=300)
-        view = replace(made.view, name="of_item", entity="item", source=made.config.item_topic)
         ensure_topics(bootstrap, made.config.topics)
-        yield replace(made, plan=replace(made.plan, views=(made.view, view)))
+        yield with_item_view(made)
 
 
 def send(config: StreamConfig, sent: list[Sent], messages: int) -> dict[int, int]:
