@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
 
@@ -78,6 +78,19 @@ async def unless(told: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
         if not doing.done():
             doing.cancel()
             doing.add_done_callback(_seen)
+
+
+def run_until_told(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run until SIGTERM or SIGINT, of a process that ends then: it has LEAVE_UNBEGUN_S to do so, be
+    it that a thread waits for a server. Blocking. Raises what `work` raises."""
+
+    async def run() -> None:
+        try:
+            await unless(told_to_stop(), work())
+        except StoppedError:
+            Leaving().begin(0, LEAVE_UNBEGUN_S)
+
+    asyncio.run(run())
 
 
 def _seen(done: asyncio.Future[Any]) -> None:

@@ -140,16 +140,16 @@ def metrics(context: typer.Context) -> None:
 
     One process tells of all streams, as `encore stream status` does, wherever the workers run.
     """
-    import asyncio
-
     from encore.logs import start_logging
     from encore.stream_metrics import tell
     from encore.wiring import stream_config
+    from streams.leaving import run_until_told
 
     settings = invocation(context).connected
     start_logging(settings.log_level, settings.log_format)
+    place = settings.http_host, settings.stream_metrics_port
     with terminate_as_exit():
-        asyncio.run(tell(stream_config(settings), settings.http_host, settings.stream_metrics_port))
+        run_until_told(lambda: tell(stream_config(settings), *place))
 
 
 def items(context: typer.Context) -> None:

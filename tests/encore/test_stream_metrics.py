@@ -21,6 +21,7 @@ from schemas.errors import LocalError
 from streams.admin import ensure_topics
 from streams.config import StreamConfig
 from streams.heartbeat import Counts
+from streams.leaving import LEAVE_UNBEGUN_S
 from streams.status import Line, StreamStatus
 from tests.patience import WAIT_S
 
@@ -98,3 +99,25 @@ def test_the_process_answers_and_ends_in_order(broker: str, valkey: str, tmp_pat
         code = child.stop(60)
     assert code == 0, log.read_text()
     assert '"message": "metrics of the streams on http://127.0.0.1' in log.read_text()
+
+
+def test_it_ends_in_time_though_the_broker_never_answers(valkey: str, tmp_path: Path) -> None:
+    log = tmp_path / "metrics.log"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = os.environ | {
+            "ENCORE_BOOTSTRAP": f"127.0.0.1:{silent.getsockname()[1]}",
+            "ENCORE_STORE_URL": valkey,
+            "ENCORE_DATA_DIR": str(tmp_path),
+            "ENCORE_STREAM_METRICS_PORT": "0",
+        }
+        command = [sys.executable, "-m", "encore", "stream", "metrics"]
+        child = spawn(ChildSpec("metrics", command, log, environment=environment))
+        try:
+            silent.settimeout(WAIT_S)
+            silent.accept()[0].close()  # whether somebody is there
+            with silent.accept()[0] as asks:
+                assert asks.recv(1) != b"", "it asks, and waits"
+                child.terminate()
+                assert child.wait(LEAVE_UNBEGUN_S + 10) == 0
+        finally:
+            child.kill()
