@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiokafka.structs import ConsumerRecord
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import NotHeldError
@@ -36,6 +36,7 @@ class Holed(ListReader):
         return await super().read(topic, partition, first, after)
 
 
+@settings(max_examples=30)  # each writes files
 @given(gone=st.frozensets(st.integers(0, 7)))
 def test_what_a_log_holds_between_holes_is_not_lost(gone: frozenset[int]) -> None:
     """All of it is read, and exactly the rest is counted as lost."""
