@@ -53,7 +53,7 @@ class Rhythm:
         return self.every_s / 2
 
 
-QUICK: Final = Rhythm(2, 4.0)
+QUICK: Final = Rhythm(2, 4.8)
 FULL: Final = Rhythm(20, 6.0)
 
 
