@@ -114,7 +114,7 @@ def test_an_error_is_one_line_and_1(nowhere: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert printed.err.startswith("encore: bootstrap: needs a running local stack, or an address")
+    assert printed.err.startswith("encore: store_url: needs a running local stack, or an address")
 
 
 def test_an_error_as_json(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
