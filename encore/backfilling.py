@@ -5,12 +5,12 @@ Each step may be run again; a run that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from catalog.apply import Review
 from catalog.difference import Difference
 from catalog.staging import Staging, end, mark_filled, require_history, stage, switch
+from encore import loops
 from encore.alone import alone_in
 from encore.settings import Settings
 from encore.wiring import disks
@@ -94,11 +94,11 @@ def _run(
         now = staging.staged
         fills: tuple[FillReport, ...] = ()
         if now.state == "filling":
-            fills = asyncio.run(_fill(config, staging, note, store_history))
+            fills = loops.run(_fill, config, staging, note, store_history)
             now = mark_filled(store, now)
         if config.stream.fsynced:
             store.confirm()  # were it taken back, workers would never catch up what is waited for
-    asyncio.run(_catch_up(config, staging, note, options.wait_s))
+    loops.run(_catch_up, config, staging, note, options.wait_s)
     with _rows(settings) as store:  # one that restarted since has what was confirmed
         result = switch(settings.repo, store, now)
     return BackfillResult(result.plan, staging.difference, staging.resumed, fills)

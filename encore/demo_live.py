@@ -12,6 +12,7 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from audit.join import LogPaths
+from encore import loops
 from encore.kuairand import Page
 from encore.ranking import RankClient, RankRequest
 from encore.settings import Settings
@@ -49,7 +50,7 @@ def rank_during_swap(
     Raises RequestError for a request that is not answered, LocalError after a minute.
     """
     names = {VERSION_OF[kind]: name for kind, name in wanted.items()}
-    return asyncio.run(_rank_until(url, pages, names, note))
+    return loops.run(_rank_until, url, pages, names, note)
 
 
 async def _rank_until(
@@ -93,7 +94,7 @@ def served_tensors(url: str, page: Page) -> dict[str, tuple[str, tuple[int, ...]
         async with RankClient(url) as client:
             return await client.shapes(_again(page))
 
-    return asyncio.run(ask())
+    return loops.run(ask)
 
 
 def wait_archived(settings: Settings, requests: int, note: Callable[[int], None]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from encore import loops
 from encore.kuairand import Page, Timeline
 from encore.ranking import RankClient, RankReply, RankRequest, request_uuid
 from encore.settings import Settings
@@ -65,7 +66,7 @@ def replay(
     settings: with the addresses of a running stack, whose service allows `now_ms`. Raises
     StreamError, StoreError, RequestError.
     """
-    return asyncio.run(_Run(settings, timeline, note).run(url))
+    return loops.run(_Run(settings, timeline, note).run, url)
 
 
 def first_ticks(timeline: Timeline, ticks: int) -> Timeline:

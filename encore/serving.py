@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from encore.__main__ import INTERRUPTED
 from encore.caching import cache_spec
 from encore.keep import READY_PATH, Kept, KeptSpec, ask
 from encore.serving_page import METRICS_PATH, Page, json_page, merged, serving_pages, text_page
@@ -33,6 +34,8 @@ from store.cores import core_of
 log: Final = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.1
 GRACE_S: Final = 20.0
+#: One that is told to end while it starts is interrupted, or killed by the signal.
+_IN_ORDER: Final = (0, INTERRUPTED, -signal.SIGTERM)
 
 
 class Workers:
@@ -78,7 +81,7 @@ class Workers:
         codes = [each.end(max(deadline_s - time.monotonic(), 0)) for each in self.kept]
         for each in self._beside:
             each.end(max(deadline_s - time.monotonic(), 0))
-        return sum(code not in (0, -signal.SIGTERM) for code in codes)
+        return sum(code not in _IN_ORDER for code in codes)
 
     def pages(self) -> dict[str, Callable[[], Page]]:
         """What the supervisor answers, by path."""

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from predictor.http import create_app
 from predictor.service import Service
 from schemas.errors import LocalError
 from store.cores import pin
+from store.ending import call_when_asked, cancel_when_asked
 
 log: Final = logging.getLogger(__name__)
 #: A thread that waits for the interpreter lock asks for it after this long: with Python's 5 ms the
@@ -63,12 +63,14 @@ def run_server(config: ServeConfig, look: Callable[[], None] | None = None) -> N
             listeners.append(held.enter_context(socket.socket(socket.AF_UNIX)))
             listeners[-1].bind(str(config.socket))
         runner = held.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        runner.run(_run(config, listeners, look))
+        with contextlib.suppress(asyncio.CancelledError):  # told to stop before it served
+            runner.run(_run(config, listeners, look))
 
 
 async def _run(
     config: ServeConfig, listeners: list[socket.socket], look: Callable[[], None] | None
 ) -> None:
+    cancel_when_asked()
     async with contextlib.AsyncExitStack() as stack:
         if look is not None:
             run_beside(stack, _look_again(look), "look")
@@ -96,9 +98,7 @@ async def _run(
             server.should_exit = True
             calls.stop(0 if server.force_exit else DRAIN_S)
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+        call_when_asked(stop)
         log.info("requests are computed by %s kernels", path_in_use())
         log.info("serving on http://%s:%d%s", *listeners[0].getsockname()[:2], _where(config.core))
         _spare_collector()

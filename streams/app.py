@@ -1,8 +1,9 @@
 """One Faust application: topics in, lists of records to a handler, an exit code out.
 
 The process ends, with a reason in the log, for anything that its handler does not settle itself:
-restarted, it goes on from what is stored. SIGTERM and SIGINT drain: nothing more is fetched, what
-was handed over is finished, the handler flushes, positions are committed, the exit code is 0.
+restarted, it goes on from what is stored. SIGTERM, SIGINT and SIGHUP drain: nothing more is
+fetched, what was handed over is finished, the handler flushes, positions are committed, the exit
+code is 0.
 Before anything was handed over there is nothing to finish, and they end the process at once.
 """
 
@@ -115,7 +116,7 @@ class Handler(Protocol):
 
 
 def run_app(config: StreamConfig, group: str, topics: Iterable[str], handler: Handler) -> int:
-    """Run until SIGTERM or SIGINT (exit code 0) or a failure (1). Blocking."""
+    """Run until a signal (exit code 0) or a failure (1). Blocking."""
 
     async def make() -> StreamApp:
         return StreamApp(config, group, tuple(topics), handler)

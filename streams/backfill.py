@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -143,17 +145,30 @@ async def _run(
     servers: Servers,
     note: Callable[[float], None],
 ) -> FillCounts:
-    """Fold in as many processes as it is worth. note: hears what share is done."""
+    """Fold in as many processes as it is worth. note: hears what share is done.
+
+    Cancelled, it ends them: a thread knows nothing of that by itself.
+    """
     total = sum(task.actions for task in tasks)  # a file is read by each task it has actions of
-    return await asyncio.to_thread(
-        run_tasks,
-        tasks,
-        config.stream.store_url,
-        config.cores if total >= FEW_ACTIONS else 1,
-        config.dask,
-        lambda done: note(min(done, total) / max(1, total)),
-        servers.open_rows,
-    )
+    cancelled = threading.Event()
+
+    def told(done: int) -> None:
+        if cancelled.is_set():
+            raise CancelledError
+        note(min(done, total) / max(1, total))
+
+    try:
+        return await asyncio.to_thread(
+            run_tasks,
+            tasks,
+            config.stream.store_url,
+            config.cores if total >= FEW_ACTIONS else 1,
+            config.dask,
+            told,
+            servers.open_rows,
+        )
+    finally:
+        cancelled.set()
 
 
 async def _history(

@@ -38,7 +38,8 @@ MEMORY_FACTOR: Final = 3
 _SPREAD: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 Array = NDArray[Any]
-#: Told how many actions were read since it was told last.
+#: Told how many actions were read since it was told last, every so often while a task runs: what
+#: it raises ends the task.
 Note = Callable[[int], None]
 
 
@@ -105,12 +106,12 @@ class _Group:
 def fill(task: FillTask, store: RowStore, note: Note) -> FillCounts:
     """Run a task. Raises StreamError for a file, a row or a store that cannot be used, HistoryError
     where the store is in another history than the task's, before any row and after every few."""
-    counts = FillCounts()
+    counts, first = FillCounts(), True
     check_history(task, store)
     for group in _groups(task):
-        _fold(task, group, counts, note)
-        _write(task, group, store, counts)
-        note = _say_nothing  # what is read again is not progress
+        _fold(task, group, counts, note if first else lambda _: note(0))
+        _write(task, group, store, counts, note)
+        first = False  # what is read again is not progress
     return counts
 
 
@@ -175,7 +176,7 @@ def _bounds(task: FillTask) -> NDArray[np.int64]:
     return bounds
 
 
-def _write(task: FillTask, group: _Group, store: RowStore, counts: FillCounts) -> None:
+def _write(task: FillTask, group: _Group, store: RowStore, counts: FillCounts, note: Note) -> None:
     layout = layout_of(task.view)
     fences = np.array([task.fences.get(p, (0, -1)) for p in range(task.of)], np.int64)  # (P, 2)
     group.rows.epoch = fences[group.partition, 0].astype(np.uint32)  # (n,)
@@ -190,6 +191,7 @@ def _write(task: FillTask, group: _Group, store: RowStore, counts: FillCounts) -
         ]
         fresh = _put(writes, store, task.patience_ms)
         check_history(task, store)
+        note(0)
         counts.rows += fresh
         counts.there += len(writes) - fresh
 
@@ -240,7 +242,3 @@ def _check_same(lost: Sequence[Write], found: Sequence[bytes | None]) -> None:
                 got=str(read_fence(raw)),
                 do="`encore backfill --cancel`, then begin again: a generation is filled by one",
             )
-
-
-def _say_nothing(actions: int) -> None:
-    """Actions that are read for a further group."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
+
+from store.ending import call_when_asked
 
 #: From the moment Faust is told to stop.
 LEAVE_S: Final = 15.0
@@ -50,11 +51,9 @@ def ending(code: int) -> int:
 
 
 def told_to_stop() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT from now on, as long as this event loop runs."""
+    """Set by SIGTERM, SIGINT and SIGHUP from now on, as long as this event loop runs."""
     told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+    call_when_asked(told.set)
     return told
 
 

@@ -6,9 +6,19 @@ URL and the same paths from wherever it runs.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -21,7 +31,7 @@ LOOK_S: Final = 0.2
 #: How long a cluster may take to answer.
 CLUSTER_S: Final = 10
 
-#: Told how many actions are done.
+#: Told how many actions are done, every so often: what it raises ends all tasks.
 Done = Callable[[int], None]
 
 #: In a process of a pool: what all processes of it count up together.
@@ -40,8 +50,9 @@ def run_tasks(
 
     cores: local processes; 1 runs them in this one, with the store that `opened` opens. dask:
     address of a scheduler, "" for none.
-    Raises what a task raised, once those that had begun have ended; SettingsError without Dask;
-    HistoryError where the store is in another history than a task's.
+    Raises what a task or `done` raised; local processes are killed then, and a cluster goes on with
+    what it has begun. SettingsError without Dask; HistoryError where the store is in another
+    history than a task's.
     """
     counts = FillCounts()
     if dask or cores > 1:
@@ -78,19 +89,28 @@ def _completed(
     executor: Executor, tasks: Sequence[FillTask], store_url: str, counter: Any, done: Done
 ) -> Iterator[FillCounts]:
     """The tasks' counts as they end. Without a counter, progress is by whole tasks."""
-    waiting: dict[Future[FillCounts], FillTask] = {
-        executor.submit(_in_pool, task, store_url): task for task in tasks
-    }
+    waiting: dict[Future[FillCounts], FillTask] = {}
+    with _unheard():
+        for task in tasks:
+            done(0)  # to hand over many takes a while, too
+            waiting[executor.submit(_in_pool, task, store_url)] = task
     finished = 0
+    while waiting:
+        ended, _ = wait(waiting, LOOK_S, FIRST_COMPLETED)
+        finished += sum(waiting.pop(future).actions for future in ended)
+        done(finished if counter is None else int(counter.value))
+        yield from (_result(future) for future in ended)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Processes started within hear no Ctrl-C and no end of the terminal: both are sent to all that
+    it started, and this process tells the others. The calling thread hears them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
-        while waiting:
-            ended, _ = wait(waiting, LOOK_S, FIRST_COMPLETED)
-            finished += sum(waiting.pop(future).actions for future in ended)
-            done(finished if counter is None else int(counter.value))
-            yield from (_result(future) for future in ended)
+        yield
     finally:
-        for future in waiting:
-            future.cancel()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(future: Future[FillCounts]) -> FillCounts:
@@ -120,8 +140,17 @@ def _count_up(actions: int) -> None:
 
 
 def _begin(counter: Any) -> None:
-    """In a new process of the pool."""
+    """In a new process of the pool. It ends with the process that made it, by whatever that ends:
+    nobody else would give it an end."""
     _counter[:] = [counter]
+    maker = multiprocessing.parent_process()
+    assert maker is not None
+
+    def end_with_it() -> None:
+        maker.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, name="end with the maker", daemon=True).start()
 
 
 @contextmanager
@@ -130,8 +159,15 @@ def _executor(cores: int, dask: str) -> Iterator[tuple[Executor, Any]]:
     if not dask:
         context = multiprocessing.get_context("spawn")
         counter = context.Value("q", 0)
+        others = set(multiprocessing.active_children())
         with ProcessPoolExecutor(cores, context, _begin, (counter,)) as pool:
-            yield pool, counter
+            try:
+                yield pool, counter
+            except BaseException:
+                # Not cancelled and waited for: one that starts is not told for seconds.
+                for each in set(multiprocessing.active_children()) - others:
+                    each.kill()
+                raise
         return
     try:
         from distributed import Client
@@ -152,7 +188,24 @@ def _executor(cores: int, dask: str) -> Iterator[tuple[Executor, Any]]:
             client.wait_for_workers(1, timeout=CLUSTER_S)
         except TimeoutError as error:
             raise _no_cluster(dask, "a scheduler that has workers", error) from error
-        yield client.get_executor(), None
+        executor = client.get_executor(pure=False)
+        try:
+            yield executor, None
+        except BaseException:
+            with _silent("tornado.application"):  # who waits in its loop for what is cancelled
+                executor.shutdown(wait=False)
+                client.close()
+            raise
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _no_cluster(dask: str, required: str, error: Exception) -> StreamError:

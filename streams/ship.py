@@ -30,6 +30,7 @@ from schemas.names import HEADER_CODE, HEADER_REASON, HEADER_SOURCE, dead_letter
 from schemas.ranklog import decode_record
 from schemas.spool import SEGMENT_SUFFIX, WORKER_PREFIX, read_frames, segment_name
 from store.durable import replacing
+from store.ending import heard
 from streams.clients import KafkaError, KafkaProducer, close_producer, require_broker
 from streams.config import StreamConfig
 from streams.producer import CONNECT_TIMEOUT_MS, SEND_TIMEOUT_S, producer_settings
@@ -75,7 +76,7 @@ def shipped_to(directory: Path) -> SpoolPosition:
 
 
 def run_shipper(config: StreamConfig) -> int:
-    """Ship until SIGTERM or SIGINT, then what is spooled by then. Blocking. Returns the exit code.
+    """Ship until a signal, then what is spooled by then. Blocking. Returns the exit code.
 
     A broker that does not answer is tried for `patience_ms`, then the process ends with code 1.
     """
@@ -84,7 +85,7 @@ def run_shipper(config: StreamConfig) -> int:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    previous = {number: signal.signal(number, on_signal) for number in heard()}
     try:
         with Shipper(config) as shipper:
             shipper.run(stop)
@@ -95,9 +96,6 @@ def run_shipper(config: StreamConfig) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
-
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Shipper:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -139,6 +138,7 @@ def redrive(
 
 
 def _at_desk(context: typer.Context, topic: str, work: Callable[[Desk], Awaitable[T]]) -> T:
+    from encore import loops
     from encore.wiring import stream_config
     from store.redis_store import AsyncRedisRowStore
     from streams.desk import Desk
@@ -155,7 +155,7 @@ def _at_desk(context: typer.Context, topic: str, work: Callable[[Desk], Awaitabl
             async with Desk(config, store, newest, _now_ms) as desk:
                 return await work(desk)
 
-    return asyncio.run(run())
+    return loops.run(run)
 
 
 def _data(letter: Letter) -> dict[str, object]:

@@ -33,17 +33,12 @@ def demo(
     them, and rebuilds from the log what they saw. Takes under three minutes on two cores. Files are
     in data_dir/demo, which is emptied first. Ends with 1 when something does not hold.
     """
-    from encore.output import say
     from encore.signals import terminate_as_interrupt
 
     settings = invocation(context).settings
     with terminate_as_interrupt() as interruption:
-        try:
-            from encore.demo import demo_settings, run_demo
+        from encore.demo import demo_settings, run_demo
 
-            report = run_demo(demo_settings(settings), kuairand, interruption.check)
-        except KeyboardInterrupt:
-            say("stopped")
-            raise typer.Exit(130) from None
+        report = run_demo(demo_settings(settings), kuairand, interruption.check)
     if report.failures:
         raise typer.Exit(1)

@@ -50,7 +50,8 @@ def serve(
 
         start_logging(settings.log_level, settings.log_format)
         with terminate_as_interrupt() as interruption:
-            raise typer.Exit(run_workers(settings, count, interruption.check))
+            code = run_workers(settings, count, interruption.check)
+        raise typer.Exit(code)
 
     # Package checks are started while calls are served, and execute another program at once.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"

@@ -50,7 +50,8 @@ def stream(context: typer.Context) -> None:
         from streams.leaving import ending
         from streams.worker import run_worker
 
-        raise typer.Exit(ending(run_worker(config)))
+        code = ending(run_worker(config))
+    raise typer.Exit(code)
 
 
 @stream_group.command("status")
@@ -67,8 +68,7 @@ def status(
     Lag is counted in messages, to the high watermark of a fetch. Rate (actions a second), late,
     future and dead are what the process that has the partition said of itself since it took it.
     """
-    import asyncio
-
+    from encore import loops
     from encore.output import put_json
     from encore.wiring import stream_config
     from store.redis_store import AsyncRedisRowStore
@@ -83,7 +83,7 @@ def status(
                 return await read_status(config, store, now_ms)
             return await wait_settled(config, store, now_ms, wait)
 
-    found = asyncio.run(read())
+    found = loops.run(read)
     if as_json:
         put_json(_status_data(found))
     else:
@@ -164,7 +164,8 @@ def items(context: typer.Context) -> None:
         from streams.item_worker import run_item_worker
         from streams.leaving import ending
 
-        raise typer.Exit(ending(run_item_worker(config)))
+        code = ending(run_item_worker(config))
+    raise typer.Exit(code)
 
 
 def sink(
@@ -184,7 +185,8 @@ def sink(
         from streams.leaving import ending
         from streams.sink import run_sink
 
-        raise typer.Exit(ending(run_sink(config, accept_loss)))
+        code = ending(run_sink(config, accept_loss))
+    raise typer.Exit(code)
 
 
 def ship(context: typer.Context) -> None:
@@ -195,11 +197,13 @@ def ship(context: typer.Context) -> None:
     """
     from encore.wiring import ensure_rank_topics
 
-    config = _prepare(context)
-    ensure_rank_topics(invocation(context).connected)
-    from streams.ship import run_shipper
+    with terminate_as_exit():
+        config = _prepare(context)
+        ensure_rank_topics(invocation(context).connected)
+        from streams.ship import run_shipper
 
-    raise typer.Exit(run_shipper(config))
+        code = run_shipper(config)
+    raise typer.Exit(code)
 
 
 def _prepare(context: typer.Context) -> StreamConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -134,6 +133,7 @@ def _put(found: Succession, as_json: bool) -> None:
 def _with_store(
     context: typer.Context, work: Callable[[AsyncRowStore, StreamConfig], Awaitable[T]]
 ) -> T:
+    from encore import loops
     from encore.wiring import stream_config
     from store.redis_store import AsyncRedisRowStore
 
@@ -143,7 +143,7 @@ def _with_store(
         async with AsyncRedisRowStore(settings.store_url) as store:
             return await work(store, stream_config(settings))
 
-    return asyncio.run(run())
+    return loops.run(run)
 
 
 def _now_ms() -> int:

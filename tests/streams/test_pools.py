@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from schemas.errors import HistoryError, SettingsError, StreamError
@@ -19,7 +22,7 @@ from streams import filling
 from streams.filling import FillTask
 from streams.pools import check_cluster, run_tasks
 from tests.store.servers import own_server
-from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, patient
+from tests.streams.support import PARTITIONS, assert_rows_equal_oracle, patient, wait_until
 from tests.streams.test_filling import VIEW, all_files, messages, task
 from tests.streams.test_folding import Batch
 
@@ -97,6 +100,46 @@ def test_a_wipe_while_rows_are_written_shows_at_once(
         with pytest.raises(HistoryError, match="was wiped while the generation was filled"):
             run_tasks([whole], own.url, 1, "", lambda done: None, lambda url: Wiped(patient(url)))
     assert written == [3, 3]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_what_is_raised_at_a_look_ends_all(tmp_path: Path, valkey: str, cores: int) -> None:
+    """An interruption: nobody waits for what would take another hour."""
+    tasks, _ = work(tmp_path)
+    many, looks = tasks * 25, list[int]()
+
+    def interrupted(done: int) -> None:
+        looks.append(done)
+        if len(looks) > len(many):  # all are handed over
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(many, valkey, cores, "", interrupted)
+    assert len(looks) == len(many) + 1
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_the_one_that_made_them(tmp_path: Path, valkey: str) -> None:
+    tasks, _ = work(tmp_path)
+    fork = multiprocessing.get_context("fork")
+    told = fork.SimpleQueue()
+
+    def look(done: int) -> None:
+        if done:  # they have begun
+            told.put([child.pid for child in multiprocessing.active_children()])
+            time.sleep(60)
+
+    maker = fork.Process(target=run_tasks, args=(tasks * 500, valkey, 2, "", look))
+    maker.start()
+    made = [psutil.Process(pid) for pid in told.get()]
+    maker.kill()
+    maker.join()
+    assert made
+    wait_until(lambda: not any(running(each) for each in made), 20)
+
+
+def running(process: psutil.Process) -> bool:
+    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
 
 
 class EndsWhoeverReadsIt:
