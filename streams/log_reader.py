@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
 from schemas.errors import NotHeldError, StreamError
+from streams.second_look import LOOKS_S
 
 FETCH_BYTES: Final = 4 << 20
 READ_RECORDS: Final = 5_000
@@ -70,7 +71,12 @@ async def is_held(reader: LogReader, topic: str, partition: int, offset: int) ->
 
 
 class KafkaLogReader:
-    """A `LogReader` over a broker. Connects when it is first asked."""
+    """A `LogReader` over a broker. Connects when it is first asked.
+
+    pauses_s: after each it asks again for what seems to be missing (`streams.second_look`).
+    """
+
+    pauses_s: ClassVar[tuple[float, ...]] = LOOKS_S
 
     def __init__(self, bootstrap: str, patience_ms: int) -> None:
         self._bootstrap, self._patience_ms = bootstrap, patience_ms
@@ -82,8 +88,34 @@ class KafkaLogReader:
     ) -> tuple[ConsumerRecord, ...]:
         """As `LogReader.read`."""
         where = f"{topic}/{partition}"
+        records = await self._asked(where, topic, partition, first)
+        for pause_s in self.pauses_s:
+            if int(records[0].offset) == first:
+                break
+            await asyncio.sleep(pause_s)
+            self._at = None  # else what lies behind would follow
+            records = await self._asked(where, topic, partition, first)
+        if int(records[0].offset) != first:
+            lost = NotHeldError(
+                where,
+                required=f"the record at offset {first}",
+                got=f"offset {records[0].offset}",
+                do="the log has lost records: rebuild the view from the archive",
+            )
+            lost.next_offset = int(records[0].offset)
+            raise lost
+        return tuple(
+            record
+            for offset, record in enumerate(records, first)
+            if int(record.offset) == offset < before
+        )
+
+    async def _asked(
+        self, where: str, topic: str, partition: int, first: int
+    ) -> list[ConsumerRecord]:
+        """What one look brings, at least one record. Raises as `read`."""
         try:
-            records = await asyncio.wait_for(
+            return await asyncio.wait_for(
                 self._fetch(topic, partition, first), self._patience_ms / 1000
             )
         except OffsetOutOfRangeError:
@@ -101,20 +133,6 @@ class KafkaLogReader:
                 got=f"{type(error).__name__}: {error}",
                 do="check that the broker runs and still holds this log",
             ) from error
-        if int(records[0].offset) != first:
-            lost = NotHeldError(
-                where,
-                required=f"the record at offset {first}",
-                got=f"offset {records[0].offset}",
-                do="the log has lost records: rebuild the view from the archive",
-            )
-            lost.next_offset = int(records[0].offset)
-            raise lost
-        return tuple(
-            record
-            for offset, record in enumerate(records, first)
-            if int(record.offset) == offset < before
-        )
 
     async def close(self) -> None:
         """As `LogReader.close`."""

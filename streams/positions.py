@@ -20,6 +20,7 @@ from schemas.names import CONTENT_END, HEADER_CONTENT
 from store.base import AsyncRowStore, Progress
 from streams.app import Fetched
 from streams.patience import patiently
+from streams.second_look import first_gap
 
 END_HEADER: Final = (HEADER_CONTENT, CONTENT_END)
 
@@ -91,16 +92,10 @@ class Positions:
     def hole(self, fetched: Fetched) -> tuple[int, int] | None:
         """The first offsets [first, next) that are missing before or in a list that came, and would
         be skipped for ever. None where none are."""
-        records, first = fetched.records, int(fetched.records[0].offset)
-        at = self._next.get(fetched.tp.partition, first)
-        whole = first <= at and fetched.next_offset - first == len(records)
-        if whole or fetched.tp.partition in self._ended:
+        if fetched.tp.partition in self._ended:
             return None
-        for record in records:
-            if record.offset > at:
-                return at, int(record.offset)
-            at = max(at, int(record.offset) + 1)
-        return None
+        first = int(fetched.records[0].offset)
+        return first_gap(fetched.records, self._next.get(fetched.tp.partition, first))
 
     def skip(self, tp: TP, upto: int) -> None:
         """What lies before that offset is not waited for any more."""

@@ -1,6 +1,6 @@
 """Faust's Kafka transport, made to pass on fetched lists and to commit only what is stored.
 
-Three things differ from `faust.transport.drivers.aiokafka`:
+Four things differ from `faust.transport.drivers.aiokafka`:
 
 - An agent gets one event for each (partition, fetched list), whose value is the tuple of records.
   Faust's own loop makes several tasks and futures for each message; the consumer under it is 30
@@ -11,11 +11,14 @@ Three things differ from `faust.transport.drivers.aiokafka`:
 - After each assignment a partition is read from where the owner of the marks says (`StartAt`),
   not from the committed offset, which may be ahead of a store that went back. No fetch is under
   way meanwhile: it would take what lies behind the new position with it, and be dropped.
+- What lies behind a missing offset is passed on only after the broker was asked for that offset
+  again (`streams.second_look`). The other partitions are read meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -23,11 +26,16 @@ from typing import Any, ClassVar, cast
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.second_look import SecondLooks
+
 #: Partitions newly assigned → the offset to read each from; one left out starts at its commit.
 StartAt = Callable[[frozenset[TP]], Awaitable[dict[TP, int]]]
 
 #: The longest a fetch waits for records, and so the longest a rebalance waits for a fetch.
 POLL_S = 0.2
+
+#: Between two looks at the time while every partition waits.
+PAUSE_S = 0.02
 
 
 @dataclass(slots=True)
@@ -123,6 +131,7 @@ class ListConsumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._positions = asyncio.Lock()  # a fetch moves them, and so does a seek
+        self._looks = SecondLooks()
         self.transport.consumer = self
 
     def _new_consumer_thread(self) -> ListConsumerThread:
@@ -152,7 +161,22 @@ class ListConsumer(driver.Consumer):
         async with self._positions:
             if not self.flow_active:
                 return {}
-            return await super()._getmany(active_partitions, timeout)
+            await self._look_again()
+            waiting = self._looks.waiting()
+            if not waiting:
+                return await super()._getmany(active_partitions, timeout)
+            wanted = set(active_partitions) - waiting
+            if wanted:
+                return await super()._getmany(wanted, timeout)
+        await asyncio.sleep(PAUSE_S)  # a fetch of no partition would be one of all
+        return {}
+
+    async def _look_again(self) -> None:
+        """Seek to the missing offsets whose time it is."""
+        due = self._looks.due(time.monotonic())
+        if due:
+            await self.seek_wait(due)
+            self._looks.looked(due)
 
     async def _pass_on(self, records: Any, active: set[TP] | None) -> None:
         """One message for each list.
@@ -166,6 +190,9 @@ class ListConsumer(driver.Consumer):
                 return
             wanted = active is None or tp in active or tp in self._buffered_partitions
             if not fetched or not wanted:
+                continue
+            fetched = fetched[: self._looks.cut(tp, fetched, time.monotonic())]
+            if not fetched:
                 continue
             message = self._to_message(tp, fetched[-1])
             message.value = cast(Any, tuple(fetched))
@@ -189,6 +216,7 @@ class ListConsumer(driver.Consumer):
         positions = await self.transport.start_at(assigned)
         if positions:
             await self.seek_wait(positions)
+        self._looks.begin(positions)
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return self.transport.marks.partitions()

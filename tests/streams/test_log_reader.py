@@ -23,7 +23,7 @@ from schemas.errors import NotHeldError
 from streams.admin import ensure_topics
 from streams.log_reader import KafkaLogReader, first_held
 from streams.producer import ActionProducer
-from tests.streams.bucket import Bucket, broker_over
+from tests.streams.bucket import Bucket, broker_over, offset_of
 from tests.streams.support import T0, some_actions
 
 PLACE = TopicPartition("actions", 0)
@@ -55,7 +55,9 @@ class Consumer:
 
 
 class Reader(KafkaLogReader):
-    """Reads from a played consumer."""
+    """Reads from a played consumer, and looks again at once."""
+
+    pauses_s = (0.0, 0.0)
 
     def __init__(self, consumer: Consumer) -> None:
         super().__init__("127.0.0.1:1", 1_000)
@@ -79,6 +81,76 @@ def test_what_a_log_does_not_hold(hole: bool, says: str) -> None:
         asyncio.run(reader.read("actions", 0, 4, 9))
     records = asyncio.run(reader.read("actions", 0, 7, 9))
     assert [record.offset for record in records] == [7, 8]
+
+
+class Late(Consumer):
+    """Shows what is gone once it was asked for it that often."""
+
+    def __init__(self, gone: Collection[int], looks: int) -> None:
+        super().__init__(0, False, gone)
+        self.looks = looks
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        super().seek(place, offset)
+        self.looks -= offset in self.gone
+        if self.looks < 0:
+            self.gone = ()
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_what_is_shown_late_is_read(looks: int) -> None:
+    """Also where the records before it came by, and the next ones follow them."""
+    reader = Reader(Late({2}, looks))
+
+    async def read() -> list[int]:
+        at, offsets = 0, []
+        while at < 6:
+            offsets += [int(each.offset) for each in await reader.read("actions", 0, at, 6)]
+            at = offsets[-1] + 1
+        return offsets
+
+    assert asyncio.run(read()) == list(range(6))
+
+
+def test_what_is_not_shown_in_time_is_missing() -> None:
+    with pytest.raises(NotHeldError, match="record at offset 2, got offset 3"):
+        asyncio.run(Reader(Late({2}, 3)).read("actions", 0, 2, 6))
+
+
+class Replacing(KafkaLogReader):
+    """Has the batch put back after the first look."""
+
+    def __init__(self, bootstrap: str, bucket: Bucket, batch: tuple[str, bytes]) -> None:
+        super().__init__(bootstrap, 10_000)
+        self.bucket, self.batch, self.looks = bucket, batch, 0
+
+    async def _asked(self, where: str, *span: Any) -> list[Any]:
+        records = await super()._asked(where, *span)
+        if self.looks == 0:
+            self.bucket.put(*self.batch, absent=True, tag=None)
+        self.looks += 1
+        return records
+
+
+def test_a_broker_that_shows_a_later_batch_first_is_asked_again(tmp_path: Path) -> None:
+    with Bucket() as bucket, broker_over(bucket, tmp_path) as bootstrap:
+        ensure_topics(bootstrap, {"t": 1})
+        with ActionProducer(bootstrap, "t", 1) as producer:
+            for seed in range(4):
+                producer.send(some_actions(3, 2, seed), T0)
+        records = f"clusters/encore/topics/t/partitions/{0:010}/records/"
+        batches = {offset_of(key): (key, held) for key, held in bucket.below(records)}
+        key, held = batches[2]
+        assert bucket.drop("t", 0, 2, 3) == 1
+
+        async def read() -> tuple[list[int], int]:
+            reader = Replacing(bootstrap, bucket, (key, held.content))
+            try:
+                return [each.offset for each in await reader.read("t", 0, 2, 4)], reader.looks
+            finally:
+                await reader.close()
+
+        assert asyncio.run(read()) == ([2, 3], 2)
 
 
 def test_a_log_that_lost_a_part_is_read_up_to_there(tmp_path: Path) -> None:
