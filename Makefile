@@ -48,7 +48,8 @@ imports: install  ## the layers of ARCHITECTURE.md and the home of each library
 	$(BIN)/lint-imports --no-logo
 
 unit: install  ## pytest alone
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile \
+	    --no-loadscope-reorder
 
 test: lint imports  ## the whole suite; mypy beside pytest, which waits half of its time
 	@$(MAKE) --no-print-directory --jobs=2 types unit

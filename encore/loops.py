@@ -45,9 +45,9 @@ async def _cancellable(interruption: Interruption, work: Callable[[], Coroutine[
     assert task is not None
 
     def cancel() -> None:
-        task.cancel()
         if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: None)  # it may wait for I/O
+            # Between two callbacks, never within one: asyncio's own may be about to set a result.
+            loop.call_soon_threadsafe(task.cancel)
 
     interruption.cancelled_by(cancel)
     return await work()

@@ -6,8 +6,16 @@ die with their worker.
 
 from __future__ import annotations
 
+import os
+
+# A fork of a process in which gRPC is at work may die before its exec (grpc/grpc issue 43055).
+# Before gRPC is imported; and no test goes on with gRPC in a fork.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from socket import socket
 from typing import Any
 
@@ -41,6 +49,22 @@ def pytest_configure(config: pytest.Config) -> None:
     """Every EncoreError that a test makes notes where it was made."""
     refusals.register(config)
     close_sockets_of_failed_attempts()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of the longest tests first, so that no worker begins one when the others are done.
+
+    How long: by the time-outs that tests ask for, then by the marks of slow ones.
+    """
+    weights: defaultdict[Path, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+    for item in items:
+        asked = item.get_closest_marker("timeout")
+        seconds = float(asked.args[0]) if asked is not None and asked.args else 0.0
+        is_slow = any(item.get_closest_marker(name) for name in ("slow", "kill"))
+        most, slow = weights[item.path]
+        weights[item.path] = max(most, seconds), max(slow, int(is_slow))
+    items.sort(key=lambda item: weights[item.path], reverse=True)
 
 
 def close_sockets_of_failed_attempts() -> None:

@@ -132,11 +132,19 @@ def test_a_signal_while_a_process_is_loaded_ends_it_in_order(command: str, tmp_p
         "ENCORE_STORE_URL": "redis://127.0.0.1:9/0",
         "ENCORE_DATA_DIR": str(tmp_path),
     }
-    process = subprocess.Popen([sys.executable, "-m", "encore", command], env=os.environ | settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "encore", command],
+        env=os.environ | settings,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         wait_until(lambda: hears(process.pid, signal.SIGTERM))
         process.terminate()
-        assert process.wait(60) == 0
+        _, said = process.communicate(timeout=WAIT_S)
+        assert process.returncode in (0, 130)
+        assert ("stopped" in said) == (process.returncode == 130)
+        assert "Traceback" not in said
     finally:
         process.kill()
         process.wait()
