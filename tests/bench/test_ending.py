@@ -14,6 +14,7 @@ import pytest
 from bench.ending import ended_in_order
 from bench.processes import piped
 from bench.stream_peers import Peer, at_hand, wait_imported
+from tests.encore.terminal import hear_interrupts
 
 ROOT = Path(__file__).parents[2]
 #: Of two benchmarks all kinds of processes: servers, a worker, peers; a gate and a nursery.
@@ -37,6 +38,7 @@ def test_nothing_is_left(name: str, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     try:
         assert process.stderr is not None
@@ -65,9 +67,9 @@ def _runs(child: psutil.Process) -> bool:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_the_exit_code_tells_the_signal(number: signal.Signals, code: int) -> None:
-    before = signal.getsignal(number)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGHUP, number)}
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        hear_interrupts()
 
         def run() -> int:
             os.kill(os.getpid(), number)
@@ -76,7 +78,8 @@ def test_the_exit_code_tells_the_signal(number: signal.Signals, code: int) -> No
 
         assert ended_in_order(run) == code
     finally:
-        signal.signal(number, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert ended_in_order(lambda: 7) == 7
 
 
